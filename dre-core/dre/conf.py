@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of all programs: /etc/dre.conf and its drop-ins, read once, parsed and never executed.
+
+The shipped etc/dre.conf is the reference of the keys; this module is their types. Nothing else opens the files.
+"""
+
+import ipaddress
+import os
+import re
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from dre import units
+from dre.errors import UsageError
+
+DEFAULT = "/etc/dre.conf"
+_LINE = re.compile(r"""([A-Za-z_][A-Za-z0-9_]*)=(?:"([^"]*)"|'([^']*)'|([A-Za-z0-9_./:,%+@-]*))\s*(?:#.*)?""")
+
+
+def _interface(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]{0,14}", text):
+        raise UsageError(f"expected a network interface name of at most 15 characters, got {text!r}")
+    return text
+
+
+def _address(text: str) -> ipaddress.IPv4Interface:
+    try:
+        if "/" not in text:
+            raise ValueError
+        return ipaddress.IPv4Interface(text)
+    except ValueError:
+        raise UsageError(f"expected ADDRESS/LENGTH such as 10.231.0.1/24, got {text!r}") from None
+
+
+def _ip(text: str) -> str:
+    try:
+        return str(ipaddress.IPv4Address(text))
+    except ValueError:
+        raise UsageError(f"expected an IPv4 address, got {text!r}") from None
+
+
+def _ips(text: str) -> tuple[str, ...]:
+    return tuple(_ip(word) for word in text.split())
+
+
+def _netmask(text: str) -> str:
+    try:
+        ipaddress.IPv4Network(f"0.0.0.0/{text}")
+    except ValueError:
+        raise UsageError(f"expected a netmask such as 255.255.255.0, got {text!r}") from None
+    return text
+
+
+def _mac(text: str) -> str:
+    if text != "auto" and not re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", text.lower()):
+        raise UsageError(f"expected 'auto' or the first address of a range such as 52:54:00:00:00:01, got {text!r}")
+    return text.lower()
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise UsageError(f"expected a port from 1 to 65535, got {text!r}")
+    return int(text)
+
+
+def _listen(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host:
+        raise UsageError(f"expected HOST:PORT, got {text!r}")
+    return host, _port(port)
+
+
+def _yes(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise UsageError(f"expected yes or no, got {text!r}")
+    return text == "yes"
+
+
+def _path(text: str) -> Path:
+    if not text.startswith("/") or "/../" in f"{text}/":
+        raise UsageError(f"expected an absolute path, got {text!r}")
+    return Path(text)
+
+
+def _paths(text: str) -> tuple[Path, ...]:
+    return tuple(_path(word) for word in text.split())
+
+
+def _url(text: str) -> str:
+    if not re.fullmatch(r"https://[A-Za-z0-9.-]+(:\d+)?", text):
+        raise UsageError(f"expected https://HOST[:PORT], got {text!r}")
+    return text
+
+
+def _database(text: str) -> str:
+    if not re.fullmatch(r"sqlite:/\S+", text):
+        raise UsageError(f"expected sqlite:/PATH, got {text!r}")
+    return text
+
+
+def _word(text: str) -> str:
+    if not re.fullmatch(r"\S+", text):
+        raise UsageError(f"expected one word, got {text!r}")
+    return text
+
+
+def _key(default: str, kind: Callable[[str], Any]) -> Any:
+    return field(default=kind(default), metadata={"kind": kind, "default": default})
+
+
+@dataclass(frozen=True)
+class Conf:
+    """All settings, typed; the field `bridge_if` is the key DRE_BRIDGE_IF, and so on."""
+
+    bridge_if: str = _key("br0", _interface)
+    default_sshd_port: int = _key("22", _port)
+    sys_default_base: str = _key("default", _word)
+    sys_default_netmask: str = _key("255.255.255.0", _netmask)
+    sys_default_gateway: str = _key("10.231.0.1", _ip)
+    sys_default_dns: tuple[str, ...] = _key("10.231.0.1", _ips)
+    sys_default_mac: str = _key("auto", _mac)
+    sys_default_memory: int = _key("512M", units.size)
+
+    bridge_address: ipaddress.IPv4Interface = _key("10.231.0.1/24", _address)
+    bridge_nat: bool = _key("yes", _yes)
+
+    core_state_dir: Path = _key("/var/lib/dre", _path)
+    core_run_dir: Path = _key("/run/dre", _path)
+    core_etc_dir: Path = _key("/etc/dre", _path)
+    core_log_dir: Path = _key("/var/log/dre", _path)
+    app_lxc_path: Path = _key("/var/lib/lxc", _path)
+
+    monitor_sink: Path = _key("/run/dre/events.sock", _path)
+    monitor_pipes: tuple[Path, ...] = _key("/run/dre/script", _paths)
+    monitor_window: float = _key("200ms", units.duration)
+
+    dbox_listen: tuple[str, int] = _key("127.0.0.1:8443", _listen)
+    dbox_url: str = _key("https://localhost:8443", _url)
+    dbox_database: str = _key("sqlite:/var/lib/dre/dbox/dbox.sqlite", _database)
+    dbox_certs_dir: Path = _key("/etc/dre/certs/dbox", _path)
+    dbox_key_period: float = _key("24h", units.duration)
+
+
+KEYS = {f"DRE_{item.name.upper()}": item for item in fields(Conf)}
+
+
+def load(path: str | None = None) -> Conf:
+    """Read *path* (default /etc/dre.conf, which may be absent) and its drop-ins `<path>.d/*.conf` in name order.
+
+    A later assignment wins. Raises UsageError naming file, line, key and what was expected.
+    """
+    main = Path(path or DEFAULT)
+    if path and not main.exists():
+        raise UsageError(f"{main}: no such file")
+    values: dict[str, Any] = {}
+    drop_ins = sorted(main.with_name(f"{main.name}.d").glob("*.conf"))
+    for file in [*([main] if main.exists() else []), *drop_ins]:
+        values.update(_read(file))
+    return Conf(**values)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            _trusted(file, os.fstat(stream.fileno()))
+            text = stream.read().decode()
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{file}: not UTF-8 text") from None
+    values = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        values.update([_assignment(f"{file}:{number}", line)])
+    return values
+
+
+def _trusted(file: Path, status: os.stat_result) -> None:
+    """Refuse a file that someone else than root (or the caller) could have written."""
+    if not stat.S_ISREG(status.st_mode):
+        raise UsageError(f"{file}: not a regular file")
+    if status.st_uid not in (0, os.geteuid()):
+        raise UsageError(f"{file}: must be owned by root, not by uid {status.st_uid}")
+    if status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and status.st_gid != 0):
+        raise UsageError(f"{file}: must not be writable by others (mode {stat.S_IMODE(status.st_mode):04o})")
+
+
+def _assignment(where: str, line: str) -> tuple[str, Any]:
+    # Named first and by itself: sh would do something with these that a parser would not.
+    for character in "$`\\":
+        if character in line.partition("=")[2]:
+            raise UsageError(f"{where}: {line.partition('=')[0]}: {character!r} is not allowed in a value")
+    match = _LINE.fullmatch(line)
+    if not match:
+        raise UsageError(f'{where}: expected KEY="value", got {line[:60]!r}')
+    key, *quoted = match.groups()
+    value = next(text for text in quoted if text is not None)
+    item = KEYS.get(key)
+    if item is None:
+        raise UsageError(f"{where}: {key}: unknown key; /usr/share/doc/python3-dre and dre.conf(5) list them")
+    try:
+        return item.name, item.metadata["kind"](value)
+    except UsageError as error:
+        raise UsageError(f"{where}: {key}: {error}") from None

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Events: one line of JSON of at most 4096 octets, its form in both directions, and how a program of ours emits one.
+
+The first three keys are time, source and type in this order, so that sort, grep, cut and SEC can work on the line
+without a JSON parser. The names map one to one to CloudEvents 1.0.
+"""
+
+import datetime
+import json
+import os
+import re
+import secrets
+import select
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dre import files
+from dre.conf import Conf
+from dre.errors import DreError, UsageError
+
+LIMIT = 4096  # octets with the newline: one write(2) of PIPE_BUF is all or nothing (pipe(7))
+SPOOL_LIMIT = 64 * 1024 * 1024
+ACK_WAIT = 0.2  # seconds an emitter waits for the intake before it spools by itself
+OPTIONAL = ("id", "seen", "goal", "late", "skew", "claimed")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+_TYPE = re.compile(r"[a-z][a-z0-9-]*(\.[a-z0-9][a-z0-9-]*)+")
+_SOURCE = re.compile(r"(/[A-Za-z0-9_.:@+-]+)+")
+
+
+class EventError(UsageError):
+    """A line that is not an event, or a value that cannot stand in one."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event; *time* is UTC with milliseconds, *sev* as in syslog (RFC 5424: 0 emergency … 7 debug)."""
+
+    time: str
+    source: str
+    type: str
+    sev: int = 6
+    data: Mapping[str, Any] = field(default_factory=dict)
+    optional: Mapping[str, Any] = field(default_factory=dict)  # id, seen, goal, late, skew, claimed
+
+
+def stamp(seconds: float | None = None) -> str:
+    """The event time form of *seconds* since the epoch (default now): `2026-11-23T08:00:00.123Z`."""
+    moment = time.time() if seconds is None else seconds
+    whole = datetime.datetime.fromtimestamp(moment, datetime.timezone.utc)
+    return whole.strftime("%Y-%m-%dT%H:%M:%S.") + f"{whole.microsecond // 1000:03d}Z"
+
+
+def seconds(text: str) -> float:
+    """Seconds since the epoch of an event time. Raises EventError."""
+    if not _TIME.fullmatch(text):
+        raise EventError(f"{text!r} is not an event time such as 2026-11-23T08:00:00.123Z")
+    try:
+        return datetime.datetime.fromisoformat(text[:-1] + "+00:00").timestamp()
+    except ValueError as error:
+        raise EventError(f"{text!r} is not an event time: {error}") from None
+
+
+def new_id() -> str:
+    """A fresh event id: 16 hexadecimal digits from the system's random source."""
+    return secrets.token_hex(8)
+
+
+def format(event: Event) -> bytes:
+    """The line of *event* with its newline. Raises EventError when it breaks the form or is over 4096 octets."""
+    seconds(event.time)
+    if not _SOURCE.fullmatch(event.source):
+        raise EventError(f"{event.source!r} is not a source such as /host:h7/app:web1/httpd")
+    if not _TYPE.fullmatch(event.type):
+        raise EventError(f"{event.type!r} is not an event type such as app.cpu")
+    if isinstance(event.sev, bool) or not isinstance(event.sev, int) or not 0 <= event.sev <= 7:
+        raise EventError(f"{event.sev!r} is not a severity from 0 to 7")
+    fields = {"time": event.time, "source": event.source, "type": event.type, "sev": event.sev, "data": event.data}
+    fields.update({key: event.optional[key] for key in OPTIONAL if key in event.optional})
+    line = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    if len(line) > LIMIT:
+        raise EventError(f"event {event.type} has {len(line)} octets; {LIMIT} is the most")
+    return line
+
+
+def parse(line: bytes | str) -> Event:
+    """The event of one *line*, with or without its newline. Raises EventError saying what is wrong."""
+    octets = line.encode() if isinstance(line, str) else line
+    if len(octets) > LIMIT:
+        raise EventError(f"line of {len(octets)} octets; {LIMIT} is the most")
+    try:
+        fields = json.loads(octets)
+    except (ValueError, RecursionError) as error:
+        raise EventError(f"not JSON: {error}") from None
+    if not isinstance(fields, dict) or list(fields)[:3] != ["time", "source", "type"]:
+        raise EventError("an event is a JSON object whose first keys are time, source, type in this order")
+    unknown = set(fields) - {"time", "source", "type", "sev", "data", *OPTIONAL}
+    if unknown:
+        raise EventError(f"unknown key {min(unknown)!r}")
+    data = fields.get("data", {})
+    if not isinstance(data, dict):
+        raise EventError("data must be an object")
+    for key in ("time", "source", "type"):
+        if not isinstance(fields[key], str):
+            raise EventError(f"{key} must be a string")
+    event = Event(
+        fields["time"],
+        fields["source"],
+        fields["type"],
+        fields.get("sev", 6),
+        data,
+        {key: fields[key] for key in OPTIONAL if key in fields},
+    )
+    format(event)
+    return event
+
+
+def host() -> str:
+    """The source of this host: `/host:<name>`."""
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", os.uname().nodename) or "localhost"
+    return f"/host:{name}"
+
+
+def emit(conf: Conf, type: str, source: str, data: Mapping[str, Any], sev: int = 6) -> str:
+    """Hand an event to the monitor's intake and return its id; never waits longer than ACK_WAIT seconds.
+
+    When nobody acknowledges it, it is appended to the spool for the intake to pick up; at 64 MiB it is dropped and
+    counted there. Raises EventError only.
+    """
+    identity = new_id()
+    line = format(Event(stamp(), source, type, sev, data, {"id": identity}))
+    if not send(conf.monitor_sink, line):
+        _spool(conf.core_state_dir / "spool" / "event", line)
+    return identity
+
+
+def send(sink: Path, line: bytes, wait: float = ACK_WAIT) -> bool:
+    """Send *line* to the intake's socket; True when the intake answered that it is spooled."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as connection:
+        try:
+            connection.connect(str(sink))
+            connection.send(line)
+            ready, _, _ = select.select([connection], [], [], wait)
+            return bool(ready) and connection.recv(64) == b"ok"
+        except OSError:
+            return False  # nobody there, or its queue is full: the caller spools
+
+
+def _spool(directory: Path, line: bytes) -> None:
+    """Append *line* to the emitters' spool, or count it as dropped; without a writable spool there is nothing to do."""
+    try:
+        with files.lock(directory / "lock", timeout=ACK_WAIT):
+            size = sum(entry.stat().st_size for entry in os.scandir(directory) if entry.name.endswith(".jsonl"))
+            if size + len(line) <= SPOOL_LIMIT:
+                with open(directory / "emitted.jsonl", "ab") as spool:
+                    spool.write(line)
+            else:
+                counter = directory / "dropped"
+                dropped = int(counter.read_text()) if counter.exists() else 0
+                files.write_atomic(counter, f"{dropped + 1}\n")
+    except (OSError, DreError, ValueError):
+        pass  # an event must never stop the work it tells of; the caller's own result is still reported

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes, rates, percents and durations as people write them, and the names we allow."""
+
+import re
+
+from dre.errors import UsageError
+
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)i?B?", re.IGNORECASE)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def name(text: str) -> str:
+    """A container, snapshot or stream name: `[a-z0-9][a-z0-9-]{0,30}`. Raises UsageError."""
+    if not NAME.fullmatch(text):
+        raise UsageError(f"{text!r} is not a name: 1 to 31 of a-z, 0-9 and '-', not beginning with '-'")
+    return text
+
+
+def size(text: str) -> int:
+    """Bytes from `512M` and the like; K M G T count 1024. Raises UsageError."""
+    match = _SIZE.fullmatch(text)
+    if not match:
+        raise UsageError(f"{text!r} is not a size: a number of bytes, or with K, M, G or T")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+def percent(text: str) -> float:
+    """Percent of one core from `50` or `50%`; may exceed 100. Raises UsageError."""
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise UsageError(f"{text!r} is not a percentage above 0")
+    return value
+
+
+def duration(text: str) -> float:
+    """Seconds from `200ms`, `3s`, `10m`, `1h`, `2d` or a bare number. Raises UsageError."""
+    match = _DURATION.fullmatch(text)
+    if not match:
+        raise UsageError(f"{text!r} is not a duration: a number with ms, s, m, h or d")
+    return float(match[1]) * _SECONDS[match[2]]
