@@ -171,7 +171,7 @@ def _read(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{file}: not UTF-8 text") from None
-    values = {}
+    values: dict[str, Any] = {}
     for number, line in enumerate(text.split("\n"), 1):
         line = line.strip()
         if not line or line.startswith("#"):

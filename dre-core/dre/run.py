@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from dre.errors import DreError, MissingError, TimedOutError
 
@@ -61,7 +62,7 @@ def run(
 
 def missing(program: str) -> MissingError:
     """The error for a *program* that is not installed, naming its Debian package."""
-    name = os.path.basename(program)
+    name = Path(program).name
     package = PACKAGES.get(name)
     hint = f"; apt-get install {package}" if package else ""
     return MissingError(f"{program}: no such program{hint}")
