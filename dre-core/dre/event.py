@@ -5,6 +5,8 @@ The first three keys are time, source and type in this order, so that sort, grep
 without a JSON parser. The names map one to one to CloudEvents 1.0.
 """
 
+import contextlib
+import dataclasses
 import datetime
 import json
 import os
@@ -13,7 +15,7 @@ import secrets
 import select
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from dre.conf import Conf
 from dre.errors import DreError, UsageError
 
 LIMIT = 4096  # octets with the newline: one write(2) of PIPE_BUF is all or nothing (pipe(7))
+ROOM = 128  # octets a new event leaves free for what the intake and the re-order filter add: seen, claimed, late, id
 SPOOL_LIMIT = 64 * 1024 * 1024
 ACK_WAIT = 0.2  # seconds an emitter waits for the intake before it spools by itself
 OPTIONAL = ("id", "seen", "goal", "late", "skew", "claimed")
@@ -80,7 +83,10 @@ def format(event: Event) -> bytes:
         raise EventError(f"{event.sev!r} is not a severity from 0 to 7")
     fields = {"time": event.time, "source": event.source, "type": event.type, "sev": event.sev, "data": event.data}
     fields.update({key: event.optional[key] for key in OPTIONAL if key in event.optional})
-    line = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    try:
+        line = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    except (ValueError, TypeError, RecursionError) as error:  # NaN, a lone surrogate, an object, too deep
+        raise EventError(f"event {event.type} cannot be written: {error}") from None
     if len(line) > LIMIT:
         raise EventError(f"event {event.type} has {len(line)} octets; {LIMIT} is the most")
     return line
@@ -124,6 +130,14 @@ def host() -> str:
     return f"/host:{name}"
 
 
+def new_line(event: Event) -> bytes:
+    """The line of a new *event*, which has still to pass the intake. Raises EventError as format() does."""
+    line = format(event)
+    if len(line) > LIMIT - ROOM:
+        raise EventError(f"event {event.type} has {len(line)} octets; {LIMIT - ROOM} is the most for a new one")
+    return line
+
+
 def emit(conf: Conf, type: str, source: str, data: Mapping[str, Any], sev: int = 6) -> str:
     """Hand an event to the monitor's intake and return its id; never waits longer than ACK_WAIT seconds.
 
@@ -131,9 +145,9 @@ def emit(conf: Conf, type: str, source: str, data: Mapping[str, Any], sev: int =
     counted there. Raises EventError only.
     """
     identity = new_id()
-    line = format(Event(stamp(), source, type, sev, data, {"id": identity}))
+    line = new_line(Event(stamp(), source, type, sev, data, {"id": identity}))
     if not send(conf.monitor_sink, line):
-        _spool(conf.core_state_dir / "spool" / "event", line)
+        spool(conf.core_state_dir / "spool" / "event", line)
     return identity
 
 
@@ -149,17 +163,70 @@ def send(sink: Path, line: bytes, wait: float = ACK_WAIT) -> bool:
             return False  # nobody there, or its queue is full: the caller spools
 
 
-def _spool(directory: Path, line: bytes) -> None:
-    """Append *line* to the emitters' spool, or count it as dropped; without a writable spool there is nothing to do."""
+def spool(directory: Path, line: bytes) -> bool:
+    """Append *line* to the emitters' spool in *directory*, or count it as dropped; False when it was not appended.
+
+    Each user has files of its own, `emitted*.jsonl`, `lock*` and `dropped*` (root those without a number), so that
+    the intake can tell from their owner who wrote them.
+    """
+    user = os.geteuid()
+    own = f"-{user}" if user else ""
     try:
-        with files.lock(directory / "lock", timeout=ACK_WAIT):
+        with files.lock(directory / f"lock{own}", timeout=ACK_WAIT):
             size = sum(entry.stat().st_size for entry in os.scandir(directory) if entry.name.endswith(".jsonl"))
             if size + len(line) <= SPOOL_LIMIT:
-                with open(directory / "emitted.jsonl", "ab") as spool:
-                    spool.write(line)
-            else:
-                counter = directory / "dropped"
-                dropped = int(counter.read_text()) if counter.exists() else 0
-                files.write_atomic(counter, f"{dropped + 1}\n")
+                return _append(directory / f"emitted{own}.jsonl", line, user)
+            counter = directory / f"dropped{own}"
+            dropped = int(counter.read_text()) if counter.exists() else 0
+            files.write_atomic(counter, f"{dropped + 1}\n")
     except (OSError, DreError, ValueError):
         pass  # an event must never stop the work it tells of; the caller's own result is still reported
+    return False
+
+
+def _append(path: Path, line: bytes, user: int) -> bool:
+    # The directory may be writable by a group: never follow a link, never write into a file that another user made.
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        if os.fstat(fd).st_uid != user:
+            return False
+        os.write(fd, line)
+        return True
+    finally:
+        os.close(fd)
+
+
+def find(conf: Conf, identity: str) -> Event | None:
+    """The event with this id in the intake's spool, or None when it is not there (any more).
+
+    An id is the sender's to choose, so several events may carry it: the newest is returned, and it is `claimed` when
+    any of them is. Reads only what the intake has already proven or marked.
+    """
+    needle = f'"id":{json.dumps(identity, ensure_ascii=False)}'.encode()
+    newest = None
+    claimed = False
+    for segment in sorted((conf.core_state_dir / "spool" / "ingest").glob("*.jsonl"), reverse=True):
+        for line in _lines_with(segment, needle):
+            with contextlib.suppress(EventError):
+                event = parse(line)
+                if event.optional.get("id") == identity:
+                    newest = newest or event
+                    claimed = claimed or bool(event.optional.get("claimed"))
+    if newest and claimed:
+        return dataclasses.replace(newest, optional={**newest.optional, "claimed": True})
+    return newest
+
+
+def _lines_with(segment: Path, needle: bytes) -> Iterator[bytes]:
+    """The whole lines of *segment* that hold *needle*, the last one first."""
+    try:
+        octets = segment.read_bytes()
+    except FileNotFoundError:
+        return  # the intake removes old segments
+    position = octets.rfind(needle)
+    while position >= 0:
+        start = octets.rfind(b"\n", 0, position) + 1
+        end = octets.find(b"\n", position)
+        if end >= 0:  # else the intake is just writing it
+            yield octets[start:end]
+        position = octets.rfind(needle, 0, start)
