@@ -31,7 +31,7 @@ LARGEST = 16 * 1024 * 1024  # octets of one entry
 BATCH_RECORDS = 100
 BATCH_OCTETS = 1024 * 1024
 NEW_FILE = 4 * 1024 * 1024  # octets after which a fully delivered records file is replaced
-_FRAME = re.compile(rb"dre-record/v1 ([a-z0-9-]{1,31}) ([1-9][0-9]*) ([0-9]+) ([0-9a-f]{64})\n")
+_FRAME = re.compile(rb"dre-record/v1 (([a-z0-9-]{1,31}) ([1-9][0-9]*) ([0-9]+)) ([0-9a-f]{64})\n")
 _FRAME_LINE = 200  # more octets than the longest first line of a frame
 
 
@@ -180,6 +180,7 @@ class Recorder:
         self.client = units.name(client)
         self.directory = conf.core_state_dir / "spool" / "dbox" / client
         self._lock = self.directory / "lock"
+        self._known: tuple[int, int, dict[str, int]] = (0, 0, {})  # file, its end, last number of each stream
 
     def record(self, stream: str, octets: bytes) -> int:
         """Make *octets* durable as the next record of *stream* and return its number. Raises DreError."""
@@ -189,14 +190,17 @@ class Recorder:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with files.lock(self._lock):
             state = self._state()
-            path = self._path(state.file)
-            last, end = state.acked.get(stream, 0), state.offset
-            for record in _records(path, state.offset):
-                end = record.end
-                last = record.seq if record.stream == stream else last
-            seq = last + 1
-            first = f"dre-record/v1 {stream} {seq} {len(octets)} {hashlib.sha256(octets).hexdigest()}\n"
-            _append(path, end, first.encode() + octets + b"\n")
+            path, (file, end, last) = self._path(state.file), self._known
+            size = path.stat().st_size if path.exists() else 0
+            if file != state.file or end > size:
+                end, last = state.offset, state.acked
+            for record in _records(path, end):  # what others recorded since; mostly nothing
+                end, last = record.end, {**last, record.stream: record.seq}
+            seq = last.get(stream, 0) + 1
+            name = f"{stream} {seq} {len(octets)}".encode()
+            octets = b"dre-record/v1 %b %b\n%b\n" % (name, _sum(name, octets), octets)
+            _append(path, end, octets)
+            self._known = (state.file, end + len(octets), {**last, stream: seq})
             return seq
 
     def pending(self) -> int:
@@ -219,15 +223,13 @@ class Recorder:
         delivered when we were killed is recognised.
         """
         until = time.monotonic() + deadline
-        if not self.pending():
-            return 0
         client, done = Client(self.conf, self.client), 0
+        if not self.directory.exists():
+            return 0
         try:
             with client.online(deadline):
                 while time.monotonic() < until:
-                    with files.lock(self._lock):
-                        state = self._state()
-                        run = _run(_records(self._path(state.file), state.offset))
+                    state, run = self._next()
                     if not run:
                         break
                     client.timeout = max(until - time.monotonic(), 0.1)
@@ -236,6 +238,11 @@ class Recorder:
         finally:
             client.close()
         return done
+
+    def _next(self) -> tuple["_State", list[Record]]:
+        with files.lock(self._lock):
+            state = self._state()
+            return state, _run(_records(self._path(state.file), state.offset))
 
     def _deliver(self, client: Client, state: "_State", run: Sequence[Record]) -> None:
         receipts = client.append(run[0].stream, run[0].seq, [record.octets for record in run])
@@ -293,15 +300,18 @@ def _records(path: Path, offset: int) -> Iterator[Record]:
             stream.seek(offset)
             line = stream.readline(_FRAME_LINE)
             match = _FRAME.fullmatch(line)
-            octets = stream.read(int(match[3])) if match else b""
-            whole = match and stream.read(1) == b"\n" and hashlib.sha256(octets).hexdigest() == match[4].decode()
-            if not match or not whole:
+            octets = stream.read(int(match[4])) if match else b""
+            if not match or stream.read(1) != b"\n" or _sum(match[1], octets) != match[5]:
                 # Each frame was durable before the next began, so only the last can be torn.
                 if stream.tell() >= size or not line.strip(b"\0"):
                     return
                 raise DreError(f"{path}: damaged at octet {offset}")
             offset = stream.tell()
-            yield Record(match[1].decode(), int(match[2]), octets, offset)
+            yield Record(match[2].decode(), int(match[3]), octets, offset)
+
+
+def _sum(name: bytes, octets: bytes) -> bytes:
+    return hashlib.sha256(name + b"\n" + octets).hexdigest().encode()
 
 
 def _append(path: Path, end: int, octets: bytes) -> None:
