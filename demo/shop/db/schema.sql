@@ -1,0 +1,13 @@
+-- SPDX-License-Identifier: Apache-2.0
+-- The shop's tables. The application may read all of it and add orders, no more.
+CREATE DATABASE shop;
+USE shop;
+CREATE TABLE cd (
+  id INT UNSIGNED PRIMARY KEY, title VARCHAR(80) NOT NULL, artist VARCHAR(60) NOT NULL,
+  year SMALLINT UNSIGNED NOT NULL, cents INT UNSIGNED NOT NULL, KEY (artist)
+) ENGINE = InnoDB;
+CREATE TABLE orders (
+  id BIGINT UNSIGNED PRIMARY KEY AUTO_INCREMENT, cd INT UNSIGNED NOT NULL, customer INT UNSIGNED NOT NULL,
+  quantity SMALLINT UNSIGNED NOT NULL, cents INT UNSIGNED NOT NULL,
+  placed TIMESTAMP(3) NOT NULL DEFAULT CURRENT_TIMESTAMP(3), FOREIGN KEY (cd) REFERENCES cd (id)
+) ENGINE = InnoDB;
