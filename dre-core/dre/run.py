@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The only door to other programs: an argv list, never a shell string, with a deadline."""
 
+import contextlib
 import os
+import selectors
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dre.errors import DreError, MissingError, TimedOutError
@@ -18,7 +21,9 @@ PACKAGES = {
     "nft": "nftables",
     "openssl": "openssl",
     "sec": "sec",
+    "setpriv": "util-linux",
     "tar": "tar",
+    "unshare": "util-linux",
 }
 
 
@@ -58,6 +63,44 @@ def run(
         last = said.splitlines()[-1] if said else "no message"
         raise DreError(f"{' '.join(argv)}: exit status {done.returncode}: {last}")
     return done
+
+
+def follow(argv: Sequence[str], on_line: Callable[[str], None], *, timeout: float, stdin: bytes = b"") -> int:
+    """Run *argv* and give each line that it writes to stderr to *on_line* as it comes; return its status.
+
+    stdin must fit a pipe (64 KiB); stdout is dropped. Raises MissingError and, after SIGKILL, TimedOutError.
+    """
+    try:
+        child = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except FileNotFoundError:
+        raise missing(argv[0]) from None
+    deadline = time.monotonic() + timeout
+    with child, selectors.DefaultSelector() as selector:
+        try:
+            assert child.stdin and child.stderr
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.write(stdin)
+                child.stdin.close()
+            selector.register(child.stderr, selectors.EVENT_READ)
+            rest = b""
+            while selector.select(max(0.0, deadline - time.monotonic())):
+                octets = os.read(child.stderr.fileno(), 65536)
+                *lines, rest = (rest + octets).split(b"\n") if octets else (rest, b"")
+                for line in lines:
+                    on_line(line.decode(errors="replace"))
+                if not octets:
+                    return child.wait(max(0.1, deadline - time.monotonic()))
+            raise TimedOutError(f"{' '.join(argv)}: no end within {timeout:g} s")
+        except subprocess.TimeoutExpired:
+            raise TimedOutError(f"{' '.join(argv)}: no end within {timeout:g} s") from None
+        finally:
+            child.kill()  # harmless once it has been waited for
 
 
 def missing(program: str) -> MissingError:
