@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+# The whole of D-RE. `make check-fast` and `make all` need no privilege; `make demo` and `make check` are for root and
+# install what they need with apt. Packages land in dist/, the apt repository in repo/, all else in build/.
+
+DIRECTORIES = dre-core dre-base dbox sec-monitor dscript
+
+include packaging/environment.mk
+
+.PHONY: demo demo-stop check-fast repo bench lint release-check pypi-deb distclean
+# One thing at a time: the rings of tests share the host, and the packages one directory.
+.NOTPARALLEL:
+
+all install:
+	for directory in $(DIRECTORIES); do $(MAKE) -C $$directory $@ || exit 1; done
+
+# Every ring of tests, or RING="unit cli"; see tests/run --help.
+check:
+	$(PYTHON) tests/run $(RING)
+
+check-fast:
+	PYTHONPATH=dre-core $(PYTHON) -m pytest -q tests/unit tests/cli
+
+release-check:
+	$(PYTHON) tests/run --release
+
+lint:
+	packaging/lint
+
+deb:
+	packaging/build-deb
+
+repo: deb
+	packaging/make-repo
+
+# KEEP=1 leaves it running, WITHOUT=sec|dscript|release|event leaves one part out.
+demo:
+	packaging/install-tools build
+	DEB_BUILD_PROFILES=nocheck packaging/build-deb
+	packaging/make-repo
+	packaging/install-from-repo
+	KEEP=$(KEEP) WITHOUT=$(WITHOUT) demo/run
+
+demo-stop:
+	demo/run --stop
+
+bench:
+	bench/run
+
+pypi-deb:
+	packaging/pypi-deb $(NAME)
+
+# The key of the repository stays, so that hosts which know it go on; `make distclean` removes it too.
+clean:
+	for directory in $(DIRECTORIES); do $(MAKE) -C $$directory clean || exit 1; done
+	rm -rf dist repo
+	find build -mindepth 1 -maxdepth 1 ! -name archive-key -exec rm -rf {} + 2>/dev/null || true
+	find tests demo bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean
+	rm -rf build
