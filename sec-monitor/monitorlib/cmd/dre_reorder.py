@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dre-reorder: stdin to stdout, event lines put back in time order."""
+
+import argparse
+import contextlib
+import os
+import select
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from dre import cli, event, units
+from dre.errors import UsageError
+
+from monitorlib.pipes import write_lines
+from monitorlib.reorder import Place, Reorder, Stats
+
+BLOCK = 1 << 20
+STATS_PERIOD = 60.0
+OLDEST_PERIOD = 0.25  # finding the oldest held line looks at all of them; an older answer only costs repetition
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The arguments of dre-reorder."""
+    parser = cli.parser("dre-reorder", "Put event lines from stdin back in time order, to stdout.")
+    parser.add_argument("--window", metavar="D", help="how long to wait for late events (default: DRE_MONITOR_WINDOW)")
+    parser.add_argument(
+        "--replay", action="store_true", help="time is that of the events (a recorded file), not the wall clock"
+    )
+    parser.add_argument(
+        "--late", choices=("mark", "drop"), default="mark", help='pass late events on with "late", or count and drop'
+    )
+    parser.add_argument("--max", metavar="N", type=int, default=1_000_000, help="most events held (default 1000000)")
+    parser.add_argument("--resume", metavar="FILE", help="note in FILE how far we are, for dre-ingest --resume FILE")
+    parser.set_defaults(function=reorder)
+    return parser
+
+
+def reorder(ctx: cli.Context) -> None:
+    """Run until the end of input."""
+    window = ctx.conf.monitor_window if ctx.args.window is None else units.duration(ctx.args.window)
+    if ctx.args.max < 1:
+        raise UsageError(f"--max {ctx.args.max}: at least 1 is needed")
+    if ctx.args.resume and ctx.args.replay:
+        raise UsageError("--resume and --replay exclude each other")
+    note = _Note(Path(ctx.args.resume)) if ctx.args.resume else None
+    filter = Reorder(window, ctx.args.max, ctx.args.late == "drop", ctx.args.replay, note.before if note else None)
+    _Loop(filter, note, ctx.say).run()
+
+
+class _Loop:
+    """Reads, lets the filter decide, writes."""
+
+    def __init__(self, filter: Reorder, note: "_Note | None", say: Callable[[str], None]) -> None:
+        self.filter = filter
+        self.note = note
+        self.say = say
+        self.source = sys.stdin.fileno()
+        self.out = sys.stdout.fileno()
+
+    def run(self) -> None:
+        half = b""
+        report = time.monotonic() + STATS_PERIOD
+        while True:
+            block = self._read()
+            if block == b"":
+                break
+            if block:
+                lines = (half + block).split(b"\n")
+                half = lines.pop()
+                self._write(self.filter.take(lines, time.time()))
+            self._write(self.filter.due(time.time()))
+            if self.note:
+                self.note.update(self.filter)
+            if time.monotonic() >= report:
+                self._report()
+                report = time.monotonic() + STATS_PERIOD
+        if half:
+            self._write(self.filter.take([half], time.time()))
+        self._write(self.filter.rest())
+        self._last_words()
+        if self.note:
+            self.note.update(self.filter, last=True)
+
+    def _read(self) -> bytes | None:
+        """A block; empty at the end of input; None when something is due before any comes."""
+        if not self.filter.replay:
+            ready, _, _ = select.select([self.source], [], [], min(1.0, self.filter.wait(time.time())))
+            if not ready:
+                return None
+        return os.read(self.source, BLOCK)
+
+    def _write(self, lines: list[bytes]) -> None:
+        if lines:
+            write_lines(self.out, b"\n".join(lines) + b"\n")
+
+    def _stats_line(self, stats: Stats) -> bytes:
+        data = {**asdict(stats), "held": len(self.filter.held)}
+        made = event.Event(
+            event.stamp(), event.host() + "/monitor", "monitor.reorder.stats", 6, data, {"id": event.new_id()}
+        )
+        return event.format(made).rstrip(b"\n")
+
+    def _report(self) -> None:
+        if not self.filter.replay:
+            stats, self.filter.stats = self.filter.stats, Stats()
+            self.filter.add(self._stats_line(stats))
+
+    def _last_words(self) -> None:
+        stats = self.filter.stats
+        if stats.late or stats.dropped or stats.forced or stats.refused:
+            self.say(", ".join(f"{key} {value}" for key, value in asdict(stats).items()))
+            if not self.filter.replay:
+                self._write([self._stats_line(stats)])
+
+
+class _Note:
+    """The --resume file: oldest, consumed and passed on one line, overwritten in place by one short write."""
+
+    def __init__(self, path: Path) -> None:
+        self.before = Place()
+        with contextlib.suppress(OSError, ValueError):
+            oldest, consumed, passed = path.read_text().split()
+            event.seconds(passed)
+            self.before = Place(int(oldest), int(consumed), passed.encode())
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        self._oldest = self.before.oldest
+        self._written = b""
+        self._due = 0.0
+
+    def update(self, filter: Reorder, last: bool = False) -> None:
+        """Note how far *filter* is; called after its output was written."""
+        if not filter.started or not filter.passed:
+            return
+        if last or time.monotonic() >= self._due:
+            self._oldest = filter.oldest()
+            self._due = time.monotonic() + OLDEST_PERIOD
+        text = b"%020d %020d %s\n" % (self._oldest, filter.position, filter.passed)
+        if text != self._written:
+            os.pwrite(self._fd, text, 0)
+            self._written = text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run dre-reorder."""
+    return cli.main(make_parser(), argv)

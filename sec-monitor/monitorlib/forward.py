@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copies the intake's spool to a pipe, in a thread that may block for as long as the pipe's reader stalls.
+
+Nothing is queued in memory: the spool is the queue. How far the reader is stands in a file, so that a new intake
+(and a new reader) goes on where the old one was killed:
+
+- by itself, the forwarder notes what it has written to the pipe;
+- with a *resume* file, which dre-reorder writes, it starts from the oldest line that the reader has not passed on
+  yet, and says so in the stream by a line `#resume <offset>`; the reader then knows which lines it has had already.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from monitorlib import spool
+
+
+class Forwarder:
+    """One thread; *wake* it when the spool has grown, *rewind* it when the reader was replaced."""
+
+    def __init__(self, directory: Path, out: int, resume: Path | None, lost: Callable[[int], None]) -> None:
+        self._out = out
+        self._resume = resume
+        self._lost = lost  # told how many octets were removed before they could be forwarded
+        self._note = directory / "forwarded"
+        self._reader = spool.Reader(directory, _oldest(resume or self._note))
+        self._wake = threading.Event()
+        self._rewind = resume is not None
+        self._stop = False
+        self._thread = threading.Thread(target=self._run, name="forward", daemon=True)
+        self.failed: OSError | None = None
+
+    def start(self) -> None:
+        """Begin to copy."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """The spool has grown."""
+        self._wake.set()
+
+    def rewind(self) -> None:
+        """The reader was replaced: begin again with what it had not passed on."""
+        self._rewind = self._resume is not None
+        self._wake.set()
+
+    def finish(self, wait: float) -> None:
+        """Copy what is left, but for no longer than *wait* seconds; what remains is copied by the next intake."""
+        self._stop = True
+        self._wake.set()
+        self._thread.join(wait)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._wake.clear()
+                if self._rewind:
+                    self._begin_again()
+                while (lines := self._reader.read()) and not self._rewind:
+                    self._write(lines)
+                    self._remember()
+                if self._reader.lost:
+                    self._lost(self._reader.lost)
+                    self._reader.lost = 0
+                if self._stop and not self._rewind:
+                    return
+                self._wake.wait()
+        except OSError as error:
+            self.failed = error
+
+    def _begin_again(self) -> None:
+        assert self._resume is not None
+        self._rewind = False
+        self._reader.close()
+        self._reader.offset = _oldest(self._resume)
+        first = self._reader.read()
+        self._reader.offset -= len(first)  # read() has moved it to where the spool begins, if that is later
+        # The newline ends whatever half line the old reader or writer left in the pipe.
+        self._write(b"\n#resume %d\n" % self._reader.offset)
+
+    def _write(self, octets: bytes) -> None:
+        view = memoryview(octets)
+        while view:
+            view = view[os.write(self._out, view) :]
+
+    def _remember(self) -> None:
+        if self._resume is None:
+            # One short write(2) is all or nothing when only the program dies, so no temporary file is needed.
+            fd = os.open(self._note, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            os.pwrite(fd, b"%020d\n" % self._reader.offset, 0)
+            os.close(fd)
+
+
+def _oldest(path: Path) -> int:
+    """The offset at the beginning of *path*; 0 when there is none or it cannot be read as one."""
+    try:
+        return int(path.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0
