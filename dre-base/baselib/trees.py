@@ -139,12 +139,13 @@ class Store:
                 yield {"finding": kind, "package": package, "expected": expected, "found": found}
 
     def users(self, name: str) -> list[str]:
-        """The apps whose LXC configuration or mounted root names tree *name*, sorted."""
-        path = re.escape(str(self.directory / name).encode())
-        names = re.compile(rb"(?<![\w.-])" + path + rb"(?![\w.-])")
-        found = {
-            config.parent.name for config in self.conf.app_lxc_path.glob("*/config") if names.search(_octets(config))
-        }
+        """The apps that have tree *name* as their lower layer, and the mounts that do, sorted."""
+        tree = self.directory / name
+        names = re.compile(rb"(?<![\w.-])" + re.escape(os.fsencode(tree)) + rb"(?![\w.-])")
+        apps, state = self.conf.app_lxc_path, self.conf.core_state_dir / "app/state"
+        told = [file for file in (*apps.glob("*/config"), *state.glob("*/app.json")) if names.search(_octets(file))]
+        linked = [lower for lower in apps.glob("*/lower") if tree.exists() and lower.samefile(tree)]
+        found = {file.parent.name for file in (*told, *linked)}
         for line in _octets(Path("/proc/self/mountinfo")).splitlines():
             if names.search(line.partition(b" - ")[2]):  # the part with lowerdir=
                 found.add(f"the mount on {line.split()[4].decode(errors='replace')}")

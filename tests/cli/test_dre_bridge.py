@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dre-bridge from the outside, where it refuses: nothing on the host changes."""
+
+import os
+import tempfile
+
+import pytest
+
+
+@pytest.fixture
+def readable(settings):
+    """A dre.conf that any user can read."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        path = os.path.join(directory, "dre.conf")
+        with open(settings(DRE_BRIDGE_IF="dret2none")) as source, open(path, "w") as target:
+            target.write(source.read())
+        os.chmod(path, 0o644)
+        yield path
+
+
+def test_verb_missing(run, settings):
+    done = run("dre-bridge", "--config", settings())
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"dre-bridge: a verb is missing\nusage: dre-bridge ")
+
+
+def test_show_of_an_absent_bridge(run, settings):
+    done = run("dre-bridge", "--config", settings(DRE_BRIDGE_IF="dret2none"), "show")
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert done.stderr == b"dre-bridge: dret2none: no such bridge; dre-bridge up makes it\n"
+
+
+def test_show_of_an_interface_that_is_no_bridge(run, settings):
+    assert run("dre-bridge", "--config", settings(DRE_BRIDGE_IF="lo"), "show").returncode == 3
+
+
+@pytest.mark.parametrize("verb", ["up", "down"])
+def test_changes_need_root(run, readable, verb):
+    user = {"user": 65534} if os.geteuid() == 0 else {}
+    done = run("dre-bridge", "--config", readable, verb, cwd="/", **user)
+    assert (done.returncode, done.stderr) == (4, f"dre-bridge: dre-bridge {verb} needs root\n".encode())
+
+
+@pytest.mark.parametrize("value", ["$(reboot)", "a/b", "sixteen-letters-x", ""])
+def test_bad_name_in_the_settings(run, settings, value):
+    path = settings(DRE_BRIDGE_IF=value)
+    done = run("dre-bridge", "--config", path, "up")
+    assert done.returncode == 2
+    assert f"{path}:".encode() in done.stderr and b"DRE_BRIDGE_IF" in done.stderr
+
+
+def test_address_without_its_length(run, settings):
+    done = run("dre-bridge", "--config", settings(DRE_BRIDGE_ADDRESS="10.231.102.1"), "up")
+    assert done.returncode == 2
+    assert b"ADDRESS/LENGTH" in done.stderr
