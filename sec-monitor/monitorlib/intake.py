@@ -123,19 +123,12 @@ class Intake:
         admitted: dict[tuple[str, bool], bytes] = {}
         refused = None
         for line in lines:
-            try:
-                identity, made = trust.admit(line, uid, seen, self._users)
-            except event.EventError as error:
-                refused = str(error)
-                self._counts.add("monitor.refused", where, refused)
-                whole = trust.salvage(line)
-                if whole:
-                    self._keep([whole], uid, where)
-                continue
+            reason, made = self._admit(line, uid, seen, where)
+            refused = reason or refused
             # A claimed event must not be able to hide a proven one that comes later with the same id.
-            key = (identity, made.endswith(CLAIMED))
-            if key not in self._recent:
-                admitted.setdefault(key, made)
+            key = (made[0], made[1].endswith(CLAIMED))
+            if made[1] and key not in self._recent:
+                admitted.setdefault(key, made[1])
         try:
             self._spool.append(b"".join(admitted.values()))
         except OSError as error:
@@ -144,6 +137,16 @@ class Intake:
         else:
             self._remember(admitted)
         return refused
+
+    def _admit(self, line: bytes, uid: int | None, seen: str, where: str) -> tuple[str | None, tuple[str, bytes]]:
+        """Why *line* is refused, or None; and the id and the line to keep, empty when there is nothing to keep."""
+        try:
+            return None, trust.admit(line, uid, seen, self._users)
+        except event.EventError as error:
+            self._counts.add("monitor.refused", where, str(error))
+            with contextlib.suppress(event.EventError):
+                return str(error), trust.admit(trust.salvage(line), uid, seen, self._users)
+            return str(error), ("", b"")
 
     def _remember(self, keys: Iterable[tuple[str, bool]]) -> None:
         self._recent.update(dict.fromkeys(keys))

@@ -73,23 +73,21 @@ class Reorder:
 
     @property
     def started(self) -> bool:
-        """Whether it is known where in the input we are."""
-        return not self._waiting
+        """Whether all that the reader before us had has come again: only then may anything be released or noted."""
+        return not self._waiting and (self.before is None or self.position >= self.before.consumed)
 
     def take(self, lines: list[bytes], now: float) -> list[bytes]:
         """Take whole *lines* without their newlines; returns what must leave at once (late, or too many held)."""
         out: list[bytes] = []
         latest = event.stamp(now).encode()
-        known = max(self._had, self.before.consumed if self.before else 0)
         for line in lines:
             position = self.position
             self.position += len(line) + 1
             if not _STAMP.match(line) or line[-1] != CLOSE or self._waiting:
-                if self._other(line):
-                    known = max(self._had, known)
+                self._other(line)
                 continue
             stamp = line[BEGIN:END]
-            if position < known and self._is_known(position, stamp):
+            if self.before and self._is_known(position, stamp, self.before):
                 continue
             self.stats.taken += 1
             if stamp <= self.passed:
@@ -111,24 +109,23 @@ class Reorder:
         """Hold a *line* of our own, which takes no place in the input."""
         heapq.heappush(self.held, (line[BEGIN:END], self.position, line))
 
-    def _is_known(self, position: int, stamp: bytes) -> bool:
-        if position < self._had:
-            return True
-        return self.before is not None and position < self.before.consumed and stamp <= self.before.passed
+    def _is_known(self, position: int, stamp: bytes, before: Place) -> bool:
+        return position < self._had or (position < before.consumed and stamp <= before.passed)
 
-    def _other(self, line: bytes) -> bool:
-        """A line that is not an event (or one to be left out); True when it was a #resume line."""
+    def _other(self, line: bytes) -> None:
+        """A line that is not an event, or comes before we know where we are."""
         told = _RESUME.fullmatch(line) if self.before else None
         if told:
             if not self._waiting:  # a new intake sends again what we hold
                 self._had = max(self._had, self.position - len(line) - 1)
             self._waiting = False
             self.position = int(told[1])
+            if self.before and self.position < self.before.oldest:
+                self.before = Place()  # somebody emptied the spool: these are other lines
         elif not line and self.before:
             self.position -= 1  # the newline before #resume stands in no spool
         elif line and not self._waiting:
             self.stats.refused += 1
-        return told is not None
 
     def _late(self, line: bytes, stamp: bytes, out: list[bytes]) -> None:
         if stamp == self.passed:
@@ -143,7 +140,7 @@ class Reorder:
 
     def due(self, now: float) -> list[bytes]:
         """What is old enough by the wall clock, or in a replay by the newest time seen; in time order."""
-        if self._waiting:
+        if not self.started:
             return []  # what comes again must not find its time passed
         if self.replay:
             now = _seconds(self._newest)

@@ -71,7 +71,7 @@ def admit(line: bytes, uid: int | None, seen: str, users: dict[str, frozenset[in
     return str(identity), made
 
 
-def salvage(line: bytes) -> bytes | None:
+def salvage(line: bytes) -> bytes:
     """The last thing in a refused *line* that may be a whole event: a dead writer's half line stands before it."""
     start = line.rfind(b'{"time":"')
-    return line[start:] if start > 0 else None
+    return line[start:] if start > 0 else b""
