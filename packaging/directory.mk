@@ -2,7 +2,7 @@
 # The rules of a directory of commands. Its Makefile says what it holds, then includes this:
 #   SBIN BIN  commands for the administrator (/usr/sbin), for everybody (/usr/bin)
 #   LIB       the Python library beside the commands, private to them
-#   SHARE     more files for the same place, such as rules
+#   SHARE     more directories for the same place, such as rules
 #   DEBS      the Debian packages made from the directory; the first names its place below /usr/share
 
 TOP := $(abspath $(dir $(lastword $(MAKEFILE_LIST)))/..)
@@ -53,7 +53,8 @@ install-commands:
 	install -d $(DESTDIR)$(sbindir) $(DESTDIR)$(bindir) $(DESTDIR)$(completiondir)
 ifneq ($(LIB)$(SHARE),)
 	install -d $(DESTDIR)$(placedir)
-	cd $(CURDIR) && find $(LIB) $(SHARE) -type f ! -name '*.pyc' -exec install -D -m 644 {} $(DESTDIR)$(placedir)/{} \;
+	find $(LIB) $(SHARE) -type f ! -name '*.pyc' ! -perm -u+x -exec install -D -m 644 {} $(DESTDIR)$(placedir)/{} \;
+	find $(LIB) $(SHARE) -type f ! -name '*.pyc' -perm -u+x -exec install -D -m 755 {} $(DESTDIR)$(placedir)/{} \;
 endif
 	for command in $(SBIN); do $(call place,$(sbindir)); done
 	for command in $(BIN); do $(call place,$(bindir)); done
@@ -65,7 +66,7 @@ place = $(if $(LIB), \
 
 install-man: $(MANS)
 	for page in $(MANS); do \
-		install -D -m 644 $$page $(DESTDIR)$(mandir)/man$${page##*.}/$${page\#\#*/} || exit 1; \
+		install -D -m 644 $$page $(DESTDIR)$(mandir)/man$${page##*.}/$${page#man/} || exit 1; \
 	done
 
 deb:
