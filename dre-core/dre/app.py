@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Apps, the application containers: where each keeps its things, what state it is in, what it uses.
+
+Reading only, and quick: LXC's library is imported where its answer is needed, never for `usage`. Changes are made
+by dre.lifecycle and dre.snapshot.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dre import cgroup, event, files, lxcconfig, run, units
+from dre.cgroup import Usage
+from dre.conf import Conf
+from dre.errors import DreError, NotFoundError
+from dre.lxcconfig import Spec
+
+FIELDS = ("name", "state", "ip", "pid", "cpu", "memory", "memory_limit", "cpu_limit", "pids", "created", "base")
+IDLE = Usage(cpu_ns=0, memory=0, memory_limit=None, cpu_limit=None, pids=0, running=False)
+_STATES = {
+    "RUNNING": "running",
+    "FROZEN": "frozen",
+    "FREEZING": "frozen",
+    "THAWED": "running",
+    "STARTING": "starting",
+    "STOPPING": "stopping",
+    "ABORTING": "stopping",
+}
+
+
+@dataclass(frozen=True)
+class App:
+    """The app *name*, which may or may not exist; the lock is the caller's business."""
+
+    conf: Conf
+    name: str
+
+    @property
+    def directory(self) -> Path:
+        """LXC's directory of the container, with config, lower, delta, work, rootfs and command."""
+        return self.conf.app_lxc_path / self.name
+
+    @property
+    def home(self) -> Path:
+        """Our directory: app.json, intent.json, snapshot/TAG/."""
+        return state_dir(self.conf) / self.name
+
+    @property
+    def delta(self) -> Path:
+        """What the app changed of its base."""
+        return self.directory / "delta"
+
+    @property
+    def rootfs(self) -> Path:
+        """Where the overlay is mounted while the app runs."""
+        return self.directory / "rootfs"
+
+    @property
+    def log(self) -> Path:
+        """What the app's program wrote to stdout and stderr since the last start."""
+        return self.conf.core_log_dir / "app" / f"{self.name}.log"
+
+    @property
+    def record_file(self) -> Path:
+        """The processes of the last start; in /run, because a reboot ends them."""
+        return self.conf.core_run_dir / "app" / f"{self.name}.json"
+
+    def exists(self) -> bool:
+        """Whether the app was made, wholly: its LXC configuration is written last and removed first."""
+        return (self.home / "app.json").exists() and (self.directory / "config").exists()
+
+    def need(self) -> Spec:
+        """The Spec. Raises NotFoundError when there is no such app."""
+        if not self.exists():
+            raise NotFoundError(f"{self.name}: no such app")
+        return self.spec()
+
+    def spec(self) -> Spec:
+        """The Spec as stored."""
+        path = self.home / "app.json"
+        try:
+            return Spec.from_json(path.read_text())
+        except FileNotFoundError:
+            raise NotFoundError(f"{self.name}: no such app") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise DreError(f"{path}: damaged: {error}") from None
+
+    def store(self, spec: Spec) -> None:
+        """Make *spec* the app's, in our file and in the LXC configuration derived from it."""
+        files.write_atomic(self.home / "app.json", spec.to_json(), 0o600)
+        command = self.directory / "command"
+        files.write_atomic(command, lxcconfig.script(spec), 0o700)
+        files.write_atomic(self.directory / "config", lxcconfig.render(self.conf, spec, self.log))
+
+    def intent(self) -> dict[str, Any] | None:
+        """What a verb has begun and not ended, or None."""
+        try:
+            found: dict[str, Any] = json.loads((self.home / "intent.json").read_text())
+        except FileNotFoundError:
+            return None
+        return found
+
+    def begin(self, **intent: Any) -> None:
+        """Write durably what is about to be done, so that the next verb can end it."""
+        files.write_atomic(self.home / "intent.json", json.dumps(intent) + "\n", 0o600)
+
+    def done(self) -> None:
+        """Forget the intent: the verb has ended."""
+        (self.home / "intent.json").unlink(missing_ok=True)
+        files.fsync_dir(self.home)
+
+    @contextlib.contextmanager
+    def locked(self, timeout: float = 60.0) -> Iterator[None]:
+        """Hold the app's lock."""
+        with files.lock(self.conf.core_run_dir / "lock" / f"app-{self.name}", timeout):
+            yield
+
+    def container(self) -> Any:
+        """The object of LXC's library."""
+        # Late, for it is slow; by name, for it has no types, and our own directory lxc is no module.
+        library = importlib.import_module("lxc")
+        return library.Container(self.name, str(self.conf.app_lxc_path))
+
+    def state(self) -> str:
+        """running, stopped, frozen, starting, stopping, partial or crashed."""
+        found = self.container().state if (self.directory / "config").exists() else "STOPPED"
+        if found in _STATES:
+            return _STATES[found]
+        if not self.exists() or self.intent() is not None:
+            return "partial"
+        return "crashed" if self.record().get("wanted") else "stopped"
+
+    def record(self) -> dict[str, Any]:
+        """What `start` noted: wanted, init and monitor as [pid, start time]; empty when nothing is noted."""
+        try:
+            found: dict[str, Any] = json.loads(self.record_file.read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found
+
+    def init_pid(self) -> int | None:
+        """The host's pid of the app's init, or None. Asks LXC only when what `start` noted is not true any more."""
+        noted = self.record().get("init")
+        if noted and started(noted[0]) == noted[1]:
+            return int(noted[0])
+        if not (self.directory / "config").exists():
+            return None
+        argv = ["lxc-info", "-n", self.name, "-P", str(self.conf.app_lxc_path), "-p", "-H"]
+        answer = run.run(argv, check=False, timeout=10).stdout.strip()
+        return int(answer) if answer.isdigit() and int(answer) > 0 else None
+
+    def usage(self) -> Usage:
+        """What the app uses now; IDLE when it does not run."""
+        pid = self.init_pid()
+        if pid is None:
+            return IDLE
+        try:
+            return cgroup.Group.of(pid).usage()
+        except OSError:
+            return IDLE  # it ended while we looked
+
+    def snapshots(self) -> list[str]:
+        """The tags, oldest first."""
+        try:
+            found = [entry for entry in (self.home / "snapshot").iterdir() if units.NAME.fullmatch(entry.name)]
+        except FileNotFoundError:
+            return []
+        return [path.name for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))]
+
+    def row(self, cpu: float | None = None) -> dict[str, Any]:
+        """The fields that `list` and `status` give; *cpu* needs two looks, so that is the caller's."""
+        try:
+            spec = self.spec()
+        except DreError:
+            spec = None  # partial: what is known is the name
+        state = self.state()
+        alive = state in ("running", "frozen", "stopping")
+        pid = self.init_pid() if alive else None
+        used = self.usage() if alive else IDLE
+        limits = spec.limits if spec else cgroup.Limits()
+        return {
+            "name": self.name,
+            "state": state,
+            "ip": [spec.ip.partition("/")[0]] if spec and spec.ip else [],
+            "pid": pid,
+            "cpu": cpu,
+            "memory": used.memory if used.running else None,
+            "memory_limit": used.memory_limit if used.running else limits.memory,
+            "cpu_limit": used.cpu_limit if used.running else limits.cpu,
+            "pids": used.pids if used.running else None,
+            "created": spec.created if spec else None,
+            "base": spec.base if spec else None,
+            "snapshots": self.snapshots(),
+        }
+
+    def emit(self, what: str, sev: int = 6, **data: Any) -> None:
+        """Tell the monitor that the app has changed."""
+        event.emit(self.conf, f"app.{what}", f"{event.host()}/app:{self.name}", {"name": self.name, **data}, sev)
+
+
+def state_dir(conf: Conf) -> Path:
+    """Where one directory per app lies."""
+    return conf.core_state_dir / "app" / "state"
+
+
+def names(conf: Conf) -> list[str]:
+    """All apps, partial ones included, in order."""
+    try:
+        return sorted(entry for entry in os.listdir(state_dir(conf)) if units.NAME.fullmatch(entry))
+    except FileNotFoundError:
+        return []
+
+
+def usage(conf: Conf, name: str) -> Usage:
+    """What app *name* uses now, cheaply: a few files, no LXC. Raises NotFoundError."""
+    found = App(conf, units.name(name))
+    found.need()
+    return found.usage()
+
+
+def started(pid: int) -> int | None:
+    """When process *pid* began, in clock ticks since boot; with the pid this identifies it. None when it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    words = stat.rpartition(")")[2].split()
+    return None if words[0] in "ZX" else int(words[19])
+
+
+def parent(pid: int) -> int:
+    """The parent of process *pid*. Raises OSError when it is gone."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One look at an app for `stat`: what it used, and what its link carried, at a moment."""
+
+    moment: float
+    used: Usage
+    received: int
+    sent: int
+
+    @classmethod
+    def take(cls, app: App) -> "Sample":
+        """Look now."""
+        spec = app.need()
+        received, sent = _traffic(app.conf, spec)
+        return cls(time.monotonic(), app.usage(), received, sent)
+
+    def rates(self, before: "Sample | None") -> dict[str, float | None]:
+        """cpu, io_read, io_write, net_rx and net_tx since *before*; None while there is nothing to compare with."""
+        keys = ("cpu", "io_read", "io_write", "net_rx", "net_tx")
+        if before is None or not (self.used.running and before.used.running):
+            return dict.fromkeys(keys)
+        span = max(self.moment - before.moment, 1e-6)
+        changes = (
+            (self.used.cpu_ns - before.used.cpu_ns) / 1e7,
+            self.used.io_read - before.used.io_read,
+            self.used.io_write - before.used.io_write,
+            self.received - before.received,
+            self.sent - before.sent,
+        )
+        # A restart between two looks begins the counters again.
+        return {key: round(max(change, 0) / span, 1) for key, change in zip(keys, changes, strict=True)}
+
+
+def _traffic(conf: Conf, spec: Spec) -> tuple[int, int]:
+    """Octets the app received and sent; the host's end of the link counts the other way round."""
+    if spec.ip is None:
+        return 0, 0
+    counters = Path("/sys/class/net") / lxcconfig.veth(conf.bridge_if, spec.ip) / "statistics"
+    try:
+        return int((counters / "tx_bytes").read_text()), int((counters / "rx_bytes").read_text())
+    except OSError:
+        return 0, 0
+
+
+def with_limits(spec: Spec, **changes: Any) -> Spec:
+    """*spec* with some limits changed."""
+    return dataclasses.replace(spec, limits=dataclasses.replace(spec.limits, **changes))

@@ -1,0 +1,392 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Changes to apps: create, start, stop, freeze, limit, destroy, and the removal of what a killed one left.
+
+Every function here wants the app's lock held and earlier intents ended: dre.recovery.held gives both. Each may be
+killed at any moment; what it leaves is either ended or undone by the next one.
+"""
+
+import contextlib
+import ipaddress
+import json
+import os
+import re
+import select
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dre import app as apps
+from dre import bridge, cgroup, event, files, lxcconfig
+from dre.app import App
+from dre.cgroup import Limits
+from dre.conf import Conf
+from dre.errors import DreError, NotFoundError, TimedOutError, UsageError
+from dre.lxcconfig import Spec
+from dre.run import run
+
+LXC_WAIT = 30.0  # seconds for LXC to start an app, or to end what it has begun
+KILL_WAIT = 10.0  # seconds from SIGKILL to the end; only the kernel can need them
+
+
+def base(conf: Conf, text: str) -> str:
+    """`host`, or the path of the tree that *text* names. Raises NotFoundError."""
+    if text == "host":
+        return text
+    path = Path(text).absolute() if "/" in text else conf.core_state_dir / "base" / text
+    if not path.is_dir():
+        raise NotFoundError(f"{text}: no such tree: {path} is not a directory; dre-base --tree makes one")
+    if not os.path.lexists(path / "bin/sh"):
+        raise UsageError(f"{text}: not a root file system: {path}/bin/sh is missing")
+    return os.path.realpath(path)
+
+
+def create(app: App, spec: Spec, ip: str | None) -> Spec:
+    """Make the app, stopped. *ip* is `none`, ADDR/LEN, or None for the next free one; the Spec with it is returned."""
+    if app.exists():
+        raise DreError(f"{app.name}: there is such an app already")
+    if os.path.lexists(app.directory):
+        raise DreError(f"{app.name}: taken by an LXC container that dre-app did not make: {app.directory}")
+    remove(app)  # what is left of one that lxc-destroy removed
+    app.home.mkdir(parents=True, mode=0o700)
+    with files.lock(app.conf.core_run_dir / "lock" / "addresses"):
+        # Written before the address is given away, so that nobody else gets it.
+        app.begin(verb="create")
+        try:
+            spec = replace(spec, ip=_address(app, ip))
+        except DreError:
+            remove(app)
+            raise
+        files.write_atomic(app.home / "app.json", spec.to_json(), 0o600)
+    try:
+        _build(app, spec)
+    except BaseException:
+        remove(app)
+        raise
+    app.done()
+    app.emit("created", base=spec.base, ip=spec.ip)
+    return spec
+
+
+def _build(app: App, spec: Spec) -> None:
+    app.directory.mkdir(mode=0o755)
+    for part in ("delta", "work", "rootfs"):
+        (app.directory / part).mkdir(mode=0o755)
+    lower = "/" if spec.base == "host" else spec.base
+    # A link, so that nothing of the tree can be reached by removing the app's directory.
+    (app.directory / "lower").symlink_to(lower)
+    if spec.base == "host":
+        lxcconfig.hide(app.conf, app.delta)
+    app.log.parent.mkdir(parents=True, exist_ok=True)
+    app.log.touch(mode=0o640)
+    app.store(spec)
+
+
+def _address(app: App, wanted: str | None) -> str | None:
+    """The address to give, with its length. Raises UsageError, or DreError when it is taken."""
+    if wanted == "none":
+        return None
+    own = app.conf.bridge_address
+    taken = {own.ip}
+    for name in apps.names(app.conf):
+        with contextlib.suppress(DreError):
+            ip = App(app.conf, name).spec().ip
+            if ip is not None:
+                taken.add(ipaddress.IPv4Interface(ip).ip)
+    if wanted is None:
+        for candidate in own.network.hosts():
+            if candidate not in taken:
+                return f"{candidate}/{own.network.prefixlen}"
+        raise DreError(f"{app.name}: no free address in {own.network}")
+    try:
+        chosen = ipaddress.IPv4Interface(wanted if "/" in wanted else "")
+    except ValueError:
+        raise UsageError(f"--ip {wanted!r}: expected ADDR/LEN or none") from None
+    edges = (own.network.network_address, own.network.broadcast_address)
+    if chosen.network != own.network or chosen.ip in edges:
+        raise UsageError(f"--ip {wanted}: not an address of {own.network}, the network of {app.conf.bridge_if}")
+    if chosen.ip in taken:
+        raise DreError(f"{app.name}: address {chosen.ip} is taken")
+    return wanted
+
+
+def start(app: App) -> bool:
+    """Start the app; False when it runs already."""
+    spec = app.need()
+    state = _steady(app)
+    if state == "frozen":
+        raise DreError(f"{app.name}: is frozen; dre-app thaw {app.name}")
+    if state == "running":
+        return False
+    sweep(app)
+    for item in spec.binds:
+        if not Path(item.source).exists():
+            raise DreError(f"{app.name}: cannot start: {item.source}, which it binds, does not exist")
+    if spec.ip is not None:
+        bridge.up(app.conf)
+    app.log.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        app.log.rename(app.log.with_suffix(".log.1"))
+    app.log.touch(mode=0o640)
+    said = app.log.with_suffix(".lxc.log")
+    said.unlink(missing_ok=True)
+    # As a program and not by the library: liblxc forks the monitor from its caller, with all that the caller
+    # has open (our lock!) and in memory, and moves the caller into the monitor's control group.
+    argv = ["lxc-start", "-n", app.name, "-P", str(app.conf.app_lxc_path), "-o", str(said), "-l", "ERROR"]
+    before = app.delta.stat()
+    done = run(argv, check=False, timeout=LXC_WAIT)
+    if done.returncode != 0:
+        raise DreError(f"{app.name}: cannot start: {_reason(said)}")
+    with contextlib.suppress(FileNotFoundError):
+        # LXC makes and removes names in the root directory as it starts; without this each start would change
+        # the digest of the delta.
+        os.utime(app.rootfs, ns=(before.st_atime_ns, before.st_mtime_ns))
+    pid = app.init_pid()
+    _note(app, pid)
+    app.emit("started", pid=pid)
+    return True
+
+
+def _reason(said: Path) -> str:
+    """The first error that LXC logged, which is the cause; the later ones follow from it."""
+    with contextlib.suppress(FileNotFoundError):
+        found = re.search(r"ERROR +\S+ - [^ ]+ - (.*)", said.read_text(errors="replace"))
+        if found:
+            return f"{found[1]} ({said})"
+    return "lxc-start gave no reason"
+
+
+def _note(app: App, init: int | None, wanted: bool = True) -> None:
+    """Note the processes of a running app, for `usage`, for `stop`, and to tell crashed from stopped."""
+    record: dict[str, Any] = {"wanted": wanted}
+    with contextlib.suppress(OSError):  # its program may have ended at once
+        if init is not None:
+            monitor = apps.parent(init)
+            record["monitor"] = [monitor, apps.started(monitor)]
+            record["init"] = [init, apps.started(init)]
+    app.record_file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = app.record_file.with_name(f".{app.record_file.name}.tmp")
+    temporary.write_text(json.dumps(record))  # in /run: nothing to make durable
+    temporary.rename(app.record_file)
+
+
+def _steady(app: App) -> str:
+    """The state once it is neither starting nor stopping. Raises TimedOutError."""
+    deadline = time.monotonic() + LXC_WAIT
+    while (state := app.state()) in ("starting", "stopping"):
+        left = deadline - time.monotonic()
+        if left <= 0 or not app.container().wait("RUNNING|STOPPED|FROZEN", max(int(left), 1)):
+            raise TimedOutError(f"{app.name}: still {state} after {LXC_WAIT:g} s")
+    return state
+
+
+def stop(app: App, timeout: float) -> bool:
+    """Send TERM to all processes of the app, kill them after *timeout* seconds; False when it was stopped already."""
+    app.need()
+    state = _steady(app)
+    if state not in ("running", "frozen"):
+        sweep(app)
+        return False
+    init = app.init_pid()
+    if init is not None:
+        with contextlib.suppress(OSError):  # ended by itself just now
+            _note(app, init, wanted=False)
+            with _watched(apps.parent(init)) as monitor:
+                _end(app, init, monitor, timeout, frozen=state == "frozen")
+    sweep(app)
+    app.emit("stopped")
+    return True
+
+
+def _end(app: App, init: int, monitor: int, timeout: float, frozen: bool) -> None:
+    container = app.container()
+    if frozen:
+        container.unfreeze()  # a frozen process cannot obey
+    # Not left to init.lxc, which would kill one second after its TERM: a database may need longer.
+    terminate(init)
+    if _ended(monitor, timeout):
+        return
+    container.stop()
+    if not _ended(monitor, KILL_WAIT):
+        raise TimedOutError(f"{app.name}: not ended {KILL_WAIT:g} s after it was killed")
+
+
+def terminate(init: int) -> None:
+    """TERM to every process of the app but its *init*, which ends with its child."""
+    group = cgroup.Group.of(init)
+    for pid in group.pids():
+        if pid == init:
+            continue
+        with contextlib.suppress(ProcessLookupError):
+            fd = os.pidfd_open(pid)
+            try:
+                # The number may be another process's by now; this descriptor is for one process.
+                if cgroup.Group.of(pid).paths == group.paths:
+                    signal.pidfd_send_signal(fd, signal.SIGTERM)
+            except FileNotFoundError:
+                pass
+            finally:
+                os.close(fd)
+
+
+@contextlib.contextmanager
+def _watched(pid: int) -> Iterator[int]:
+    """A descriptor that becomes readable when process *pid* ends."""
+    fd = os.pidfd_open(pid)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _ended(fd: int, timeout: float) -> bool:
+    return bool(select.select([fd], [], [], timeout)[0])
+
+
+def freeze(app: App) -> bool:
+    """Freeze the running app; False when it is frozen already."""
+    app.need()
+    state = _steady(app)
+    if state == "frozen":
+        return False
+    if state != "running":
+        raise DreError(f"{app.name}: cannot freeze: it is {state}")
+    if not app.container().freeze():
+        raise DreError(f"{app.name}: LXC could not freeze it")
+    app.emit("frozen")
+    return True
+
+
+def thaw(app: App) -> bool:
+    """Thaw the frozen app; False when it runs already."""
+    app.need()
+    state = _steady(app)
+    if state == "running":
+        return False
+    if state != "frozen":
+        raise DreError(f"{app.name}: cannot thaw: it is {state}")
+    if not app.container().unfreeze():
+        raise DreError(f"{app.name}: LXC could not thaw it")
+    app.emit("thawed")
+    return True
+
+
+def limit(app: App, changes: dict[str, Any]) -> Limits:
+    """Set limits, of the running app too. Raises DreError, with nothing changed, when more memory is in use."""
+    spec = app.need()
+    changed = apps.with_limits(spec, **changes)
+    pid = app.init_pid()
+    app.begin(verb="limit")
+    try:
+        if pid is not None:
+            _apply(cgroup.Group.of(pid), changed.limits, changes)
+        app.store(changed)
+    finally:
+        app.done()
+    said: dict[str, Any] = {"memory": changed.limits.memory, "cpu": changed.limits.cpu, "pids": changed.limits.pids}
+    app.emit("limited", **said)
+    return changed.limits
+
+
+def _apply(group: cgroup.Group, limits: Limits, changes: dict[str, Any]) -> None:
+    if "memory" in changes:  # first: the only one that can be refused
+        group.set_memory(limits.memory)
+    if "cpu" in changes:
+        group.set_cpu(limits.cpu)
+    if "pids" in changes:
+        group.set_pids(limits.pids)
+
+
+def relimit(app: App) -> None:
+    """Make the stored limits those of the running app again: `limit` was killed between the two."""
+    pid = app.init_pid()
+    if app.exists() and pid is not None:
+        _apply(cgroup.Group.of(pid), app.spec().limits, {"memory": 1, "cpu": 1, "pids": 1})
+
+
+def destroy(app: App) -> None:
+    """Remove the stopped app with its snapshots; never anything of its base."""
+    spec = app.need()
+    app.begin(verb="destroy")
+    remove(app)
+    app.emit("destroyed", base=spec.base)
+
+
+def remove(app: App) -> None:
+    """Remove all that is the app's own. May be repeated: it is also how a killed create or destroy ends."""
+    (app.directory / "config").unlink(missing_ok=True)  # first: without it there is no container
+    sweep(app)
+    for path in (app.directory, app.home / "snapshot"):
+        _remove_tree(path)
+    for path in (app.log, *app.log.parent.glob(f"{app.name}.*log*"), app.record_file):
+        path.unlink(missing_ok=True)
+    gone = app.home.with_name(f".{app.name}.gone")  # its intent must not vanish before the rest
+    _remove_tree(gone)
+    with contextlib.suppress(FileNotFoundError):
+        app.home.rename(gone)
+        files.fsync_dir(gone.parent)
+    _remove_tree(gone)
+
+
+def _remove_tree(path: Path) -> None:
+    """Remove *path* and what is below it, on its own file system alone and not through links."""
+    if os.path.lexists(path):
+        run(["rm", "-rf", "--one-file-system", "--", str(path)], timeout=600)
+
+
+def sweep(app: App) -> None:
+    """Remove what a killed monitor or a killed verb left of a stopped app: mount, link, control groups, record."""
+    _await_monitor(app)
+    unmount(app)
+    if (app.home / "app.json").exists():
+        with contextlib.suppress(DreError):
+            ip = app.spec().ip
+            link = lxcconfig.veth(app.conf.bridge_if, ip) if ip else ""
+            if link and Path("/sys/class/net", link).exists():
+                run(["ip", "link", "del", link], check=False)  # the kernel may have been faster
+    others = set(os.listdir(app.conf.app_lxc_path)) if app.conf.app_lxc_path.is_dir() else set()
+    cgroup.sweep(app.name, others)
+    app.record_file.unlink(missing_ok=True)
+
+
+def tidy(app: App) -> None:
+    """Remove half-made and half-removed files; only when no intent needs them."""
+    for path in (app.directory / "delta.new", app.directory / "delta.old", *app.home.glob("snapshot/.*")):
+        _remove_tree(path)
+
+
+def _await_monitor(app: App) -> None:
+    """Wait until the last monitor has ended: its hook unmounts, and must not unmount for a new start."""
+    noted = app.record().get("monitor")
+    if noted and apps.started(noted[0]) == noted[1]:
+        with contextlib.suppress(ProcessLookupError), _watched(noted[0]) as fd:
+            if not _ended(fd, KILL_WAIT):
+                raise TimedOutError(f"{app.name}: LXC's monitor (process {noted[0]}) does not end")
+
+
+def mounted(app: App) -> bool:
+    """Whether the app's overlay is mounted."""
+    place = re.sub(r"[\s\\]", lambda match: f"\\{ord(match[0]):03o}", str(app.rootfs))
+    return any(line.split()[4] == place for line in Path("/proc/self/mountinfo").read_text().splitlines())
+
+
+def mount(app: App) -> None:
+    """Mount the overlay of a stopped app as its start would."""
+    hook = {"LXC_ROOTFS_PATH": str(app.rootfs), "LXC_HOOK_TYPE": "pre-start"}
+    run([str(lxcconfig.share() / "overlay")], env=hook)
+
+
+def unmount(app: App) -> None:
+    """Unmount the overlay where it is mounted."""
+    if mounted(app):
+        done = run(["umount", str(app.rootfs)], check=False)
+        if done.returncode != 0 and mounted(app):
+            # LXC's hook had not unmounted it meanwhile: somebody stands in it.
+            raise DreError(f"{app.name}: cannot unmount {app.rootfs}: {done.stderr.decode(errors='replace').strip()}")
+
+
+def new_spec(app: App, **fields: Any) -> Spec:
+    """A Spec for `create`, stamped with the time."""
+    return Spec(name=app.name, created=event.stamp(), **fields)

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an app is made of (its Spec), and the LXC configuration and the hidden files that follow from it.
+
+Pure text and files: nothing here starts, stops or asks LXC. The Spec is the truth, the configuration is derived.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dre import cgroup
+from dre.conf import Conf
+from dre.errors import MissingError, UsageError
+
+INIT = "/usr/sbin/init.lxc.static"  # static: a tree need not have LXC's libraries, nor the right ones
+IDLE = ("/bin/sleep", "infinity")
+
+# What the host as base must not show. Directories become empty ones of the app's own.
+HIDDEN_DIRS = (
+    "/root",
+    "/home",
+    "/run",
+    "/tmp",  # noqa: S108 - named to be hidden
+    "/var/tmp",  # noqa: S108
+    "/var/backups",
+    "/var/lib/dre",
+    "/var/lib/lxc",
+    "/var/log/dre",
+    "/etc/dre",
+    "/etc/ssl/private",
+)
+HIDDEN_FILES = (
+    "/etc/shadow",
+    "/etc/shadow-",
+    "/etc/gshadow",
+    "/etc/gshadow-",
+    "/etc/security/opasswd",
+    *(f"/etc/ssh/ssh_host_{kind}_key" for kind in ("rsa", "dsa", "ecdsa", "ed25519")),
+)
+
+
+@dataclass(frozen=True)
+class Bind:
+    """A directory or file of the host that the app sees at *target*."""
+
+    source: str
+    target: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What `create` fixed and `limit` changes. *base* is `host` or the path of a tree; *ip* has its length."""
+
+    name: str
+    base: str
+    created: str
+    ip: str | None = None
+    command: tuple[str, ...] = ()
+    env: dict[str, str] = field(default_factory=dict)
+    binds: tuple[Bind, ...] = ()
+    limits: cgroup.Limits = field(default_factory=cgroup.Limits)
+    request: str | None = None
+
+    def to_json(self) -> str:
+        """The text of app.json."""
+        return json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Spec":
+        """The Spec of an app.json; raises ValueError, KeyError or TypeError when it is not one."""
+        data: dict[str, Any] = json.loads(text)
+        data["command"] = tuple(data["command"])
+        data["binds"] = tuple(Bind(**item) for item in data["binds"])
+        data["limits"] = cgroup.Limits(**data["limits"])
+        return cls(**data)
+
+    def restored(self, saved: "Spec") -> "Spec":
+        """This app with what a snapshot keeps of the configuration: program, environment, binds and limits."""
+        return replace(self, command=saved.command, env=saved.env, binds=saved.binds, limits=saved.limits)
+
+
+def env(words: Iterable[str]) -> dict[str, str]:
+    """Environment from `K=V` words. Raises UsageError."""
+    result = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+            raise UsageError(f"--env {word!r}: expected NAME=VALUE")
+        result[key] = _one_line(f"--env {key}", value)
+    return result
+
+
+def bind(word: str) -> Bind:
+    """A Bind from `SRC:DST[:ro]`. Raises UsageError."""
+    source, _, rest = word.partition(":")
+    target, _, mode = rest.partition(":")
+    if mode not in ("", "ro", "rw") or not source.startswith("/") or not target.startswith("/") or target == "/":
+        raise UsageError(f"--bind {word!r}: expected SRC:DST or SRC:DST:ro with absolute paths")
+    if ".." in Path(source).parts + Path(target).parts:
+        raise UsageError(f"--bind {word!r}: '..' is not allowed")
+    _one_line("--bind", word)
+    if not Path(source).exists():
+        raise UsageError(f"--bind {word!r}: {source} does not exist")
+    return Bind(os.path.normpath(source), os.path.normpath(target), mode == "ro")
+
+
+def command(words: Iterable[str]) -> tuple[str, ...]:
+    """The program to run as the app's service. Raises UsageError."""
+    argv = tuple(words)
+    if any("\0" in word for word in argv):
+        raise UsageError("the command holds a NUL character")
+    return argv
+
+
+def _one_line(what: str, text: str) -> str:
+    if not text.isprintable():
+        raise UsageError(f"{what}: control characters are not allowed in {text!r}")
+    return text
+
+
+def share() -> Path:
+    """Where our own LXC configuration lies: beside the package in a source tree, else as Debian installs it."""
+    beside = Path(__file__).resolve().parent.parent / "lxc"
+    # dist-packages/lxc exists too: it is the Python binding, and has no common.conf.
+    return beside if (beside / "common.conf").exists() else Path("/usr/share/dre-core/lxc")
+
+
+def veth(bridge: str, ip: str) -> str:
+    """The host's end of the app's link. Derived from bridge and address: names of apps are too long for it."""
+    return "dv" + hashlib.sha256(f"{bridge} {ip}".encode()).hexdigest()[:10]
+
+
+def render(conf: Conf, spec: Spec, log: Path) -> str:
+    """The text of the LXC configuration file."""
+    home = conf.app_lxc_path / spec.name
+    ours = share()
+    for needed in (Path(INIT), ours / "common.conf"):
+        if not needed.exists():
+            raise MissingError(f"{needed} is missing; apt-get install liblxc-common dre-core")
+    lines = [
+        ("lxc.include", f"{ours}/common.conf"),
+        ("lxc.uts.name", spec.name),
+        ("lxc.rootfs.path", f"dir:{home}/rootfs"),
+        ("lxc.hook.version", "1"),
+        ("lxc.hook.pre-start", f"{ours}/overlay"),
+        ("lxc.hook.post-stop", f"{ours}/overlay"),
+        ("lxc.init.cmd", f"/run/dre-init --name {spec.name} -- /bin/sh /run/dre-command"),
+        ("lxc.mount.entry", f"{INIT} run/dre-init none bind,ro,create=file 0 0"),
+        ("lxc.mount.entry", f"{escape(str(home))}/command run/dre-command none bind,ro,create=file 0 0"),
+        ("lxc.mount.entry", f"{escape(str(log))} run/dre-output none bind,create=file 0 0"),
+        *_network(conf, spec),
+        *cgroup.keys(spec.limits),
+    ]
+    for key, value in spec.env.items():
+        lines.append(("lxc.environment", f"{key}={value}"))
+    for item in spec.binds:
+        kind = "dir" if Path(item.source).is_dir() else "file"
+        mode = "ro," if item.read_only else ""
+        target = escape(item.target.lstrip("/"))
+        lines.append(("lxc.mount.entry", f"{escape(item.source)} {target} none {mode}bind,create={kind} 0 0"))
+    origin = f"{conf.core_state_dir}/app/state/{spec.name}/app.json"
+    head = f"# Derived by dre-app from {origin}; its next change overwrites this.\n"
+    return head + "".join(f"{key} = {value}\n" for key, value in lines)
+
+
+def _network(conf: Conf, spec: Spec) -> list[tuple[str, str]]:
+    if spec.ip is None:
+        return [("lxc.net.0.type", "empty")]
+    number = bytes(map(int, spec.ip.partition("/")[0].split(".")))
+    return [
+        ("lxc.net.0.type", "veth"),
+        ("lxc.net.0.link", conf.bridge_if),
+        ("lxc.net.0.flags", "up"),
+        ("lxc.net.0.name", "eth0"),
+        ("lxc.net.0.veth.pair", veth(conf.bridge_if, spec.ip)),
+        ("lxc.net.0.hwaddr", "02:d7:" + number.hex(":")),
+        ("lxc.net.0.ipv4.address", spec.ip),
+        ("lxc.net.0.ipv4.gateway", str(conf.bridge_address.ip)),
+    ]
+
+
+def script(spec: Spec) -> str:
+    """The shell script that becomes the app's program: no argument can be lost or become code on this way."""
+    argv = spec.command or IDLE
+    return f"exec >>/run/dre-output 2>&1\nexec {' '.join(map(shlex.quote, argv))}\n"
+
+
+def escape(path: str) -> str:
+    """A path as fstab(5) wants it."""
+    return re.sub(r"[\s\\#]", lambda match: f"\\{ord(match[0]):03o}", path)
+
+
+def hide(conf: Conf, delta: Path) -> None:
+    """Put into *delta* what hides the host's own data from an app with the host as base. May be repeated.
+
+    The delta hides better than mounts would: root inside the app can unmount, but cannot reach below its overlay.
+    """
+    places = (conf.core_state_dir, conf.core_run_dir, conf.core_etc_dir, conf.core_log_dir, conf.app_lxc_path)
+    named: list[str] = [*HIDDEN_DIRS, *map(str, places)]
+    # Where one is a symbolic link, what it points to must be hidden as well.
+    for path in sorted({*named, *(os.path.realpath(path) for path in named)}):
+        if any(str(above) in named for above in Path(path).parents):
+            continue  # hidden with the directory that holds it
+        hidden = _parents(delta, path)
+        if hidden is not None and not os.path.lexists(hidden):
+            _like(Path(path), hidden)
+            os.setxattr(hidden, "trusted.overlay.opaque", b"y")
+    for path in HIDDEN_FILES:
+        hidden = _parents(delta, path)
+        if hidden is not None and not os.path.lexists(hidden):
+            if path in ("/etc/shadow", "/etc/gshadow"):
+                hidden.touch(mode=0o600)  # programs expect one; an empty one lets nobody in
+            else:
+                os.mknod(hidden, 0o20000, 0)  # a whiteout: the kernel's sign for "deleted from the lower layer"
+
+
+def _parents(delta: Path, path: str) -> Path | None:
+    """The place of *path* in the delta, its parent directories made; None when the host has none to hide."""
+    parent = Path(path).parent
+    if not parent.is_dir() or parent.is_symlink():
+        return None
+    here = delta
+    for part in parent.parts[1:]:
+        here /= part
+        if not here.is_dir():
+            _like(Path("/") / here.relative_to(delta), here)
+    return here / Path(path).name
+
+
+def _like(original: Path, made: Path) -> None:
+    """Make directory *made* with the mode and owner of *original*."""
+    made.mkdir()
+    with contextlib.suppress(FileNotFoundError):
+        status = original.stat()
+        os.chown(made, status.st_uid, status.st_gid)
+        made.chmod(status.st_mode & 0o7777)

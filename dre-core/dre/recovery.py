@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a killed verb left is ended here, before the next verb on that app: the only way to get an app's lock.
+
+Create is undone, destroy, load, undo and limit are done to their end. Reading verbs do it too, unless a verb is
+just at work.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+from dre import app as apps
+from dre import lifecycle, snapshot
+from dre.app import App
+from dre.conf import Conf
+from dre.errors import DreError, TimedOutError
+
+
+@contextlib.contextmanager
+def held(conf: Conf, name: str, doomed: bool = False) -> Iterator[App]:
+    """The app *name*, locked, with nothing unfinished. With *doomed* it is about to be destroyed: do not undo first."""
+    app = App(conf, name)
+    with app.locked():
+        settle(app, doomed)
+        lifecycle.tidy(app)
+        yield app
+
+
+def look(conf: Conf, name: str) -> App:
+    """The app *name* for reading: what is unfinished is ended first, unless its verb is still at work."""
+    app = App(conf, name)
+    if app.home.exists() and (app.intent() is not None or not app.exists()):
+        with contextlib.suppress(TimedOutError), app.locked(timeout=0):
+            settle(app)
+    return app
+
+
+def settle(app: App, doomed: bool = False) -> str | None:
+    """End what is unfinished, and return its verb."""
+    intent = app.intent() if app.home.exists() else None
+    if intent is None:
+        return _without_intent(app)
+    verb = str(intent["verb"])
+    if verb in ("create", "destroy"):
+        lifecycle.remove(app)
+        if verb == "destroy":
+            app.emit("destroyed")
+    elif doomed:
+        app.done()
+    elif verb == "load":
+        snapshot.resume_load(app, intent["tag"])
+    elif verb == "undo":
+        snapshot.resume_undo(app, intent)
+    elif verb == "limit":
+        lifecycle.relimit(app)
+        app.done()
+    else:
+        raise DreError(f"{app.name}: {app.home}/intent.json names no verb of this version: {verb}")
+    return verb
+
+
+def _without_intent(app: App) -> str | None:
+    """A create killed before its intent, or a destroy killed after it, leaves a directory without app.json."""
+    gone = app.home.with_name(f".{app.name}.gone")
+    if gone.exists() or (app.home.exists() and not (app.home / "app.json").exists()):
+        lifecycle.remove(app)
+        return "destroy"
+    return None
+
+
+def everything(conf: Conf) -> list[tuple[str, str]]:
+    """Settle every app and sweep the stopped ones; returns (name, verb that was ended)."""
+    ended = []
+    place = apps.state_dir(conf)
+    hidden = [path.name[1:-5] for path in place.glob(".*.gone")] if place.exists() else []
+    for name in sorted({*apps.names(conf), *hidden}):
+        app = App(conf, name)
+        with app.locked():
+            verb = settle(app)
+            lifecycle.tidy(app)
+            if app.exists() and app.state() in ("stopped", "partial"):
+                lifecycle.sweep(app)
+        if verb:
+            ended.append((name, verb))
+    return ended
