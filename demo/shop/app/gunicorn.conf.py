@@ -9,7 +9,7 @@ workers = 3
 user = group = "www-data"
 pythonpath = "/srv/shop/current"
 wsgi_app = "wsgi:application"
-pidfile = "/dev/shm/shop.pid"
-worker_tmp_dir = "/dev/shm"
+pidfile = "/run/shop.pid"
+worker_tmp_dir = "/run"
 graceful_timeout = 2
 timeout = 20

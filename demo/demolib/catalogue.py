@@ -9,34 +9,8 @@ CDS = 400
 CUSTOMERS = 800
 HISTORY = 4000  # orders placed before today
 
-FIRST = [
-    "Quiet",
-    "Broken",
-    "Golden",
-    "Northern",
-    "Paper",
-    "Electric",
-    "Hidden",
-    "Salt",
-    "Winter",
-    "Velvet",
-    "Iron",
-    "Distant",
-]
-SECOND = [
-    "River",
-    "Garden",
-    "Signal",
-    "Mirror",
-    "Harbour",
-    "Engine",
-    "Letters",
-    "Horizon",
-    "Orchard",
-    "Lantern",
-    "Compass",
-    "Thunder",
-]
+FIRST = ["Quiet", "Broken", "Golden", "Northern", "Paper", "Electric", "Hidden", "Salt", "Winter", "Velvet"]
+SECOND = ["River", "Garden", "Signal", "Mirror", "Harbour", "Engine", "Letters", "Horizon", "Orchard", "Lantern"]
 PLAYERS = ["Quartet", "Trio", "Ensemble", "Orchestra", "Band", "Choir"]
 PLACES = ["Kyoto", "Lisbon", "Turku", "Leeds", "Bergen", "Porto", "Graz", "Osaka", "Ghent", "Oulu"]
 
