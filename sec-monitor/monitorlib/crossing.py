@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When a monitor is raised and when it is cleared: a pure function of (monitor, state, sample, time).
+
+It neither samples nor emits. A monitor that has been raised is raised once, until it has been cleared.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+CALM_ANSWERS = 3  # consecutive good answers that clear an http monitor: one may be luck between two slow ones
+
+Crossing = Literal["raised", "cleared"]
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """One monitor of a script; *hold* is its `for`, and for liveness its `missing`."""
+
+    script: str
+    id: str
+    watch: str  # cpu, memory, http or liveness
+    of: str | None
+    url: str | None
+    above: float
+    clear: float
+    hold: float
+    every: float
+
+    @property
+    def answers(self) -> int:
+        """How many calm samples in a row clear it."""
+        return CALM_ANSWERS if self.watch == "http" else 1
+
+    @property
+    def limit(self) -> float:
+        """What the value is compared with, as events tell it."""
+        return self.hold if self.watch == "liveness" else self.above
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One look: *value* in the monitor's unit; *bad* when it is over whatever the value (no answer, an error)."""
+
+    value: float
+    bad: str = ""  # why
+
+
+@dataclass(frozen=True)
+class State:
+    """*since*: when the value went over, while it stays there; *calm*: good samples in a row while raised."""
+
+    raised: bool = False
+    since: float | None = None
+    calm: int = 0
+
+
+def step(monitor: Monitor, state: State, sample: Sample, now: float) -> tuple[State, Crossing | None]:
+    """The state after *sample* at *now*, and the crossing that it makes."""
+    over = bool(sample.bad) or sample.value > monitor.above
+    if not state.raised:
+        if not over:
+            return State(), None
+        since = now if state.since is None else state.since
+        if now - since < monitor.hold:
+            return State(since=since), None
+        return State(raised=True, since=since), "raised"
+    if over or sample.value >= monitor.clear:
+        return replace(state, calm=0), None
+    if state.calm + 1 < monitor.answers:
+        return replace(state, calm=state.calm + 1), None
+    return State(), "cleared"

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sample what the scripts' monitors name, and tell of crossings. Whether one is made is decided in crossing.step.
+
+The files in watch.d are looked at twice a second. Which monitors are raised is remembered on disk, so that a watch
+that was killed does not raise them again and does clear them.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from dre import app, event, files
+from dre.cgroup import Usage
+from dre.conf import Conf
+from dre.errors import DreError, UsageError
+
+from monitorlib import probe, watchfile
+from monitorlib.crossing import Monitor, Sample, State, step
+
+RESCAN = 0.5
+Key = tuple[str, str]  # script and id
+Emit = Callable[[str, str, dict[str, Any], int], None]  # type, source, data, sev
+
+
+class Watch:
+    """All monitors of all files, each with a task that samples."""
+
+    def __init__(self, conf: Conf, emit: Emit, say: Callable[[str], None]) -> None:
+        self.conf = conf
+        self._emit = emit
+        self._say = say
+        self._directory = conf.core_state_dir / "script" / "watch.d"
+        self._memory = conf.core_state_dir / "watch" / "raised.json"
+        self._files: dict[Path, tuple[tuple[int, ...], list[Monitor]]] = {}
+        self._tasks: dict[Key, tuple[Monitor, asyncio.Task[None]]] = {}
+        self._states = {key: State(raised=True) for key in _remembered(self._memory)}
+        # One thread, so that crossings are emitted in the order in which they were made.
+        self._teller = ThreadPoolExecutor(1, "tell")
+        self._samplers = ThreadPoolExecutor(4, "sample")
+
+    async def run(self) -> None:
+        """Watch until SIGTERM or SIGINT."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        while not stop.is_set():
+            self.rescan()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(stop.wait(), RESCAN)
+        for _, task in self._tasks.values():
+            task.cancel()
+        self._samplers.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._teller.shutdown)
+
+    def rescan(self) -> None:
+        """Read what has changed in watch.d; start, replace and end monitors accordingly."""
+        found = {path: _signature(path) for path in sorted(self._directory.glob("*.json"))}
+        for path in set(self._files) - set(found):
+            del self._files[path]
+        for path, signature in found.items():
+            known, monitors = self._files.get(path, ((), []))
+            if signature != known:
+                self._files[path] = (signature, self._read(path, monitors))
+        wanted: dict[Key, Monitor] = {}
+        for _, monitors in self._files.values():
+            for monitor in monitors:
+                wanted.setdefault((monitor.script, monitor.id), monitor)
+        self._reconcile(wanted)
+
+    def _read(self, path: Path, before: list[Monitor]) -> list[Monitor]:
+        try:
+            return watchfile.read(path)
+        except UsageError as error:
+            self._say(f"{error}; ignoring this version, as the one before goes on")
+            reason = str(error).encode("ascii", "backslashreplace").decode()[:300]
+            self._tell("monitor.refused", event.host() + "/watch", {"count": 1, "where": "watch", "reason": reason}, 4)
+            return before
+
+    def _reconcile(self, wanted: dict[Key, Monitor]) -> None:
+        for key, (monitor, task) in list(self._tasks.items()):
+            if wanted.get(key) != monitor:
+                task.cancel()
+                del self._tasks[key]
+                if key not in wanted:
+                    self._states.pop(key, None)
+        for key, monitor in wanted.items():
+            task_of = self._tasks.get(key)
+            if task_of is None or task_of[1].done():
+                self._tasks[key] = (monitor, asyncio.get_running_loop().create_task(self._watch(monitor)))
+
+    async def _watch(self, monitor: Monitor) -> None:
+        if monitor.watch == "http":
+            await probe.watch(monitor, lambda sample: self.report(monitor, sample, time.monotonic()))
+            return
+        before: tuple[float, Usage] | None = None
+        due = time.monotonic()
+        while True:
+            now, used = await asyncio.get_running_loop().run_in_executor(self._samplers, self._look, monitor)
+            sample = measure(monitor, before, now, used)
+            before = (now, used) if used else None
+            if sample:
+                self.report(monitor, sample, now)
+            due = max(due + monitor.every, time.monotonic())
+            await asyncio.sleep(due - time.monotonic())
+
+    def _look(self, monitor: Monitor) -> tuple[float, Usage | None]:
+        try:
+            used: Usage | None = app.usage(self.conf, monitor.of or "")
+        except (DreError, OSError, ValueError) as error:
+            used = None  # no such app, or one half made: it does not run
+            self._say_once(monitor, str(error))
+        return time.monotonic(), used
+
+    def _say_once(self, monitor: Monitor, text: str) -> None:
+        if (monitor.script, monitor.id) not in self._states:
+            self._say(f"{monitor.script}: {monitor.id}: {text}; waiting for it")
+
+    def report(self, monitor: Monitor, sample: Sample, now: float) -> None:
+        """Take *sample* into account, and tell when it makes a crossing."""
+        key = (monitor.script, monitor.id)
+        state, crossing = step(monitor, self._states.get(key, State()), sample, now)
+        self._states[key] = state
+        if crossing:
+            value = now - (state.since or now) if monitor.watch == "liveness" else sample.value
+            about: dict[str, Any] = {"of": monitor.of} if monitor.of else {"url": monitor.url}
+            why = {"why": sample.bad} if sample.bad and monitor.watch == "http" else {}
+            data = {
+                "script": monitor.script,
+                "id": monitor.id,
+                "watch": monitor.watch,
+                "value": round(value, 3),
+                "limit": monitor.limit,
+                **about,
+                **why,
+            }
+            source = event.host() + (f"/app:{monitor.of}" if monitor.of else "/watch")
+            self._tell(f"watch.{crossing}", source, data, 4 if crossing == "raised" else 6)
+
+    def _tell(self, type: str, source: str, data: dict[str, Any], sev: int) -> None:
+        raised = sorted(key for key, state in self._states.items() if state.raised)
+        self._teller.submit(self._tell_now, type, source, data, sev, raised)
+
+    def _tell_now(self, type: str, source: str, data: dict[str, Any], sev: int, raised: list[Key]) -> None:
+        # Told first, remembered then: killed in between, it is told twice, never not at all.
+        try:
+            self._emit(type, source, data, sev)
+            self._memory.parent.mkdir(parents=True, exist_ok=True)
+            files.write_atomic(self._memory, json.dumps(raised) + "\n")
+        except (DreError, OSError) as error:
+            self._say(f"{type}: {error}")
+
+
+def measure(
+    monitor: Monitor,
+    before: tuple[float, Usage] | None,
+    now: float,
+    used: Usage | None,
+    cores: int = os.cpu_count() or 1,
+) -> Sample | None:
+    """The sample of an app monitor, or None when this look says nothing (the first for cpu)."""
+    running = used is not None and used.running
+    if monitor.watch == "liveness":
+        return Sample(0.0) if running else Sample(1.0, "not running")
+    if used is None or not running:
+        return Sample(0.0)  # what does not run uses nothing
+    if monitor.watch == "memory":
+        return Sample(100.0 * used.memory / (used.memory_limit or host_memory()))
+    if before is None or not before[1].running or used.cpu_ns < before[1].cpu_ns or now <= before[0]:
+        return None
+    percent = (used.cpu_ns - before[1].cpu_ns) / (now - before[0]) / 1e7
+    return Sample(100.0 * percent / (used.cpu_limit or 100.0 * cores))
+
+
+def host_memory() -> int:
+    """Octets of memory of this host."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _signature(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return ()
+    return (status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+def _remembered(path: Path) -> list[Key]:
+    try:
+        return [(str(script), str(id)) for script, id in json.loads(path.read_text())]
+    except (OSError, ValueError, TypeError):
+        return []  # nothing was raised, or nothing is known: a monitor that is over is raised (again)
