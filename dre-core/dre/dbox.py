@@ -151,6 +151,7 @@ class Client:
         The caller holds `online`, so that two answers cannot overtake each other.
         """
         head, path = self.head(note), self.directory / "head"
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             seen = evidence.parse_head(evidence.parse_note(path.read_text()).text)
         except FileNotFoundError:
@@ -185,8 +186,8 @@ class Recorder:
     def record(self, stream: str, octets: bytes) -> int:
         """Make *octets* durable as the next record of *stream* and return its number. Raises DreError."""
         units.name(stream)
-        if len(octets) > LARGEST:
-            raise UsageError(f"a record of {len(octets)} octets; {LARGEST} is the most")
+        if not 0 < len(octets) <= LARGEST:
+            raise UsageError(f"a record of {len(octets)} octets; it has at least one, and at most {LARGEST}")
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with files.lock(self._lock):
             state = self._state()

@@ -221,9 +221,14 @@ def _log_key(path: Sequence[x509.Certificate]) -> LogKey:
     public = path[0].public_key()
     kind, identity = key_id(origin, public)
     assert isinstance(public, rsa.RSAPublicKey | ed25519.Ed25519PublicKey)  # key_id refused others
+    return LogKey(origin, kind, identity, public, *period(path))
+
+
+def period(path: Sequence[x509.Certificate]) -> tuple[str, str]:
+    """When all certificates of *path* are valid, in event time form."""
     begin = max(_utc(certificate, "not_valid_before") for certificate in path)
     end = min(_utc(certificate, "not_valid_after") for certificate in path)
-    return LogKey(origin, kind, identity, public, begin.strftime(_STAMP), end.strftime(_STAMP))
+    return begin.strftime(_STAMP), end.strftime(_STAMP)
 
 
 def _extensions(certificate: x509.Certificate) -> dict[type[x509.ExtensionType], x509.ExtensionType]:

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a D-Box keeps what, derived from the settings; and the user that owns it."""
+
+import os
+import pwd
+from dataclasses import dataclass
+from pathlib import Path
+
+from dre.conf import Conf
+
+USER = "dbox"
+
+
+@dataclass(frozen=True)
+class Places:
+    """All paths of one D-Box."""
+
+    certs: Path
+    database: Path
+
+    @property
+    def state(self) -> Path:
+        """The directory of the database: owned by the D-Box's user."""
+        return self.database.parent
+
+    @property
+    def sign_key(self) -> Path:
+        """The current sign key: beside the database, since dboxd itself replaces it."""
+        return self.state / "sign.key"
+
+    @property
+    def next_key(self) -> Path:
+        """The next sign key, while a rotation is under way."""
+        return self.state / "sign.key.next"
+
+
+def of(conf: Conf) -> Places:
+    """The places that *conf* names."""
+    return Places(conf.dbox_certs_dir, Path(conf.dbox_database.removeprefix("sqlite:")))
+
+
+def owner() -> tuple[int, int] | None:
+    """uid and gid of the D-Box's user; None without one, or when we are not root."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        entry = pwd.getpwnam(USER)
+    except KeyError:
+        return None
+    return entry.pw_uid, entry.pw_gid
+
+
+def give(path: Path, to: tuple[int, int] | None) -> None:
+    """Make *path* belong to *to*, where there is such a user."""
+    if to is not None:
+        os.chown(path, *to, follow_symlinks=False)
