@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dscript: check, deploy and run scripts; show what was done and what is in force."""
+
+import argparse
+import contextlib
+import shlex
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dre import cli, event, files
+from dre.conf import Conf
+from dre.errors import FAILED, DreError, NotFoundError, TimedOutError, UsageError
+
+LOCK = "dscript-run"
+Say = Callable[[str], None]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of dscript."""
+    parser = cli.parser("dscript", "Answer events by scripts that were agreed beforehand.")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
+    check = cli.verb(verbs, "check", check_files, "say what is wrong with scripts: 0 nothing, 1 findings")
+    check.add_argument("files", metavar="FILE", nargs="+", type=Path)
+    deploy = cli.verb(verbs, "deploy", deploy_file, "check a script and put it in force")
+    deploy.add_argument("file", metavar="FILE", type=Path)
+    run = cli.verb(verbs, "run", run_engine, "run the engine in the foreground, with the deployed scripts or FILEs")
+    run.add_argument("files", metavar="FILE", nargs="*", type=Path)
+    run.add_argument("--dry-run", action="store_true", help="print what would be done instead of doing it")
+    cli.verb(verbs, "history", show_history, "print what was done, from the journal")
+    cli.verb(verbs, "status", show_status, "print the scripts and what runs; 0 when the engine runs, else 1")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    return cli.main(make_parser(), argv)
+
+
+def check_files(ctx: cli.Context) -> int:
+    """dscript check FILE…"""
+    from dscriptlib import check, load
+
+    found = 0
+    for path in ctx.args.files:
+        _, findings = check.check(_read(path, load), str(path))
+        found += len(findings)
+        for finding in findings:
+            row = {"file": finding.file, "line": finding.at.line, "column": finding.at.column}
+            if ctx.out.as_json:
+                ctx.out.json({**row, "severity": finding.severity, "text": finding.text})
+            else:
+                ctx.out.line(str(finding))
+    return FAILED if found else 0
+
+
+def _read(path: Path, load: Any) -> bytes:
+    """The octets of a file named by the user: one that cannot be read is a mistake in the call, not a finding."""
+    try:
+        octets: bytes = load.read(path)
+    except FileNotFoundError:
+        raise NotFoundError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    return octets
+
+
+def deploy_file(ctx: cli.Context) -> int:
+    """dscript deploy FILE"""
+    from dscriptlib import check, load, store
+
+    path = ctx.args.file
+    octets = _read(path, load)
+    script, findings = check.check(octets, str(path))
+    for finding in findings:
+        sys.stderr.write(f"{finding}\n")
+    if script is None:
+        return FAILED
+    store.deploy(ctx.conf, script, octets)
+    source = f"{event.host()}/script:{script.name}"
+    event.emit(ctx.conf, "script.deployed", source, {"script": script.name, "sha256": script.sha256}, 5)
+    row = {"name": script.name, "sha256": script.sha256}
+    ctx.out.row(row, [("NAME", "name", 0), ("SHA256", "sha256", 0)])
+    return 0
+
+
+# --- run ---
+
+
+def run_engine(ctx: cli.Context) -> int:
+    """dscript run [FILE…]"""
+    from dscriptlib import engine, store
+    from dscriptlib.doer import Doer
+    from dscriptlib.fifo import Fifo
+    from dscriptlib.follower import Once
+
+    def say(text: str) -> None:
+        ctx.say(text)
+        sys.stderr.flush()
+
+    with _alone(ctx.conf), contextlib.ExitStack() as stack:
+        dry = ctx.args.dry_run
+        given = engine.scripts(ctx.args.files)
+        if not dry:
+            for script, octets in given:
+                store.keep(ctx.conf, script, octets)
+                store.watch(ctx.conf, script)
+        only = [script for script, _ in given] or None
+        directory = _journal_directory(ctx.conf)
+        if dry:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dscript-")))
+        journal, followers = _memory(ctx.conf, directory, Once(say), dry)
+        if journal.damaged:
+            say(f"{directory}: ignoring {journal.damaged} damaged records; what they told of is not repeated")
+        doer = Doer(ctx.conf, ctx.args.config, dry)
+        made = engine.Engine(ctx.conf, journal, doer, followers, _dry_voice(ctx, say) if dry else say, only)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: made.stop())
+        fifo = Fifo(ctx.conf.monitor_pipes[0], say)
+        stack.callback(fifo.close)
+        for follower in followers:
+            follower.start()
+        made.run(fifo)
+        for follower in followers:
+            follower.stop(3.0)
+    return 0
+
+
+def _dry_voice(ctx: cli.Context, say: Say) -> Say:
+    """What would be done is the data of a dry run."""
+
+    def voice(text: str) -> None:
+        ctx.out.line(text)
+        ctx.out.stream.flush()
+
+    return voice
+
+
+@contextlib.contextmanager
+def _alone(conf: Conf) -> Iterator[None]:
+    """One engine per host: two would share the events of one FIFO between them."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(files.lock(conf.core_run_dir / "lock" / LOCK, timeout=1.0))
+        except TimedOutError:
+            raise DreError("another dscript run is at work") from None
+        yield
+
+
+def _journal_directory(conf: Conf) -> Path:
+    return conf.core_state_dir / "script" / "journal"
+
+
+def _memory(conf: Conf, directory: Path, complain: Say, dry: bool) -> tuple[Any, list[Any]]:
+    """The journal, and the followers to the D-Box and to the monitor with what they have not handed on yet."""
+    from dre import dbox
+
+    from dscriptlib import journal
+    from dscriptlib.follower import Follower
+
+    made = journal.Journal(directory)
+    if dry:
+        return made, []
+    recorder = dbox.Recorder(conf, "dscript")
+
+    def record(line: bytes) -> None:
+        recorder.record("script", line)
+
+    def drain() -> None:
+        recorder.drain(2.0)
+
+    def send(line: bytes) -> None:
+        octets = line + b"\n"
+        if not event.send(conf.monitor_sink, octets):
+            event.spool(conf.core_state_dir / "spool" / "event", octets)
+
+    box = Follower(directory / "recorded", record, drain, lambda text: complain(f"D-Box: {text}; records wait"))
+    monitor = Follower(directory / "sent", send, lambda: None, complain)
+    for old in journal.records(directory, min(box.mark, monitor.mark)):
+        if "line" in old and old["n"] > box.mark:
+            box.hand(old["n"], old["line"].encode())
+        if "send" in old and old["n"] > monitor.mark:
+            monitor.hand(old["n"], old["send"].encode())
+    return made, [box, monitor]
+
+
+# --- history and status ---
+
+HISTORY: list[cli.Column] = [
+    ("TIME", "time", 24),
+    ("SCRIPT", "script", 12),
+    ("RESPONSE", "response", 12),
+    ("STEP", "step", 4),
+    ("OUTCOME", "outcome", 8),
+    ("SECONDS", "duration", 7),
+    ("ARGV", "command", 0),
+]
+
+
+def show_history(ctx: cli.Context) -> None:
+    """dscript history"""
+    for row in _actions(_journal_directory(ctx.conf)):
+        if ctx.out.as_json:
+            ctx.out.json(row)
+        else:
+            ctx.out.row({**row, "command": shlex.join(row["argv"])}, HISTORY)
+
+
+def _actions(directory: Path) -> Iterator[dict[str, Any]]:
+    """Each action in the order of their ends; those without an end come last."""
+    from dscriptlib import journal
+
+    open_: dict[str, dict[str, Any]] = {}
+    for record in journal.records(directory):
+        if record["kind"] == "intent":
+            row = {key: record[key] for key in ("time", "script", "response", "run", "step", "phase", "argv")}
+            open_[record["request"]] = {**row, "request": record["request"], "outcome": "unknown", "duration": None}
+        elif record["kind"] == "outcome" and record["request"] in open_:
+            found = open_.pop(record["request"])
+            outcome = {"outcome": "failed" if record["error"] else "done", "duration": record["seconds"]}
+            yield {**found, **outcome, **({"error": record["error"]} if record["error"] else {})}
+    yield from open_.values()
+
+
+def show_status(ctx: cli.Context) -> int:
+    """dscript status"""
+    from dscriptlib import journal, store
+
+    states: dict[str, Any] = {}
+    for record in journal.records(_journal_directory(ctx.conf)):
+        states.update(record.get("states", {}))
+    running = _engine_runs(ctx.conf)
+    for path in store.deployed(ctx.conf):
+        state = states.get(path.stem, {})
+        row = {
+            "name": path.stem,
+            "engine": "running" if running else "stopped",
+            "version": state.get("sha256"),
+            "raised": sorted(state.get("raised", {})),
+            "runs": sorted(run["response"] for run in state.get("runs", {}).values()),
+            "waiting": sorted(later["response"] for later in state.get("later", [])),
+        }
+        columns: list[cli.Column] = [("NAME", "name", 16), ("ENGINE", "engine", 8), ("RAISED", "raised", 12)]
+        ctx.out.row(row, [*columns, ("RUNS", "runs", 12), ("WAITING", "waiting", 12), ("VERSION", "version", 64)])
+    if not running:
+        ctx.say("the engine does not run")
+    return 0 if running else FAILED
+
+
+def _engine_runs(conf: Conf) -> bool:
+    path = conf.core_run_dir / "lock" / LOCK
+    if not path.exists():
+        return False
+    try:
+        with files.lock(path, timeout=0.0):
+            return False
+    except TimedOutError:
+        return True

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does one phase of one step: calls dre-app by an argv with a deadline, or acts within this process.
+
+Asking dre-app again under the same request id is the probe after a crash: it answers with the first outcome.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dre import run
+from dre.conf import Conf
+from dre.errors import DreError
+
+from dscriptlib.core import Act
+from dscriptlib.model import Script, Step
+from dscriptlib.steps import KINDS, Setting, Told
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it: *error* is None when it was done."""
+
+    error: str | None
+    seconds: float
+    former: Mapping[str, str] | None = None
+    told: tuple[Told, ...] = ()
+
+
+class Doer:
+    """Performs steps with the settings of one engine; dry, it only says that they went well."""
+
+    def __init__(self, conf: Conf, config: str | None, dry: bool = False) -> None:
+        self.conf = conf
+        self.program = ["dre-app", *(["--config", config] if config else [])]
+        self.dry = dry
+
+    def argv(self, script: Script, act: Act) -> list[str]:
+        """What *act* runs; for a step within this process, its name and values, to be shown."""
+        step = _step(script, act)
+        kind = KINDS[step.action]
+        if act.phase == "read":
+            assert kind.ask_former is not None
+            return [*self.program, *kind.ask_former(step.values)]
+        if act.phase == "revert":
+            assert kind.compensate is not None
+            return [*self.program, *kind.compensate(step.values, act.former or {}), "--request-id", act.request]
+        if kind.argv is None:
+            return [step.action, *(f"{key}={value}" for key, value in step.values.items())]
+        return [*self.program, *kind.argv(step.values), "--request-id", act.request]
+
+    def do(self, script: Script, act: Act) -> Outcome:
+        """Do *act* and wait for its end, at most for the timeout of the step."""
+        begin = time.monotonic()
+        try:
+            former, told = self._do(script, act, _step(script, act))
+            error = None
+        except (DreError, OSError, ValueError) as failure:
+            former, told, error = None, (), str(failure)
+        return Outcome(error, time.monotonic() - begin, former, told)
+
+    def _do(self, script: Script, act: Act, step: Step) -> tuple[Mapping[str, str] | None, tuple[Told, ...]]:
+        kind = KINDS[step.action]
+        if self.dry:
+            return (kind.former(step.values, {}) if kind.former and act.phase == "read" else None), ()
+        if kind.act is not None and act.phase == "act":
+            setting = Setting(self.conf, script.name, act.response, act.request, act.events)
+            return None, tuple(kind.act(setting, step.values))
+        done = run.run(self.argv(script, act), timeout=step.timeout)
+        if act.phase != "read":
+            return None, ()
+        row = json.loads(done.stdout)
+        if kind.former is None or not isinstance(row, dict):
+            raise DreError(f"{step.action}: dre-app did not answer with one object")
+        return kind.former(step.values, row), ()
+
+
+def _step(script: Script, act: Act) -> Step:
+    return script.response(act.response).steps[act.step]

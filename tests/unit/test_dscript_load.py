@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A script is read as written, without YAML's surprises, and every refusal says where and why."""
+
+import hashlib
+import pathlib
+import re
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "dscript"))
+
+from dscriptlib import load  # noqa: E402
+
+DESIGN = b"""\
+dscript: 1
+name: web-overload
+agreed: {case: cdshop, goal: G26, evidence: E14, by: [owner, operator]}
+monitors:
+  - {id: busy, watch: cpu, of: web1, above: 90%, clear: 70%, for: 3s}
+  - {id: slow, watch: http, url: "http://10.231.0.11/", above: 300ms, clear: 200ms, for: 0s}
+responses:
+  - id: slow-down
+    when: busy
+    steps:
+      - {action: limit, of: web1, cpu: 50%, timeout: 5s, revert: when-clear}
+    at-most: {attempts: 3, per: 10m, cooldown: 60s}
+    then: put-back                      # when it did not help
+  - id: put-back
+    when: [slow, {event: shop.overload, after: shop.release, within: 10m}]
+    steps:
+      - {action: undo, of: web1, tag: good, timeout: 30s, expect: {watch: http, within: 20s}}
+    if-failed: revert                   # steps already done, in reverse order
+    at-most: {attempts: 2, per: 1h}
+    then: call-owner
+  - {id: call-owner, steps: [{action: notify, to: owner}]}
+"""
+HEAD = "dscript: 1\nname: x\n"
+CALL = "responses:\n  - {id: call, steps: [{action: notify, to: owner}]}\n"
+
+
+def test_the_example_of_the_contract_loads_as_written():
+    script, findings = load.load(DESIGN, "F")
+    assert findings == []
+    assert script.sha256 == hashlib.sha256(DESIGN).hexdigest()
+    assert script.agreed == {"case": "cdshop", "goal": "G26", "evidence": "E14", "by": ["owner", "operator"]}
+    busy, slow = script.monitors
+    assert (busy.watch, busy.of, busy.above, busy.clear, busy.hold) == ("cpu", "web1", 90.0, 70.0, 3.0)
+    assert (slow.url, slow.above, slow.clear, slow.hold) == ("http://10.231.0.11/", 0.3, 0.2, 0.0)
+    down, back, call = script.responses
+    assert [trigger.monitor for trigger in down.when] == ["busy"]
+    assert (down.at_most.attempts, down.at_most.per, down.at_most.cooldown) == (3, 600.0, 60.0)
+    assert (down.steps[0].values, down.steps[0].timeout, down.steps[0].revert) == (
+        {"of": "web1", "cpu": "50"},
+        5.0,
+        "when-clear",
+    )
+    assert back.when[0].monitor == "slow"
+    assert (back.when[1].event, back.when[1].after, back.when[1].within) == ("shop.overload", "shop.release", 600.0)
+    assert (back.steps[0].expect.watch, back.steps[0].expect.within) == ("http", 20.0)
+    assert (back.if_failed, back.then, call.then, call.when) == ("revert", "call-owner", None, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (HEAD + "x: §&a 1\n", "anchor &a"),
+        (HEAD + "x: §*a\n", "alias *a"),
+        (HEAD + "x: §!!python/object:os.system {}\n", "tag tag:yaml.org,2002:python/object:os.system"),
+        (HEAD + "x: §! y\n", "tag !"),
+        (HEAD + "§name: y\n", "'name' is given twice"),
+        (HEAD + "? §[a]\n: b\n", "a key must be a word"),
+        (HEAD + CALL + "§---\nx: 1\n", "one file holds one document"),
+        (HEAD + "responses: " + "[" * load.DEPTH + "§[" + "]" * 13, "nested deeper"),
+        (HEAD + "x: [\n§", "not YAML"),
+        (HEAD + "§x: \x07\n", "U+0007"),
+        ("§", "the file is empty"),
+        ("§- a\n", "a script must be a mapping"),
+        ("§" + HEAD, "lacks the key 'responses'"),
+        (HEAD + "responses: §[]\n", "at least one item"),
+        (HEAD + "monitors:§\n" + CALL, "the value is missing"),
+        (HEAD + CALL + "§on: x\n", "unknown key 'on'"),
+        ("dscript: §2\nname: x\n" + CALL, "expected 1, got '2'"),
+        ("dscript: 1\nname: §../x\n" + CALL, "'../x' is not a name"),
+        (HEAD + "monitors: [{id: m, watch: §disk}]\n" + CALL, "expected cpu or memory or liveness or http"),
+        (HEAD + "monitors: [§{id: m, of: a}]\n" + CALL, "a monitor needs 'watch'"),
+        (HEAD + "monitors: [§{id: m, watch: cpu, of: a, above: 9}]\n" + CALL, "lacks the key 'clear'"),
+        (HEAD + "monitors: [{id: m, watch: liveness, of: a, missing: §1:30}]\n" + CALL, "'1:30' is not a duration"),
+        (
+            HEAD + "monitors: [{id: m, watch: http, url: §'file:///etc/shadow', above: 2s, clear: 1s}]\n" + CALL,
+            "is not an address",
+        ),
+        (HEAD + CALL + "  - §{id: call, steps: [{action: record, text: x}]}\n", "'call' is defined twice"),
+        (HEAD + CALL + "  - {id: r, steps: [{action: §reboot, of: a}]}\n", "unknown action 'reboot'"),
+        (HEAD + CALL + "  - {id: r, steps: [{action: undo, of: §'a;id'}]}\n", "'a;id' is not a name"),
+        (HEAD + CALL + "  - {id: r, steps: [{action: undo, of: §--help}]}\n", "'--help' is not a name"),
+        (HEAD + CALL + "  - {id: r, steps: [§{action: limit, of: a}]}\n", "at least one of cpu, memory, pids"),
+        (
+            HEAD + CALL + "  - {id: r, steps: [{action: stop, of: a, §shell: x}]}\n",
+            "unknown key 'shell' in a step stop",
+        ),
+        (HEAD + CALL + "  - {id: r, steps: [{action: stop, of: a, timeout: §0s}]}\n", "above 0"),
+        (HEAD + CALL + "  - {id: r, steps: [{action: undo, of: a, revert: §on-failure}]}\n", "undo cannot be reverted"),
+        (HEAD + CALL + "  - {id: r, steps: [{action: emit, type: §watch.cleared}]}\n", "only D-RE's own programs"),
+        (
+            HEAD + CALL + "  - {id: r, when: §{event: a.b, after: c.d}, steps: [{action: stop, of: a}]}\n",
+            "belong together",
+        ),
+        (HEAD + CALL + "  - {id: r, at-most: {attempts: §0, per: 1m}, steps: [{action: stop, of: a}]}\n", "1 to 9999"),
+        (HEAD + CALL + "  - {id: r, steps: §{a: b}}\n", "steps must be a list"),
+        (HEAD + CALL + "  - {id: §[r], steps: [{action: stop, of: a}]}\n", "expected one value"),
+    ],
+)
+def test_a_refusal_names_place_and_reason(text, words):
+    before, text = text.split("§")[0], text.replace("§", "")  # § marks where the finding must point
+    place = f"{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
+    script, findings = load.load(text.encode(), "F")
+    assert script is None
+    told = [str(finding) for finding in findings]
+    assert any(said.startswith(f"F:{place}: error: ") and words in said for said in told), told
+
+
+def test_all_mistakes_are_shown_at_once():
+    text = (
+        HEAD + "bad: 1\n" + CALL + "  - {id: r, then: 'A B', steps: [{action: stop, of: '$(id)'}, {action: nothing}]}\n"
+    )
+    _, findings = load.load(text.encode(), "F")
+    assert len(findings) == 4
+
+
+def test_other_octets_than_utf8_are_refused_with_their_line():
+    _, (finding,) = load.load(HEAD.encode() + b"x: \xff\n", "F")
+    assert str(finding) == "F:3:1: error: not UTF-8 text"
+
+
+def test_a_long_file_is_refused(tmp_path):
+    path = tmp_path / "long.yaml"
+    path.write_bytes(HEAD.encode() + b"#" * load.LIMIT)
+    script, (finding,) = load.load(load.read(path), "F")
+    assert script is None and "longer than 256 KiB" in finding.text
+
+
+def test_words_that_plain_yaml_would_change_stay_words():
+    text = HEAD + "agreed: {case: no, goal: 012, evidence: 1.10, by: [on]}\n" + CALL
+    script, findings = load.load(text.encode(), "F")
+    assert not findings
+    assert script.agreed == {"case": "no", "goal": "012", "evidence": "1.10", "by": ["on"]}
+
+
+def test_every_step_has_a_file_and_a_meaning():
+    from dscriptlib.steps import KINDS
+
+    assert set(KINDS) == set(
+        ["emit", "freeze", "limit", "notify", "record", "restart", "snapshot", "stop", "thaw", "undo"]
+    )
+    assert all((kind.argv is None) != (kind.act is None) for kind in KINDS.values())
+    unproven = {name for name, kind in KINDS.items() if not kind.needs_proof}
+    assert unproven == {"notify", "record", "snapshot"}
+
+
+def test_argvs_of_steps():
+    from dscriptlib.steps import KINDS
+
+    limit = KINDS["limit"]
+    values = {"of": "web1", "cpu": "50", "memory": "1024"}
+    assert limit.argv(values) == ["limit", "web1", "--cpu", "50", "--memory", "1024"]
+    former = limit.former(values, {"cpu_limit": None, "memory_limit": 4096.0, "pids_limit": 7})
+    assert former == {"cpu": "none", "memory": "4096"}
+    assert limit.compensate(values, former) == ["limit", "web1", "--cpu", "none", "--memory", "4096"]
+    assert KINDS["undo"].argv({"of": "web1"}) == ["undo", "web1"]
+    assert KINDS["snapshot"].argv({"of": "web1", "tag": "good"}) == ["snapshot", "save", "web1", "good"]
+    for name in ("restart", "stop", "freeze", "thaw"):
+        assert KINDS[name].argv({"of": "web1"}) == [name, "web1"]
+    assert re.fullmatch("[a-z]+", "".join(KINDS))
