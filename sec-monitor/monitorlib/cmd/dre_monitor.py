@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dre-monitor: run the stages of the monitor, and tell how they are."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from dre import cli, files
+from dre.errors import DONE, FAILED, NotFoundError, UsageError
+
+from monitorlib import supervise
+
+COLUMNS = [
+    ("STAGE", "stage", 8),
+    ("STATE", "state", 8),
+    ("PID", "pid", 7),
+    ("RESTARTS", "restarts", 8),
+    ("UPTIME", "uptime", 8),
+]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The arguments of dre-monitor."""
+    parser = cli.parser("dre-monitor", "Run the application monitor: intake, re-order filter, sec and watch.")
+    verbs = parser.add_subparsers(metavar="VERB", dest="verb")
+    made = cli.verb(verbs, "run", run, "Start the stages, in the foreground, and start again what dies.")
+    made.add_argument(
+        "--without",
+        metavar="STAGE",
+        action="append",
+        default=[],
+        help=f"leave a stage out: {' or '.join(supervise.OPTIONAL)}; may be given twice",
+    )
+    cli.verb(verbs, "status", status, "Tell how each stage is: 0 all running, 1 not all, 3 the monitor does not run.")
+    return parser
+
+
+def run(ctx: cli.Context) -> None:
+    """Run until SIGTERM."""
+    for name in ctx.args.without:
+        if name not in supervise.OPTIONAL:
+            raise UsageError(f"--without {name}: only {' and '.join(supervise.OPTIONAL)} can be left out")
+    supervise.prefer_us()
+    config = str(Path(ctx.args.config).resolve()) if ctx.args.config else None
+    with files.lock(ctx.conf.core_run_dir / "lock" / "monitor", timeout=2.0):
+        supervise.Supervisor(ctx.conf, config, ctx.args.without, ctx.say).run()
+
+
+def status(ctx: cli.Context) -> int:
+    """Print one line for each stage."""
+    rows = supervise.status(ctx.conf)
+    if rows is None:
+        raise NotFoundError("the monitor does not run; start it with dre-monitor run")
+    ctx.out.table(rows, COLUMNS)
+    return DONE if all(row["state"] == "running" for row in rows) else FAILED
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run dre-monitor."""
+    return cli.main(make_parser(), argv)

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules that sec runs with: what was checked, octet for octet, and what they want to be told again.
+
+sec never reads /etc/dre/rules.d itself, where a file could change between the check and the load.
+"""
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+from dre import event, files, run
+from dre.conf import Conf
+from dre.errors import DreError
+
+from monitorlib import rulecheck, spool
+
+RECENT = 2.0  # seconds: what sec had read but not yet answered when it died is younger
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.sec")
+_PIPE = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_ASSIGN = """# Made by dre-monitor: the names under which rules know the FIFOs.
+type=Single
+ptype=SubStr
+pattern=SEC_STARTUP
+context=SEC_INTERNAL_EVENT
+desc=names of the FIFOs
+action={actions}
+"""
+
+
+def load(conf: Conf) -> tuple[list[Path], dict[str, int]]:
+    """Check the files of rules.d, copy them to the run directory; the copies, and what they want to remember.
+
+    Raises DreError with the first finding: with half the rules, what is not recognised would be nobody's fault.
+    """
+    pipes = {path.name for path in conf.monitor_pipes}
+    texts: dict[str, str] = {}
+    for path in sorted((conf.core_etc_dir / "rules.d").glob("*.sec")):
+        try:
+            texts[path.name] = rulecheck.read(path)
+        except (OSError, ValueError) as error:
+            raise DreError(f"{path}: rules refused: {error}") from None
+        findings = rulecheck.check(str(path), texts[path.name], pipes)
+        if findings or not _NAME.fullmatch(path.name):
+            raise DreError(f"rules refused: {findings[0] if findings else f'{path}: odd file name'}")
+    directory = conf.core_run_dir / "rules"
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    for stale in directory.glob("*"):
+        if stale.name not in texts:
+            stale.unlink()
+    made = [directory / "-pipes.sec"]
+    files.write_atomic(made[0], _ASSIGN.format(actions="; ".join(_assignments(conf))))
+    for name, text in texts.items():
+        files.write_atomic(directory / name, text)
+        made.append(directory / name)
+    remembered: dict[str, int] = {}
+    for text in texts.values():
+        for type, seconds in rulecheck.remembered(text).items():
+            remembered[type] = max(seconds, remembered.get(type, 0))
+    return made, remembered
+
+
+def _assignments(conf: Conf) -> list[str]:
+    """`assign` actions for the FIFOs. The first is sec's stdout, which blocks while it is full instead of losing."""
+    words = []
+    for number, path in enumerate(conf.monitor_pipes):
+        if not _PIPE.fullmatch(path.name) or re.search(r"[\s;%$()\\]", str(path)):
+            raise DreError(f"DRE_MONITOR_PIPES: {path}: rules cannot name it; use letters, digits and '_'")
+        words.append(f"assign %{path.name} {path if number else '-'}")
+    return words
+
+
+def argv(conf: Conf, rules: list[Path]) -> list[str]:
+    """The command line of sec."""
+    return [
+        run.need("sec"),
+        *(f"--conf={path}" for path in rules),
+        f"--input={conf.core_run_dir / 'ordered'}",
+        "--poll-timeout=0.01",
+        f"--dump={conf.core_run_dir / 'sec' / 'dump'}",
+        f"--log={conf.core_log_dir / 'sec.log'}",
+        "--debug=3",
+        "--intevents",
+        "--intcontexts",
+        "--nodetach",
+    ]
+
+
+def test(conf: Conf, rules: list[Path]) -> None:
+    """Let sec itself read the rules, which were checked to hold no code. Raises DreError with what it says."""
+    sec = argv(conf, rules)[0]
+    done = run.run([sec, "--testonly", "--log=-", *(f"--conf={path}" for path in rules)], check=False, timeout=20)
+    if done.returncode:
+        said = [line for line in (done.stdout + done.stderr).decode(errors="replace").splitlines() if ".sec" in line]
+        raise DreError(f"rules refused by sec: {said[-1] if said else done.returncode}")
+
+
+def again(conf: Conf, remembered: dict[str, int], unread: bytes, now: float) -> list[bytes]:
+    """What a new sec must be told: the events that the rules want to remember, then what the old one may have lost.
+
+    *unread* is what stood in its FIFO. Lines that the re-order filter has not released yet are left to it.
+    """
+    directory = conf.core_state_dir / "spool" / "ingest"
+    passed = _passed(directory / "reorder.resume")
+    recent = event.stamp(now - RECENT).encode()
+    found: dict[bytes, None] = {}
+    for type, seconds in remembered.items():
+        since = event.stamp(now - seconds).encode()
+        for line in _lines(directory, b'"type":"%s"' % type.encode()):
+            if since <= line[9:33] <= passed:
+                found[line] = None
+    old = sorted(found, key=lambda line: line[9:33])
+    lost = {line: None for line in spool.tail(directory, 1 << 20).split(b"\n") if recent <= line[9:33] <= passed}
+    lost.update((line, None) for line in unread.split(b"\n") if line.startswith(b'{"time":"') and line.endswith(b"}"))
+    return old + sorted((line for line in lost if line not in found), key=lambda line: line[9:33])
+
+
+def _lines(directory: Path, needle: bytes) -> list[bytes]:
+    found = []
+    for _, path in spool.segments(directory):
+        with contextlib.suppress(FileNotFoundError):
+            octets = path.read_bytes()
+            if needle in octets:
+                found += [line for line in octets.split(b"\n") if needle in line]
+    return found
+
+
+def _passed(note: Path) -> bytes:
+    """Up to when the re-order filter has released, from its note; nothing when there is none."""
+    try:
+        return note.read_bytes().split()[2]
+    except (OSError, IndexError):
+        return b""
+
+
+def prepare(conf: Conf, uid: int, gid: int) -> None:
+    """The places that sec, as its own user, writes to."""
+    home = conf.core_run_dir / "sec"
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    conf.core_log_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    fd = os.open(conf.core_log_dir / "sec.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o640)
+    try:
+        if os.geteuid() == 0:
+            os.fchown(fd, uid, gid)
+            os.chown(home, uid, gid)
+    finally:
+        os.close(fd)
