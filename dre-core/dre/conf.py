@@ -17,7 +17,7 @@ from dre import units
 from dre.errors import UsageError
 
 DEFAULT = "/etc/dre.conf"
-_LINE = re.compile(r"""([A-Za-z_][A-Za-z0-9_]*)=(?:"([^"]*)"|'([^']*)'|([A-Za-z0-9_./:,%+@-]*))\s*(?:#.*)?""")
+_LINE = re.compile(r"""([A-Za-z_][A-Za-z0-9_]*)=(?:"([^"]*)"|'([^']*)'|([A-Za-z0-9_./:,%+@-]*))(?:[ \t]+#.*)?""")
 
 
 def _interface(text: str) -> str:
@@ -27,12 +27,18 @@ def _interface(text: str) -> str:
 
 
 def _address(text: str) -> ipaddress.IPv4Interface:
+    match = re.fullmatch(r"[0-9.]+/([0-9]{1,2})", text)
     try:
-        if "/" not in text:
+        if not match or not 8 <= int(match[1]) <= 30:
             raise ValueError
-        return ipaddress.IPv4Interface(text)
+        address = ipaddress.IPv4Interface(text)
+        if address.ip in (address.network.network_address, address.network.broadcast_address):
+            raise ValueError
+        return address
     except ValueError:
-        raise UsageError(f"expected ADDRESS/LENGTH such as 10.231.0.1/24, got {text!r}") from None
+        raise UsageError(
+            f"expected the address of a host and a length from 8 to 30 such as 10.231.0.1/24, got {text!r}"
+        ) from None
 
 
 def _ip(text: str) -> str:
@@ -48,10 +54,11 @@ def _ips(text: str) -> tuple[str, ...]:
 
 def _netmask(text: str) -> str:
     try:
-        ipaddress.IPv4Network(f"0.0.0.0/{text}")
+        if str(ipaddress.IPv4Network(f"0.0.0.0/{text}").netmask) == text:
+            return text
     except ValueError:
-        raise UsageError(f"expected a netmask such as 255.255.255.0, got {text!r}") from None
-    return text
+        pass  # refused below, as a length and a host mask are
+    raise UsageError(f"expected a netmask such as 255.255.255.0, got {text!r}")
 
 
 def _mac(text: str) -> str:
@@ -61,14 +68,14 @@ def _mac(text: str) -> str:
 
 
 def _port(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 65536:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) < 65536:
         raise UsageError(f"expected a port from 1 to 65535, got {text!r}")
     return int(text)
 
 
 def _listen(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
-    if not host:
+    if not re.fullmatch(r"[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\]", host):
         raise UsageError(f"expected HOST:PORT, got {text!r}")
     return host, _port(port)
 
@@ -86,11 +93,13 @@ def _path(text: str) -> Path:
 
 
 def _paths(text: str) -> tuple[Path, ...]:
+    if not text.split():
+        raise UsageError("expected absolute paths separated by spaces, got none")
     return tuple(_path(word) for word in text.split())
 
 
 def _url(text: str) -> str:
-    if not re.fullmatch(r"https://[A-Za-z0-9.-]+(:\d+)?", text):
+    if not re.fullmatch(r"https://[A-Za-z0-9.-]+(:[0-9]{1,5})?", text):
         raise UsageError(f"expected https://HOST[:PORT], got {text!r}")
     return text
 
@@ -164,7 +173,8 @@ def load(path: str | None = None) -> Conf:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        with file.open("rb") as stream:
+        # Without waiting: what is given instead of a file may be a FIFO that nobody writes to.
+        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
             _trusted(file, os.fstat(stream.fileno()))
             text = stream.read().decode()
     except OSError as error:
@@ -173,7 +183,7 @@ def _read(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file}: not UTF-8 text") from None
     values: dict[str, Any] = {}
     for number, line in enumerate(text.split("\n"), 1):
-        line = line.strip()
+        line = line.strip(" \t")  # what sh skips, and no other blank
         if not line or line.startswith("#"):
             continue
         values.update([_assignment(f"{file}:{number}", line)])
@@ -200,6 +210,8 @@ def _assignment(where: str, line: str) -> tuple[str, Any]:
         raise UsageError(f'{where}: expected KEY="value", got {line[:60]!r}')
     key, *quoted = match.groups()
     value = next(text for text in quoted if text is not None)
+    if not value.isprintable():
+        raise UsageError(f"{where}: {key}: control characters are not allowed in {value!r}")
     item = KEYS.get(key)
     if item is None:
         raise UsageError(f"{where}: {key}: unknown key; /usr/share/doc/python3-dre and dre.conf(5) list them")

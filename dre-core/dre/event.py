@@ -28,7 +28,15 @@ LIMIT = 4096  # octets with the newline: one write(2) of PIPE_BUF is all or noth
 ROOM = 128  # octets a new event leaves free for what the intake and the re-order filter add: seen, claimed, late, id
 SPOOL_LIMIT = 64 * 1024 * 1024
 ACK_WAIT = 0.2  # seconds an emitter waits for the intake before it spools by itself
-OPTIONAL = ("id", "seen", "goal", "late", "skew", "claimed")
+# What may stand after data, in this order, and its type.
+OPTIONAL: dict[str, Any] = {
+    "id": str,
+    "seen": str,
+    "goal": str,
+    "late": (int, float),
+    "skew": (int, float),
+    "claimed": bool,
+}
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 _TYPE = re.compile(r"[a-z][a-z0-9-]*(\.[a-z0-9][a-z0-9-]*)+")
 _SOURCE = re.compile(r"(/[A-Za-z0-9_.:@+-]+)+")
@@ -82,7 +90,7 @@ def format(event: Event) -> bytes:
     if isinstance(event.sev, bool) or not isinstance(event.sev, int) or not 0 <= event.sev <= 7:
         raise EventError(f"{event.sev!r} is not a severity from 0 to 7")
     fields = {"time": event.time, "source": event.source, "type": event.type, "sev": event.sev, "data": event.data}
-    fields.update({key: event.optional[key] for key in OPTIONAL if key in event.optional})
+    fields.update({key: _typed(key, event.optional[key]) for key in OPTIONAL if key in event.optional})
     try:
         line = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
     except (ValueError, TypeError, RecursionError) as error:  # NaN, a lone surrogate, an object, too deep
@@ -92,13 +100,28 @@ def format(event: Event) -> bytes:
     return line
 
 
+def _typed(key: str, value: Any) -> Any:
+    if not isinstance(value, OPTIONAL[key]) or (key != "claimed" and isinstance(value, bool)):
+        raise EventError(f"{key} is of the wrong type: {str(value)[:60]!r}")
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; a key given twice is refused, because readers differ in which one they take."""
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a key stands twice")
+    return fields
+
+
 def parse(line: bytes | str) -> Event:
     """The event of one *line*, with or without its newline. Raises EventError saying what is wrong."""
-    octets = line.encode() if isinstance(line, str) else line
+    octets = line.encode(errors="surrogatepass") if isinstance(line, str) else line
     if len(octets) > LIMIT:
         raise EventError(f"line of {len(octets)} octets; {LIMIT} is the most")
     try:
-        fields = json.loads(octets)
+        # Decoded here: json.loads would take UTF-16 and UTF-32 too.
+        fields = json.loads(octets.decode(), object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise EventError(f"not JSON: {error}") from None
     if not isinstance(fields, dict) or list(fields)[:3] != ["time", "source", "type"]:

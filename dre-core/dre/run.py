@@ -91,7 +91,9 @@ def follow(argv: Sequence[str], on_line: Callable[[str], None], *, timeout: floa
             rest = b""
             while selector.select(max(0.0, deadline - time.monotonic())):
                 octets = os.read(child.stderr.fileno(), 65536)
-                *lines, rest = (rest + octets).split(b"\n") if octets else (rest, b"")
+                *lines, rest = (rest + octets).split(b"\n")
+                if not octets and rest:  # the last line has no end
+                    lines.append(rest)
                 for line in lines:
                     on_line(line.decode(errors="replace"))
                 if not octets:

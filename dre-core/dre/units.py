@@ -6,8 +6,9 @@ import re
 from dre.errors import UsageError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]?)i?B?", re.IGNORECASE)
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|)")
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)i?B?", re.IGNORECASE | re.ASCII)
+_PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?)%?")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -28,13 +29,10 @@ def size(text: str) -> int:
 
 def percent(text: str) -> float:
     """Percent of one core from `50` or `50%`; may exceed 100. Raises UsageError."""
-    try:
-        value = float(text.removesuffix("%"))
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e6:
+    match = _PERCENT.fullmatch(text)
+    if not match or not 0 < float(match[1]) < 1e6:
         raise UsageError(f"{text!r} is not a percentage above 0")
-    return value
+    return float(match[1])
 
 
 def duration(text: str) -> float:
