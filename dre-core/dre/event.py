@@ -90,7 +90,7 @@ def format(event: Event) -> bytes:
     if isinstance(event.sev, bool) or not isinstance(event.sev, int) or not 0 <= event.sev <= 7:
         raise EventError(f"{event.sev!r} is not a severity from 0 to 7")
     fields = {"time": event.time, "source": event.source, "type": event.type, "sev": event.sev, "data": event.data}
-    fields.update({key: _typed(key, event.optional[key]) for key in OPTIONAL if key in event.optional})
+    fields.update({key: event.optional[key] for key in OPTIONAL if key in event.optional})
     try:
         line = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
     except (ValueError, TypeError, RecursionError) as error:  # NaN, a lone surrogate, an object, too deep
@@ -141,7 +141,7 @@ def parse(line: bytes | str) -> Event:
         fields["type"],
         fields.get("sev", 6),
         data,
-        {key: fields[key] for key in OPTIONAL if key in fields},
+        {key: _typed(key, fields[key]) for key in OPTIONAL if key in fields},
     )
     format(event)
     return event

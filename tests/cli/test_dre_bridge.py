@@ -53,4 +53,4 @@ def test_bad_name_in_the_settings(run, settings, value):
 def test_address_without_its_length(run, settings):
     done = run("dre-bridge", "--config", settings(DRE_BRIDGE_ADDRESS="10.231.102.1"), "up")
     assert done.returncode == 2
-    assert b"ADDRESS/LENGTH" in done.stderr
+    assert b"DRE_BRIDGE_ADDRESS: expected the address of a host and a length" in done.stderr
