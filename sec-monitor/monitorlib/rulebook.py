@@ -15,7 +15,8 @@ from dre.errors import DreError
 
 from monitorlib import rulecheck, spool
 
-RECENT = 2.0  # seconds: what sec had read but not yet answered when it died is younger
+RECENT = 10.0  # seconds; and the last
+BLOCK = 16384  # octets in front of what stands in the FIFO: sec reads 8192 at once, and may hold half a line before
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.sec")
 _PIPE = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _ASSIGN = """# Made by dre-monitor: the names under which rules know the FIFOs.
@@ -82,6 +83,7 @@ def argv(conf: Conf, rules: list[Path]) -> list[str]:
         "--debug=3",
         "--intevents",
         "--intcontexts",
+        "--nochildterm",  # no rule starts a child; else sec sleeps for 3 s before it ends
         "--nodetach",
     ]
 
@@ -96,23 +98,32 @@ def test(conf: Conf, rules: list[Path]) -> None:
 
 
 def again(conf: Conf, remembered: dict[str, int], unread: bytes, now: float) -> list[bytes]:
-    """What a new sec must be told: the events that the rules want to remember, then what the old one may have lost.
+    """What a new sec must be told, in time order: what the rules want to remember, what the old one may not have
+    answered yet, and *unread*, which stood in its FIFO. Lines that the re-order filter still holds are left to it.
 
-    *unread* is what stood in its FIFO. Lines that the re-order filter has not released yet are left to it.
+    Some of it comes a second time, then; an event is the same when its id is.
     """
     directory = conf.core_state_dir / "spool" / "ingest"
     passed = _passed(directory / "reorder.resume")
-    recent = event.stamp(now - RECENT).encode()
-    found: dict[bytes, None] = {}
+    lines: dict[bytes, None] = {}
     for type, seconds in remembered.items():
         since = event.stamp(now - seconds).encode()
-        for line in _lines(directory, b'"type":"%s"' % type.encode()):
-            if since <= line[9:33] <= passed:
-                found[line] = None
-    old = sorted(found, key=lambda line: line[9:33])
-    lost = {line: None for line in spool.tail(directory, 1 << 20).split(b"\n") if recent <= line[9:33] <= passed}
-    lost.update((line, None) for line in unread.split(b"\n") if line.startswith(b'{"time":"') and line.endswith(b"}"))
-    return old + sorted((line for line in lost if line not in found), key=lambda line: line[9:33])
+        found = _lines(directory, b'"type":"%s"' % type.encode())
+        lines.update((line, None) for line in found if since <= line[9:33] <= passed)
+    waiting = [line for line in unread.split(b"\n") if line.startswith(b'{"time":"') and line.endswith(b"}")]
+    since = event.stamp(now - RECENT).encode()
+    until = min([passed, *(line[9:33] for line in waiting)])
+    room = BLOCK
+    for line in sorted(spool.tail(directory, 1 << 20).split(b"\n"), key=_stamp, reverse=True):
+        if since <= line[9:33] <= until and room > 0:
+            room -= len(line) + 1
+            lines[line] = None
+    lines.update(dict.fromkeys(waiting))
+    return sorted(lines, key=_stamp)
+
+
+def _stamp(line: bytes) -> bytes:
+    return line[9:33]
 
 
 def _lines(directory: Path, needle: bytes) -> list[bytes]:
