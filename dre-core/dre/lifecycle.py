@@ -28,6 +28,8 @@ from dre.lxcconfig import Spec
 from dre.run import run
 
 LXC_WAIT = 30.0  # seconds for LXC to start an app, or to end what it has begun
+# Children that write must end with us: else a killed command's tar would go on while the next command works.
+MORTAL = ("setpriv", "--pdeathsig", "KILL", "--")
 KILL_WAIT = 10.0  # seconds from SIGKILL to the end; only the kernel can need them
 
 
@@ -319,21 +321,21 @@ def remove(app: App) -> None:
     (app.directory / "config").unlink(missing_ok=True)  # first: without it there is no container
     sweep(app)
     for path in (app.directory, app.home / "snapshot"):
-        _remove_tree(path)
+        remove_tree(path)
     for path in (app.log, *app.log.parent.glob(f"{app.name}.*log*"), app.record_file):
         path.unlink(missing_ok=True)
     gone = app.home.with_name(f".{app.name}.gone")  # its intent must not vanish before the rest
-    _remove_tree(gone)
+    remove_tree(gone)
     with contextlib.suppress(FileNotFoundError):
         app.home.rename(gone)
         files.fsync_dir(gone.parent)
-    _remove_tree(gone)
+    remove_tree(gone)
 
 
-def _remove_tree(path: Path) -> None:
+def remove_tree(path: Path) -> None:
     """Remove *path* and what is below it, on its own file system alone and not through links."""
     if os.path.lexists(path):
-        run(["rm", "-rf", "--one-file-system", "--", str(path)], timeout=600)
+        run([*MORTAL, "rm", "-rf", "--one-file-system", "--", str(path)], timeout=600)
 
 
 def sweep(app: App) -> None:
@@ -354,7 +356,7 @@ def sweep(app: App) -> None:
 def tidy(app: App) -> None:
     """Remove half-made and half-removed files; only when no intent needs them."""
     for path in (app.directory / "delta.new", app.directory / "delta.old", *app.home.glob("snapshot/.*")):
-        _remove_tree(path)
+        remove_tree(path)
 
 
 def _await_monitor(app: App) -> None:

@@ -103,7 +103,7 @@ def save(app: App, tag: str | None, request: str | None = None) -> Snapshot:
     half = place.with_name(f".{tag}.new")
     half.mkdir(parents=True, mode=0o700)
     archive = half / "delta.tar"
-    run([*ARCHIVE, "-C", str(app.delta), "-f", str(archive), "."], timeout=TAR_WAIT)
+    run([*lifecycle.MORTAL, *ARCHIVE, "-C", str(app.delta), "-f", str(archive), "."], timeout=TAR_WAIT)
     meta = {
         "created": event.stamp(),
         "size": archive.stat().st_size,
@@ -139,7 +139,7 @@ def resume_load(app: App, tag: str) -> None:
         _put_back(app)
         app.done()
     app.emit("snapshot.loaded", tag=tag, digest=saved.digest)
-    _remove(app.directory / "delta.old")
+    lifecycle.remove_tree(app.directory / "delta.old")
 
 
 def delete(app: App, tag: str) -> None:
@@ -150,7 +150,7 @@ def delete(app: App, tag: str) -> None:
     gone = place.with_name(f".{tag}.gone")
     place.rename(gone)
     files.fsync_dir(place.parent)
-    run(["rm", "-rf", "--one-file-system", "--", str(gone)], timeout=600)
+    lifecycle.remove_tree(gone)
     app.emit("snapshot.deleted", tag=tag)
 
 
@@ -182,7 +182,7 @@ def resume_undo(app: App, intent: dict[str, Any]) -> None:
         _put_back(app)
         app.done()
     app.emit("undone", 4, tag=tag, digest=saved.digest, request=intent["request"])
-    _remove(app.directory / "delta.old")
+    lifecycle.remove_tree(app.directory / "delta.old")
 
 
 def digest(app: App) -> str:
@@ -213,20 +213,20 @@ def _unpack(app: App, saved: Snapshot) -> None:
     if found != saved.digest:
         raise DreError(f"{app.name}: snapshot {saved.tag} is damaged: digest {found}, saved was {saved.digest}")
     fresh = app.directory / "delta.new"
-    _remove(fresh)
+    lifecycle.remove_tree(fresh)
     fresh.mkdir(mode=0o755)
     options = ("--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner", "--same-permissions")
-    run(["tar", "--extract", *options, "-C", str(fresh), "-f", str(archive)], timeout=TAR_WAIT)
+    run([*lifecycle.MORTAL, "tar", "--extract", *options, "-C", str(fresh), "-f", str(archive)], timeout=TAR_WAIT)
 
 
 def _swap(app: App, saved: Snapshot) -> None:
     """Make delta.new the delta, and the saved configuration that of the app."""
     fresh, old, work = (app.directory / part for part in ("delta.new", "delta.old", "work"))
     if app.delta.exists():
-        _remove(old)
+        lifecycle.remove_tree(old)
         app.delta.rename(old)
     fresh.rename(app.delta)
-    _remove(work)  # the kernel wants an empty one with a new upper layer
+    lifecycle.remove_tree(work)  # the kernel wants an empty one with a new upper layer
     work.mkdir(mode=0o755)
     files.fsync_dir(app.directory)
     app.store(app.spec().restored(saved.spec))
@@ -248,8 +248,3 @@ def _durable(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     with contextlib.closing(os.fdopen(fd, "rb")):
         os.fsync(fd)
-
-
-def _remove(path: Path) -> None:
-    if path.exists():
-        run(["rm", "-rf", "--one-file-system", "--", str(path)], timeout=600)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of apps stand on: a small tree, a bridge of their own, and a picture of what apps leave on a host.
+
+The picture is taken from /proc and /sys, never by our own code, and holds only what can belong to the test's apps:
+other programs on the same host may come and go meanwhile.
+"""
+
+import hashlib
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import time
+
+LXC = pathlib.Path("/var/lib/lxc")
+BRIDGE = "dret1"
+SETTINGS = {"DRE_BRIDGE_IF": BRIDGE, "DRE_BRIDGE_ADDRESS": "10.231.101.1/24", "DRE_BRIDGE_NAT": "no"}
+PROGRAMS = ("sh", "sleep", "cat", "ls", "dd", "true", "env", "mkdir", "rm", "sync", "kill", "ln", "stat", "mkfifo")
+
+
+def make_tree(place):
+    """A root file system of a few programs of the host and their libraries; merged /usr, as Debian has it."""
+    tree = pathlib.Path(place)
+    for directory in ("usr/bin", "usr/lib", "usr/lib64", "usr/sbin", "etc", "proc", "sys", "dev", "run", "tmp", "root"):
+        (tree / directory).mkdir(parents=True)
+    for link in ("bin", "lib", "lib64", "sbin"):
+        (tree / link).symlink_to(f"usr/{link}")
+    for program in PROGRAMS:
+        path = shutil.which(program, path="/usr/bin:/bin")
+        shutil.copy(path, tree / "usr/bin" / program)
+        for library in re.findall(r"(/\S+) \(0x", subprocess.run(["ldd", path], capture_output=True, text=True).stdout):
+            target = tree / library.lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.exists():
+                shutil.copy(library, target)
+    (tree / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+    (tree / "etc/release").write_text("from the tree\n")
+    return tree
+
+
+def tree_digest(tree):
+    """One number for all names, modes, times and contents below *tree*."""
+    total = hashlib.sha256()
+    for directory, names, files in os.walk(tree):
+        names.sort()
+        for name in sorted(names + files):
+            path = pathlib.Path(directory, name)
+            status = path.lstat()
+            total.update(f"{path} {status.st_mode} {status.st_mtime_ns} {status.st_size}\n".encode())
+            if path.is_file() and not path.is_symlink():
+                total.update(path.read_bytes())
+    return total.hexdigest()
+
+
+def picture(prefix):
+    """What there is of apps whose names begin with *prefix*: mounts, links, control groups, entries of LXC's path."""
+    mounts = [line.split()[4] for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines()]
+    ports = pathlib.Path("/sys/class/net", BRIDGE, "brif")
+    links = {name for name in os.listdir("/sys/class/net") if re.fullmatch(r"dv[0-9a-f]{10}", name)}
+    attached = set(os.listdir(ports)) if ports.exists() else set()
+    loose = {name for name in links if not os.path.exists(f"/sys/class/net/{name}/master")}
+    groups = [
+        path
+        for top in ("/sys/fs/cgroup", *(entry.path for entry in os.scandir("/sys/fs/cgroup") if entry.is_dir()))
+        for path in pathlib.Path(top).glob(f"lxc.*.{prefix}*")
+    ]
+    return {
+        "mounts": sorted(mount for mount in mounts if f"/{prefix}" in mount),
+        "links": sorted(attached | loose),
+        "groups": sorted(map(str, groups)),
+        "lxc": sorted(entry for entry in os.listdir(LXC) if prefix in entry),
+    }
+
+
+def wait_for(condition, timeout=10.0):
+    """Wait until *condition* holds; returns what it gave last."""
+    deadline = time.monotonic() + timeout
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found

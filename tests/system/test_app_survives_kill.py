@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kill -9 of dre-app at any moment: the next call works, nothing is left behind, and the shared tree is untouched.
+
+DRE_KILLS is how often each verb is killed (default 5). The moments are drawn uniformly from the verb's own measured
+duration; when fewer than 80 % hit the running command, the test has not tested and fails.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import time
+
+import app_ground
+import pytest
+from conftest import environment, program
+
+KILLS = int(os.environ.get("DRE_KILLS", "5"))
+NAME = "t-kill"
+VERBS = ("create", "start", "stop", "load", "undo", "destroy")
+
+
+class World:
+    """One app on a small tree, and dre-app called as a user would."""
+
+    def __init__(self, config, tree):
+        self.config, self.tree = config, tree
+
+    def popen(self, *argv):
+        words = [program("dre-app"), "--config", self.config, *argv]
+        # A session of its own: killing its group kills the command and its children, not LXC's monitor.
+        return subprocess.Popen(words, env=environment(), start_new_session=True, stderr=subprocess.PIPE)
+
+    def call(self, *argv, allowed=(0,)):
+        done = self.popen(*argv)
+        _, stderr = done.communicate(timeout=60)
+        assert done.returncode in allowed, f"{argv}: {done.returncode}: {stderr.decode()}"
+        return done.returncode
+
+    def output(self, *argv):
+        words = [program("dre-app"), "--config", self.config, *argv]
+        return subprocess.run(words, env=environment(), capture_output=True, timeout=60).stdout.decode().strip()
+
+    def victim(self, verb):
+        return {
+            "create": ("create", NAME, "--base", str(self.tree)),
+            "start": ("start", NAME),
+            "stop": ("stop", NAME),
+            "load": ("snapshot", "load", NAME, "good"),
+            "undo": ("undo", NAME, "good"),
+            "destroy": ("destroy", "--force", NAME),
+        }[verb]
+
+    def prepare(self, verb):
+        """Bring the app into the state that *verb* begins with."""
+        self.call("destroy", "--force", NAME, allowed=(0, 3))
+        if verb == "create":
+            return
+        self.call(*self.victim("create"))
+        delta = app_ground.LXC / NAME / "delta"
+        (delta / "state").write_text("good\n")
+        if verb == "start":
+            return
+        if verb in ("load", "undo"):
+            self.call("snapshot", "save", NAME, "good")
+            (delta / "state").write_text("bad\n")
+            (delta / "more").write_text("bad\n")
+        if verb != "load":
+            self.call("start", NAME)
+
+    def after(self, verb):
+        """The next call works, and the verb was done or was not."""
+        if verb == "create":
+            self.call(*self.victim(verb), allowed=(0, 1))
+            assert self.output("status", NAME) == "stopped"
+        elif verb == "start":
+            self.call("start", NAME)
+            assert self.output("exec", NAME, "--", "cat", "/state") == "good"
+        elif verb == "stop":
+            self.call("stop", NAME)
+            assert self.output("status", NAME) == "stopped"
+            self.call("start", NAME)
+        elif verb == "load":
+            assert self.output("status", NAME) == "stopped"
+            delta = app_ground.LXC / NAME / "delta"
+            assert ((delta / "state").read_text(), (delta / "more").exists()) in (("bad\n", True), ("good\n", False))
+            self.call(*self.victim(verb))
+            assert not (delta / "more").exists()
+        elif verb == "undo":
+            assert self.output("status", NAME) == "running"
+            assert self.output("exec", NAME, "--", "cat", "/state") in ("good", "bad")
+            self.call(*self.victim(verb))
+            assert self.output("exec", NAME, "--", "cat", "/state") == "good"
+        else:
+            self.call("destroy", "--force", NAME, allowed=(0, 3))
+            self.call("status", NAME, allowed=(3,))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    place = tmp_path_factory.mktemp("kill")
+    config = place / "dre.conf"
+    keys = {**app_ground.SETTINGS}
+    for part in ("state", "run", "etc", "log"):
+        keys[f"DRE_CORE_{part.upper()}_DIR"] = place / part
+    keys["DRE_MONITOR_SINK"] = place / "run/events.sock"
+    config.write_text("".join(f'{key}="{value}"\n' for key, value in keys.items()))
+    config.chmod(0o644)
+    made = World(str(config), app_ground.make_tree(place / "tree"))
+    yield made
+    made.call("destroy", "--force", NAME, allowed=(0, 3))
+
+
+def measured(world, verb):
+    """The shortest of three runs: a longer one would draw moments after the end."""
+    times = []
+    for _ in range(3):
+        world.prepare(verb)
+        begun = time.monotonic()
+        world.call(*world.victim(verb))
+        times.append(time.monotonic() - begun)
+    return min(times)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_kill(world, verb, record_property):
+    world.prepare("start")
+    world.call("start", NAME)  # makes the bridge
+    world.call("destroy", "--force", NAME)
+    before = app_ground.picture(NAME)
+    tree_before = app_ground.tree_digest(world.tree)
+    duration = measured(world, verb)
+    hits = 0
+    for number in range(KILLS):
+        world.prepare(verb)
+        delay = random.uniform(0, duration)
+        victim = world.popen(*world.victim(verb))
+        time.sleep(delay)
+        if victim.poll() is None:
+            # In turn with the programs it has started, as a lost session would, and alone, as the OOM killer would.
+            os.killpg(victim.pid, signal.SIGKILL) if number % 2 else victim.kill()
+        victim.communicate(timeout=60)
+        hits += victim.returncode == -signal.SIGKILL
+        try:
+            world.after(verb)
+            world.call("destroy", "--force", NAME, allowed=(0, 3))
+            assert app_ground.picture(NAME) == before
+        except AssertionError as error:
+            raise AssertionError(f"{verb} number {number}, killed {delay:.3f} s of {duration:.3f} s: {error}") from None
+    assert app_ground.tree_digest(world.tree) == tree_before
+    print(f"{verb}: {hits} of {KILLS} kills hit while it ran ({duration:.3f} s)")
+    record_property("hits", hits)
+    assert hits >= 0.8 * KILLS, f"only {hits} of {KILLS} kills hit the running command: the moments are wrong"
