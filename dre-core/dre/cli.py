@@ -23,7 +23,16 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.given = [str(word) for word in (sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
+        if "arguments are required" in message:  # argparse would name an unknown option only after these are there
+            words = self.given[: self.given.index("--")] if "--" in self.given else self.given
+            options = [word.partition("=")[0] for word in words if word.startswith("--")]
+            unknown = [option for option in options if option not in self._option_string_actions]
+            message = f"unrecognized arguments: {' '.join(unknown)}" if unknown else message
         raise UsageError(f"{message}\nusage: {' '.join(self.format_usage().split()).removeprefix('usage: ')}")
 
 
