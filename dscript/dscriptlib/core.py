@@ -104,7 +104,6 @@ class Run:
     response: str
     proven: bool
     events: list[str]
-    chain: list[str]  # responses that escalated to this one
     step: int = 0
     phase: str = "act"  # read, act, expect or revert
     deadline: float | None = None  # of expect
@@ -292,7 +291,7 @@ class _Turn:
         for response in self.script.responses:
             for trigger in response.when:
                 if trigger.monitor is not None and event.type == RAISED and trigger.monitor == monitor:
-                    self.start(response, given.proven, ids, [])
+                    self.start(response, given.proven, ids)
                 elif trigger.event is not None and trigger.event == event.type:
                     self.sequence(response, given, trigger.after, trigger.within)
         self.remember(event.type, given)
@@ -301,12 +300,12 @@ class _Turn:
         """Start *response* on an event, if it needs no other one before it or that one came in time."""
         ids = list(given.ids[:IDS])
         if after is None:
-            self.start(response, given.proven, ids, [])
+            self.start(response, given.proven, ids)
             return
         for proven in (True, False):
             time, before = self.state.seen.get(_key(after, proven), (None, []))
             if time is not None and 0 <= given.time - time <= within:
-                self.start(response, given.proven and proven, list(dict.fromkeys([*ids, *before]))[:IDS], [])
+                self.start(response, given.proven and proven, list(dict.fromkeys([*ids, *before]))[:IDS])
                 return
 
     def remember(self, type: str, given: Happened) -> None:
@@ -331,7 +330,7 @@ class _Turn:
                     for trigger in response.when
                     if trigger.monitor and trigger.monitor in self.state.raised
                 )
-                self.start(response, True, list(raised), [])
+                self.start(response, True, list(raised))
 
     def answered(self, answer: Answered) -> None:
         run = self.state.runs.get(answer.run)
@@ -354,18 +353,19 @@ class _Turn:
 
     # --- a run from its start to its end ---
 
-    def start(self, response: Response, proven: bool, events: list[str], chain: list[str]) -> None:
-        if _running(self.state, response, proven) or response.id in chain:
+    def start(self, response: Response, proven: bool, events: list[str]) -> None:
+        if _running(self.state, response, proven):
             return
         now = self.now(proven)
         book = self.state.books.setdefault(_key(response.id, proven), Book())
         limit = response.at_most
         self.state.count += 1
         seed = f"{self.script.name}/{response.id}/{self.state.count}/{now:.3f}/{proven}/{','.join(events)}"
-        run = Run(hashlib.sha256(seed.encode()).hexdigest()[:16], response.id, proven, events, chain)
+        run = Run(hashlib.sha256(seed.encode()).hexdigest()[:16], response.id, proven, events)
         if limit is not None:
-            book.attempts = [time for time in book.attempts if now - time < limit.per]
-            if book.ended is not None and now - book.ended < limit.cooldown:
+            # Sums as in _ready: with differences a time could be due there and too early here.
+            book.attempts = [time for time in book.attempts if now < time + limit.per]
+            if book.ended is not None and now < book.ended + limit.cooldown:
                 return
             if len(book.attempts) >= limit.attempts:
                 self.exhausted(run, book, response)
@@ -494,14 +494,14 @@ class _Turn:
     def escalate(self, run: Run) -> None:
         response = self.script.response(run.response)
         if response.then is not None:
-            self.start(self.script.response(response.then), run.proven, run.events, [*run.chain, run.response])
+            self.start(self.script.response(response.then), run.proven, run.events)
 
     def reverted_later(self, answer: Answered) -> None:
         for later in self.state.later:
             if later.asked and answer.phase == "revert" and (later.run, later.step) == (answer.run, answer.step):
                 self.state.later.remove(later)
                 if answer.error:
-                    self.escalate(Run(later.run, later.response, later.proven, later.events, []))
+                    self.escalate(Run(later.run, later.response, later.proven, later.events))
                 return
 
     # --- what becomes due without being asked ---

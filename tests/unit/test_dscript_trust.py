@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No event is proven unless everything it rests on is in the intake's spool and proven there."""
+
+import dataclasses
+import pathlib
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "dscript"))
+
+from dre import conf, event  # noqa: E402
+from dscriptlib import trust  # noqa: E402
+
+TIME = "2026-11-23T08:00:00.123Z"
+
+
+def made(type="shop.overload", data=None, **optional):
+    return event.Event(TIME, "/host:h", type, 5, data or {}, optional)
+
+
+@pytest.fixture
+def spooled(tmp_path):
+    settings = dataclasses.replace(conf.Conf(), core_state_dir=tmp_path)
+    directory = tmp_path / "spool" / "ingest"
+    directory.mkdir(parents=True)
+    lines = [
+        made("shop.release", id="good"),
+        made("watch.raised", {"id": "slow"}, id="raised"),
+        made("shop.release", id="told", claimed=True),
+        made("x.y", {"ids": "good,told"}, id="mixed"),
+        made("x.y", {"ids": ["good", "raised"]}, id="clean"),
+        made("x.y", {"ids": "loop"}, id="loop"),
+        made("x.y", {"ids": ",".join(f"n{n}" for n in range(40))}, id="many"),
+        *(made("x.y", id=f"n{n}") for n in range(40)),
+    ]
+    (directory / "00000000000000000000.jsonl").write_bytes(b"".join(event.format(line) for line in lines))
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (made("shop.release", id="good"), None),
+        (made(data={"ids": "good,raised"}), None),
+        (made(data={"ids": " good , raised"}), None),
+        (made(data={"ids": "clean"}), None),
+        (made(data={"ids": "loop"}), None),
+        (made("shop.release", id="good", claimed=True), "it is claimed"),
+        (made(data={"ids": "good,told"}), "event told is claimed"),
+        (made(data={"ids": "mixed"}), "event told is claimed"),
+        (made(data={"ids": "good,unknown"}), "'unknown' is not in the intake's spool"),
+        (made(data={"ids": "slow"}), "'slow' is not in"),  # data.id of another event is not an event id
+        (made(data={"ids": 'x"\n'}), "is not in"),
+        (made(data={"ids": "many"}), "more than 16"),
+        (made(), "names no event id"),
+        (made(data={"ids": ""}), "names no event id"),
+        (made(data={"ids": {"good": 1}}), "names no event id"),
+        (made("shop.overload", id="good"), "event good is another one"),
+    ],
+)
+def test_doubt(spooled, given, words):
+    doubt = trust.doubt(spooled, given)
+    assert (doubt is None) if words is None else words in doubt
+
+
+def test_without_a_spool_nothing_is_proven(tmp_path):
+    settings = dataclasses.replace(conf.Conf(), core_state_dir=tmp_path)
+    assert "not in the intake's spool" in trust.doubt(settings, made("shop.release", id="good"))
