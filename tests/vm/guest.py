@@ -53,7 +53,8 @@ UNIT
 mkdir -p "$root/etc/systemd/system/graphical.target.wants"
 ln -sf ../job.service "$root/etc/systemd/system/graphical.target.wants/job.service"
 for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer \
-    e2scrub_reap.service getty@tty1.service serial-getty@ttyS0.service systemd-pstore.service ssh.service lxc-net.service; do
+    e2scrub_reap.service getty@tty1.service serial-getty@ttyS0.service systemd-pstore.service \
+    ssh.service lxc-net.service; do
     ln -sf /dev/null "$root/etc/systemd/system/$unit"
 done
 """
