@@ -3,9 +3,8 @@
 
 import re
 
-from conftest import ROOT
-
 import dre
+from conftest import ROOT
 
 
 def test_changelog_has_the_version_of_the_programs():
