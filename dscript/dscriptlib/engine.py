@@ -20,16 +20,17 @@ from typing import Any
 from dre import event
 from dre.conf import Conf
 from dre.errors import DreError
-from dre.event import EventError
+from dre.event import Event, EventError
 
 from dscriptlib import core, lines, store, trust
 from dscriptlib.core import Act, Answered, Happened, Passed, State, Tell
 from dscriptlib.doer import Doer, Outcome
 from dscriptlib.fifo import BadLines, Fifo
 from dscriptlib.follower import Follower
-from dscriptlib.journal import Journal, Record
+from dscriptlib.journal import Journal, Record, records
 from dscriptlib.model import Script
 
+KNOWN = 4096  # events remembered, so that one that is sent again is not answered again
 LOOK = 1.0  # seconds between looks at the directory of deployed scripts
 Say = Callable[[str], None]
 
@@ -63,6 +64,10 @@ class Engine:
         self.gone: set[str] = set()  # scripts no longer deployed that still have something running
         self.outcomes: queue.SimpleQueue[tuple[str, Act, Outcome]] = queue.SimpleQueue()
         self.bad = BadLines()
+        self.known: dict[tuple[Any, ...], None] = {}
+        for record in records(journal.directory, journal.number - 2 * KNOWN):
+            if record["kind"] == "event":
+                self._new(event.parse(record["line"]))
         self.looked: tuple[float, int] = (-LOOK, -1)
         self.stopping = False
         self.waker, self.alarm = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -103,7 +108,7 @@ class Engine:
             self.bad.add(lines.clip(str(error)))
             return
         concerned = [slot for slot in self.slots.values() if core.mentions(slot.script, happened)]
-        if not concerned:
+        if not concerned or not self._new(happened):
             return
         doubt = trust.doubt(self.conf, happened)
         # An event from the future would push the clock of the guards ahead.
@@ -111,6 +116,18 @@ class Engine:
         given = Happened(moment, happened, doubt is None, trust.rests_on(happened))
         record = self._record("event", seen=event.stamp(arrived), proven=doubt is None, doubt=doubt, line=text)
         self._decide(record, [(slot, given) for slot in concerned])
+
+    def _new(self, happened: Event) -> bool:
+        """Whether this event was not seen before: after a restart the monitor sends what it remembers once more."""
+        identity = happened.optional.get("id")
+        # A claim cannot make us take a proven event for one seen before.
+        key = (identity, happened.type, bool(happened.optional.get("claimed")))
+        if identity is None or key in self.known:
+            return identity is None
+        self.known[key] = None
+        if len(self.known) > KNOWN:
+            del self.known[next(iter(self.known))]
+        return True
 
     def answers(self) -> None:
         """Take in what the threads have brought to an end."""
@@ -140,19 +157,19 @@ class Engine:
         more: Sequence[Record] = (),
     ) -> None:
         """Let the core decide, make its decision durable, then do it."""
-        records, acts, states = [record, *more], [], {}
+        written, acts, states = [record, *more], [], {}
         for slot, given in inputs:
             state, commands = core.decide(slot.script, slot.state, given)
             states[slot.script.name] = state
             for command in commands:
                 if isinstance(command, Tell):
                     text = lines.told(slot.script, command)
-                    records.append(self._record("tell", script=slot.script.name, line=text, send=text))
+                    written.append(self._record("tell", script=slot.script.name, line=text, send=text))
                 else:
                     acts.append((slot, command))
-                    records += self._intent(slot.script, command, "intent")
+                    written += self._intent(slot.script, command, "intent")
         record["states"] = {name: state.dump() for name, state in states.items()}
-        self._write(records)
+        self._write(written)
         for slot, _ in inputs:
             slot.state = states[slot.script.name]
         for slot, act in acts:
@@ -206,10 +223,10 @@ class Engine:
     def _record(self, kind: str, **values: Any) -> Record:
         return {"kind": kind, "time": event.stamp(), **values}
 
-    def _write(self, records: list[Record]) -> None:
-        """Make *records* durable, then let the followers have their lines."""
+    def _write(self, written: list[Record]) -> None:
+        """Make the records durable, then let the followers have their lines."""
         box, monitor = self.followers or (None, None)
-        for record in self.journal.append(records):
+        for record in self.journal.append(written):
             if box and "line" in record:
                 box.hand(record["n"], record["line"].encode())
             if monitor and "send" in record:
