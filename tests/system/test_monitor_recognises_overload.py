@@ -65,6 +65,7 @@ class Monitor:
         self.conf = conf.load(config)
         self.got = []
         self.log = tmp_path / "monitor.log"
+        self.fd = None
         self._stop = False
         rules = self.conf.core_etc_dir / "rules.d"
         rules.mkdir(parents=True)
@@ -80,7 +81,7 @@ class Monitor:
         )
         until(lambda: all(row["state"] in ("running", "left-out") for row in self.status()) and self.status())
         until(self.conf.monitor_sink.exists)
-        if not self.got:
+        if self.fd is None:
             self.fd = os.open(self.conf.monitor_pipes[0], os.O_RDWR | os.O_NONBLOCK)
             threading.Thread(target=self._read, daemon=True).start()
 
@@ -124,6 +125,9 @@ class Monitor:
 
 @pytest.fixture
 def monitor(settings, tmp_path):
+    # sec runs as its own user where that exists, and must reach its FIFO; pytest's directories are root's alone.
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        directory.chmod(0o711)
     made = Monitor(settings(), tmp_path)
     yield made
     made.stop()
