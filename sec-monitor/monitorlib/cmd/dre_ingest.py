@@ -24,7 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
 def ingest(ctx: cli.Context) -> None:
     """Run until SIGTERM."""
     # Two intakes would take each other's socket away; the one before may be about to end.
-    with files.lock(ctx.conf.core_run_dir / "lock" / "ingest", timeout=5.0):
+    with files.lock(ctx.conf.core_run_dir / "lock" / "ingest", timeout=2.0):
         resume = Path(ctx.args.resume) if ctx.args.resume else None
         Intake(ctx.conf, sys.stdout.fileno(), resume, ctx.say).run()
 
