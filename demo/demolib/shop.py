@@ -94,7 +94,7 @@ def orders_kept(numbers: list[int]) -> int:
 def _start(name: str) -> None:
     options = ["--base", str(TREES / TREE), "--ip", f"{ADDRESSES[name]}/24"]
     options += ["--cpu", str(CPU[name]), "--memory", MEMORY[name]]
-    dre("dre-app", "create", *options, name, "--", "/bin/sh", "-c", BOOT)
+    dre("dre-app", "create", name, *options, "--", "/bin/sh", "-c", BOOT)
     dre("dre-app", "start", name)
 
 

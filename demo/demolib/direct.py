@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command demo/run: stage, scenario, time line, verdict, and a clean host afterwards whatever happens."""
+
+import argparse
+import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+
+from demolib import scenario, stage, verdict
+from demolib.places import HOME, LOCK
+from demolib.programs import Failed
+
+PARTS = ("sec", "dscript", "release", "event")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demonstration and return its exit status."""
+    sys.stdout.reconfigure(line_buffering=True)
+    # What is in sbin is not in everybody's PATH; it comes last, so that a chosen PATH stays chosen.
+    os.environ["PATH"] = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/local/sbin:/usr/sbin:/sbin"
+    os.umask(0o022)
+    args = _arguments(argv)
+    signal.signal(signal.SIGTERM, _interrupted)
+    signal.signal(signal.SIGHUP, _interrupted)
+    try:
+        stage.need_root()
+        with LOCK.open("w") as lock:
+            _only_one(lock.fileno())
+            return _stop() if args.stop else _demonstrate(args)
+    except Failed as failure:
+        print(f"demo: {failure}", file=sys.stderr)
+        return 1
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="run", description="Show D-RE at work on a CD shop under load.")
+    parser.add_argument("--stop", action="store_true", help="end what --keep or a killed run left")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        default=os.environ.get("KEEP", "") not in ("", "0"),
+        help="leave it running (KEEP=1)",
+    )
+    parser.add_argument(
+        "--without",
+        choices=("", *PARTS),
+        default=os.environ.get("WITHOUT", ""),
+        help="leave one part out (WITHOUT=PART)",
+    )
+    args = parser.parse_args(argv)
+    if args.without not in ("", *PARTS):  # argparse does not check a default
+        parser.error(f"WITHOUT={args.without}: expected one of {', '.join(PARTS)}")
+    return args
+
+
+def _interrupted(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _only_one(fd: int) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Failed("another demo/run is at work on this host") from None
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')}  {text}")
+
+
+def _stop() -> int:
+    if not HOME.exists():
+        print("demo: nothing is left running")
+        return 0
+    return _report(stage.clear(_say))
+
+
+def _demonstrate(args: argparse.Namespace) -> int:
+    if stage.KEPT.exists():
+        raise Failed("an earlier demonstration was left running (KEEP=1); end it with `make demo-stop`")
+    if HOME.exists():
+        _say("clearing away what a killed demonstration left")
+        if _report(stage.clear(_say)):
+            return 1
+    stage.check_host()
+    ok = False
+    try:
+        stage.prepare(args.without, _say)
+        ok = _show(args.without, *scenario.play(args.without, _say))
+    except Failed as failure:
+        print(f"demo: {failure}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("demo: interrupted", file=sys.stderr)
+    finally:
+        # From here on nothing interrupts: half a clean-up would only need another one.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        ok = _leave(args, ok)
+    return 0 if ok else 1
+
+
+def _leave(args: argparse.Namespace, ok: bool) -> bool:
+    """Keep it or clear it; False when either fails."""
+    if not ok and HOME.exists():
+        print(f"logs and evidence are in {stage.keep_logs()}")
+    if args.keep and HOME.exists():
+        try:
+            print(scenario.explore())
+            stage.KEPT.touch()
+            return ok
+        except Failed as failure:
+            print(f"demo: {failure}", file=sys.stderr)
+            ok = False
+    return not _report(stage.clear(_say)) and ok
+
+
+def _report(troubles: Sequence[str]) -> int:
+    for trouble in troubles:
+        print(f"demo: cannot clear away: {trouble}", file=sys.stderr)
+    return 1 if troubles else 0
+
+
+def _show(without: str, facts: verdict.Facts, checks: Sequence[verdict.Check]) -> bool:
+    """Print time line and checks; whether all of them hold."""
+    print("\nTime line (seconds count from the first request that was slow or failed)\n")
+    print("\n".join(verdict.line(facts)))
+    print("\nChecks\n")
+    print("\n".join(map(str, checks)))
+    ok = all(check.ok for check in checks)
+    if without:
+        happened = "an undo was accepted all the same" if facts.accepted else "nothing was undone"
+        print(f"\nWithout {without}: {happened}. The demonstration has not succeeded.")
+        return False
+    print("\nD-RE did its job." if ok else "\nThe demonstration has not succeeded.")
+    return ok
