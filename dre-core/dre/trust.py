@@ -24,6 +24,7 @@ from dre.evidence import FormatError, Head, Header, Note, Receipt, Signature, Ve
 LOG_SIGNING = x509.ObjectIdentifier("1.2.840.113556.1.8000.2554.10975.59672.4459.21436.43455.15993779.9642793")
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+-----END CERTIFICATE-----\n")
 _CRITICAL = (x509.BasicConstraints, x509.KeyUsage, x509.ExtendedKeyUsage)
+_ODD = (ValueError, KeyError, TypeError, UnsupportedAlgorithm)  # what cryptography raises for malformed ones
 _LONGEST = 8  # certificates from a leaf to its root
 _STAMP = "%Y-%m-%dT%H:%M:%S.000Z"
 
@@ -95,8 +96,8 @@ def load(root: bytes, chain: bytes) -> Trust:
     roots, others = certificates(root, "root"), certificates(chain, "chain")
     try:
         return Trust(_log_keys(roots, others))
-    except (ValueError, UnsupportedAlgorithm) as error:  # cryptography looks into a certificate only when asked
-        raise VerifyError(f"certificate chain: {error}") from None
+    except _ODD as error:  # cryptography looks into a certificate only when asked
+        raise VerifyError(f"certificate chain: a malformed certificate: {error}") from None
 
 
 def certificates(pem: bytes, what: str) -> list[x509.Certificate]:
@@ -108,9 +109,10 @@ def certificates(pem: bytes, what: str) -> list[x509.Certificate]:
     for block in blocks:
         try:
             certificate = x509.load_pem_x509_certificate(block)
-        except ValueError as error:
+            canonical = certificate.public_bytes(serialization.Encoding.PEM)
+        except _ODD as error:
             raise FormatError(f"{what}: not a certificate: {error}") from None
-        if certificate.public_bytes(serialization.Encoding.PEM) != block:
+        if canonical != block:
             raise FormatError(f"{what}: not canonical PEM")
         found.append(certificate)
     return found
