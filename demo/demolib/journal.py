@@ -21,7 +21,9 @@ def spooled() -> list[Event]:
 
 def arrivals() -> list[tuple[float, Event]]:
     """What the script engine has read from /run/dre/script, each with the moment at which it read it."""
-    lines = [line for path in sorted((STATE / "script/journal").glob("*.log")) for line in path.read_text().splitlines()]
+    lines = [
+        line for path in sorted((STATE / "script/journal").glob("*.log")) for line in path.read_text().splitlines()
+    ]
     records = [json.loads(line.partition(" ")[2]) for line in lines]  # the first word is a check sum
     return [(seconds(one["seen"]), json.loads(one["line"])) for one in records if one["kind"] == "event"]
 
