@@ -23,6 +23,7 @@ from dre.evidence import FormatError, Head, Header, Note, Receipt, Signature, Ve
 # Extended key usage "may sign tree heads"; the arc is made from a UUID, which needs no registration.
 LOG_SIGNING = x509.ObjectIdentifier("1.2.840.113556.1.8000.2554.10975.59672.4459.21436.43455.15993779.9642793")
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+-----END CERTIFICATE-----\n")
+_SHA256_RSA = bytes.fromhex("300d06092a864886f70d01010b0500")  # AlgorithmIdentifier sha256WithRSAEncryption
 _CRITICAL = (x509.BasicConstraints, x509.KeyUsage, x509.ExtendedKeyUsage)
 _ODD = (ValueError, KeyError, TypeError, UnsupportedAlgorithm)  # what cryptography raises for malformed ones
 _LONGEST = 8  # certificates from a leaf to its root
@@ -166,6 +167,11 @@ def _issued(child: x509.Certificate, issuer: x509.Certificate) -> None:
         public.verify(child.signature, child.tbs_certificate_bytes, padding.PKCS1v15(), method)
     except InvalidSignature:
         raise VerifyError(f"certificate chain: {_name(child)!r} is not signed by {_name(issuer)!r}") from None
+    # The algorithm is named again outside of what is signed; it too must have its one form.
+    value = b"\0" + child.signature
+    end = child.tbs_certificate_bytes + _SHA256_RSA + b"\x03\x82" + len(value).to_bytes(2, "big") + value
+    if not child.public_bytes(serialization.Encoding.DER).endswith(end):
+        raise VerifyError(f"certificate chain: {_name(child)!r}: signature in an unknown form")
 
 
 def _may_issue(issuer: x509.Certificate, below: int) -> None:

@@ -125,6 +125,7 @@ def test_every_part_of_the_receipt_is_bound(work):
     assert b"header is not in the tree" in said["path"]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # cryptography about odd names
 def test_any_changed_octet_of_receipt_or_certificates_is_refused(work):
     """All octets, in one process: what the program does after it has read its files."""
     from dre import evidence as form
@@ -141,7 +142,7 @@ def test_any_changed_octet_of_receipt_or_certificates_is_refused(work):
         with pytest.raises((form.FormatError, form.VerifyError)):
             whole.check(form.parse_receipt(changed(files["receipt"], at)), OCTETS)
     for name in ("root.pem", "chain.pem"):
-        for at in range(0, len(files[name]), 5):
+        for at in range(len(files[name])):
             other = {**files, name: changed(files[name], at)}
             with pytest.raises((form.FormatError, form.VerifyError)):
                 check(*other.values())

@@ -3,6 +3,7 @@
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _verify(ctx: cli.Context) -> int:
     args, certs = ctx.args, ctx.conf.dbox_certs_dir
+    warnings.simplefilter("ignore", UserWarning)  # cryptography muses about odd names; we judge them
     try:
         receipt = evidence.parse_receipt(_read(args.receipt, evidence.LARGEST))
     except evidence.FormatError as error:
