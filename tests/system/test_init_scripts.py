@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The init scripts start, show and stop the services where no systemd does, here with settings of their own."""
+
+import os
+import pathlib
+import subprocess
+import tempfile
+
+import pytest
+from conftest import environment
+
+SERVICES = ["dboxd", "dre-monitor", "dscript"]
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("DRE_TEST_INSTALLED") != "1", reason="for installed packages: DRE_TEST_INSTALLED=1"
+)
+
+
+def call(*argv):
+    return subprocess.run(
+        argv, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def pid(service):
+    return int(pathlib.Path(f"/run/{service}.pid").read_text())
+
+
+@pytest.fixture
+def services():
+    """/etc/default/SERVICE with scratch settings for all three, and the keys of a D-Box; all ended after."""
+    with tempfile.TemporaryDirectory(prefix="dre-init-", dir="/var/tmp") as scratch:
+        os.chmod(scratch, 0o755)
+        conf = pathlib.Path(scratch, "dre.conf")
+        conf.write_text(
+            f'DRE_CORE_STATE_DIR="{scratch}/state"\nDRE_CORE_RUN_DIR="{scratch}/run"\nDRE_CORE_ETC_DIR="{scratch}/etc"\n'
+            f'DRE_CORE_LOG_DIR="{scratch}/log"\nDRE_MONITOR_SINK="{scratch}/run/events.sock"\n'
+            f'DRE_MONITOR_PIPES="{scratch}/run/script"\nDRE_DBOX_DATABASE="sqlite:{scratch}/state/dbox/dbox.sqlite"\n'
+            f'DRE_DBOX_CERTS_DIR="{scratch}/certs"\nDRE_DBOX_LISTEN="127.0.0.1:28443"\n'
+            'DRE_DBOX_URL="https://localhost:28443"\n'
+        )
+        made = call("dbox-init", "--config", str(conf))
+        assert made.returncode == 0, made.stderr
+        defaults = [pathlib.Path("/etc/default", service) for service in SERVICES]
+        assert not [path for path in defaults if path.exists()], "a service of this host is configured; not touching it"
+        try:
+            for path in defaults:
+                path.write_text(f'DAEMON_ARGS="--config {conf}"\n')
+            yield SERVICES
+        finally:
+            for service in SERVICES:
+                call(f"/etc/init.d/{service}", "stop")
+            for path in defaults:
+                path.unlink(missing_ok=True)
+
+
+def test_start_status_stop(services):
+    for service in services:
+        assert call(f"/etc/init.d/{service}", "status").returncode == 3
+        started = call(f"/etc/init.d/{service}", "start")
+        assert started.returncode == 0, started.stdout + started.stderr
+        shown = call(f"/etc/init.d/{service}", "status")
+        log = pathlib.Path("/var/log/dre", f"{service}.log")
+        assert shown.returncode == 0, log.read_text()[-2000:] if log.exists() else shown.stdout
+    first = {service: pid(service) for service in services}
+    for service in services:
+        assert call(f"/etc/init.d/{service}", "start").returncode == 0
+        assert pid(service) == first[service], "started twice"
+    for service in services:
+        assert call(f"/etc/init.d/{service}", "restart").returncode == 0
+        assert pid(service) != first[service]
+        assert not os.path.exists(f"/proc/{first[service]}")
+    for service in services:
+        last = pid(service)
+        assert call(f"/etc/init.d/{service}", "stop").returncode == 0
+        assert not os.path.exists(f"/proc/{last}")
+        assert call(f"/etc/init.d/{service}", "status").returncode == 3
