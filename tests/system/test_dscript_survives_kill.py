@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kill -9 of the engine while its steps are at work: each action happens once, each response comes to its end.
+
+DRE_KILLS is how often it is killed (default 5). The moments are drawn uniformly from the measured duration of the
+response; when fewer than 80 % hit it at work, the test has not tested and fails. The dre-app here is a fake that is
+slow and counts; test_dscript_undo.py has the real one.
+"""
+
+import collections
+import json
+import os
+import random
+import subprocess
+import time
+
+from conftest import environment, program
+from dre import event
+
+KILLS = int(os.environ.get("DRE_KILLS", "5"))
+SCRIPT = """\
+dscript: 1
+name: many
+agreed: {goal: G1, by: [owner]}
+responses:
+  - id: work
+    when: {event: t.go}
+    steps:
+      - {action: restart, of: a}
+      - {action: limit, of: a, pids: 9, revert: on-failure}
+      - {action: notify, to: owner}
+      - {action: undo, of: a, tag: good}
+    at-most: {attempts: 9999, per: 1d}
+    then: call
+  - {id: call, steps: [{action: notify, to: owner}]}
+"""
+# The effect is a line; like dre-app, it is done and remembered under a lock, whatever becomes of the caller.
+FAKE = """\
+#!/bin/bash
+set -eu
+[[ " $* " == *" --request-id "* ]] || { echo '{"pids_limit":null}'; exit; }
+id=${*: -1}
+exec 9>"$EFFECTS/$id.lock"
+flock 9
+[ ! -e "$EFFECTS/$id.done" ] || exit 0
+sleep 0.05
+echo "$*" >>"$EFFECTS/all"
+sleep 0.02
+touch "$EFFECTS/$id.done"
+"""
+
+
+class World:
+    def __init__(self, tmp_path, config):
+        self.tmp_path, self.config = tmp_path, config
+        (tmp_path / "many.yaml").write_text(SCRIPT)
+        (tmp_path / "effects").mkdir()
+        fake = tmp_path / "bin" / "dre-app"
+        fake.parent.mkdir()
+        fake.write_text(FAKE)
+        fake.chmod(0o755)
+        spool = tmp_path / "state/spool/ingest"
+        spool.mkdir(parents=True)
+        self.spool = spool / "00000000000000000000.jsonl"
+        self.env = environment()
+        self.env.update(PATH=f"{fake.parent}:{self.env['PATH']}", EFFECTS=str(tmp_path / "effects"))
+        self.process = None
+
+    def start(self):
+        words = [program("dscript"), "--config", self.config, "--quiet", "run", str(self.tmp_path / "many.yaml")]
+        self.process = subprocess.Popen(words, env=self.env)
+
+    def records(self):
+        found = []
+        for path in sorted((self.tmp_path / "state/script/journal").glob("*.log")):
+            for line in path.read_text().splitlines(keepends=True):
+                if line.endswith("\n"):
+                    found.append(json.loads(line[9:]))
+        return found
+
+    def wait(self, condition, what, timeout=20):
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < deadline, f"{what}: not within {timeout} s"
+            time.sleep(0.005)
+
+    def go(self, number):
+        """Send an event and return once the engine has made it its own."""
+        line = event.format(event.Event(event.stamp(), "/host:h", "t.go", 5, {}, {"id": f"go{number}"}))
+        with open(self.spool, "ab") as stream:
+            stream.write(line)
+        (self.tmp_path / "run/script").write_bytes(line)
+        self.wait(lambda: sum(record["kind"] == "event" for record in self.records()) == number, "the event")
+
+    def ended(self):
+        return sum('"script.response.done"' in record.get("line", "") for record in self.records())
+
+
+def test_each_action_happens_once_whenever_the_engine_is_killed(tmp_path, settings):
+    world = World(tmp_path, settings())
+    try:
+        judge(world, *kill(world))
+    finally:
+        world.process.kill()
+        world.process.wait()
+
+
+def kill(world):
+    world.start()
+    world.wait(lambda: any(record["kind"] == "start" for record in world.records()), "the engine")
+    begin = time.monotonic()
+    world.go(1)
+    world.wait(lambda: world.ended() == 1, "an undisturbed response")
+    duration = time.monotonic() - begin
+    hits = 0
+    for number in range(2, KILLS + 2):
+        world.go(number)
+        time.sleep(random.uniform(0, duration))
+        world.process.kill()
+        world.process.wait()
+        hits += world.ended() < number
+        world.start()
+        world.wait(lambda number=number: world.ended() == number, "the response after the kill")
+    world.wait(lambda: evidence(world)[-1:] == ["script.response.done"], "the evidence")
+    return duration, hits
+
+
+def evidence(world):
+    """Types of the events in the client's spool of the D-Box."""
+    path = world.tmp_path / "state/spool/dbox/dscript/records-1"
+    lines = [line for line in path.read_text().splitlines() if line.startswith("{")]
+    by_id = {json.loads(line)["id"]: line for line in lines}  # one may be there twice, with the same id
+    assert len(set(lines)) == len(by_id)
+    return [json.loads(line)["type"] for line in by_id.values()]
+
+
+def judge(world, duration, hits):
+    effects = (world.tmp_path / "effects/all").read_text().splitlines()
+    doubled = [line for line, count in collections.Counter(effects).items() if count > 1]
+    probes = sum(record["kind"] == "probe" for record in world.records())
+    print(f"{hits} of {KILLS} kills hit within {duration:.2f} s; {len(effects)} effects, {probes} asked again")
+    assert doubled == []
+    assert len(effects) == 3 * (KILLS + 1)
+    runs = [line.rsplit(" ", 1)[1].split("-")[0] for line in effects]
+    assert sorted(collections.Counter(runs).values()) == [3] * (KILLS + 1)
+    notices = (world.tmp_path / "log/notify.log").read_text().splitlines()
+    assert len(notices) == len({line.split("request=")[1] for line in notices}) == KILLS + 1
+    assert hits >= 0.8 * KILLS, f"only {hits} of {KILLS} kills hit the engine at work"
+    whole = ["t.go", *["script.step.begun", "script.step.done"] * 2]
+    whole += ["script.step.begun", "script.step.done", "script.notify", "script.step.begun", "script.step.done"]
+    assert evidence(world) == [*whole, "script.response.done"] * (KILLS + 1)
