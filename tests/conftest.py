@@ -5,6 +5,7 @@ Programs come from the checkout, or from the installed packages when DRE_TEST_IN
 failure when DRE_REQUIRE_ALL=1.
 """
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -14,6 +15,14 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DIRECTORIES = ("dre-core", "dre-base", "dbox", "sec-monitor", "dscript")
+
+
+with contextlib.suppress(ImportError):  # only unit tests need it
+    import hypothesis
+
+    # A busy machine is no bug: no deadline per example. No database either: a failure prints how to repeat it.
+    hypothesis.settings.register_profile("dre", deadline=None, database=None, print_blob=True)
+    hypothesis.settings.load_profile("dre")
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -96,9 +96,9 @@ def test_the_manifest_says_what_the_trees_own_dpkg_says(place, made):
 
 
 def test_a_second_call_does_nothing(place, made):
-    tree, seconds = made
+    tree, _ = made
     before = tree.stat().st_ino, (tree / "etc/dre-base.json").read_bytes()
-    done = place.run("--tree", "small", "--package", "hello", timeout=max(5, seconds / 2))
+    done = place.run("--tree", "small", "--package", "hello")
     assert (done.returncode, done.stderr) == (0, b"dre-base: small: already there\n")
     assert (tree.stat().st_ino, (tree / "etc/dre-base.json").read_bytes()) == before
 
@@ -150,7 +150,7 @@ def test_a_mounted_overlay_keeps_its_tree(place, made, tmp_path):
 def test_killed_at_any_moment_there_is_no_half_tree(place, made, replace):
     _, seconds = made
     name, argv = ("small", ["--replace"]) if replace else ("killed", [])
-    for _ in range(int(os.environ.get("DRE_TEST_KILLS", "2"))):
+    for _ in range(int(os.environ.get("DRE_TEST_KILLS", "1"))):
         child = subprocess.Popen(place.argv("--tree", name, *argv), env=environment())
         time.sleep(random.uniform(0, seconds))  # the moment is what is tested, not a wait for something
         child.kill()
