@@ -150,11 +150,17 @@ class App:
         noted = self.record().get("init")
         if noted and started(noted[0]) == noted[1]:
             return int(noted[0])
-        if not (self.directory / "config").exists():
+        if not (self.directory / "config").exists() or not self._commanded():
             return None
         argv = ["lxc-info", "-n", self.name, "-P", str(self.conf.app_lxc_path), "-p", "-H"]
         answer = run.run(argv, check=False, timeout=10).stdout.strip()
         return int(answer) if answer.isdigit() and int(answer) > 0 else None
+
+    def _commanded(self) -> bool:
+        """Whether a monitor of LXC serves the app: a look at its command socket is cheaper than to ask it."""
+        name = f"{self.directory}/command"
+        # LXC replaces a name that would not fit into a socket's address by a number.
+        return len(name) > 100 or f"@{name}\n" in Path("/proc/net/unix").read_text()
 
     def usage(self) -> Usage:
         """What the app uses now; IDLE when it does not run."""

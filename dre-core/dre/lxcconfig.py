@@ -127,10 +127,13 @@ def _one_line(what: str, text: str) -> str:
 
 
 def share() -> Path:
-    """Where our own LXC configuration lies: beside the package in a source tree, else as Debian installs it."""
+    """Where our own LXC configuration lies: beside the package in a source tree, else as `make install` has it."""
     beside = Path(__file__).resolve().parent.parent / "lxc"
-    # dist-packages/lxc exists too: it is the Python binding, and has no common.conf.
-    return beside if (beside / "common.conf").exists() else Path("/usr/share/dre-core/lxc")
+    for place in (beside, Path("/usr/local/share/dre-core/lxc")):
+        # dist-packages/lxc exists too: it is the Python binding, and has no common.conf.
+        if (place / "common.conf").exists():
+            return place
+    return Path("/usr/share/dre-core/lxc")
 
 
 def veth(bridge: str, ip: str) -> str:

@@ -46,9 +46,9 @@ def pull(app: App, source: str, target: str) -> None:
             def read() -> None:
                 # Not blocking: the app could have put a FIFO there, and nobody would ever write.
                 fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    raise OSError(0, "not a regular file", source)
                 with open(fd, "rb") as found:
-                    if not stat.S_ISREG(os.fstat(fd).st_mode):
-                        raise OSError(0, "not a regular file", source)
                     shutil.copyfileobj(found, stream)
                     stream.flush()
 

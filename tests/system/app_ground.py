@@ -79,3 +79,30 @@ def wait_for(condition, timeout=10.0):
     while not (found := condition()) and time.monotonic() < deadline:
         time.sleep(0.02)
     return found
+
+
+class Ground:
+    """dre-app called as a user would, on the test's own settings; at the end all its apps are destroyed."""
+
+    def __init__(self, run, settings, **keys):
+        self.run = run
+        self.config = settings(**SETTINGS, **keys)
+        self.place = pathlib.Path(self.config).parent
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        for name in (line.split()[0] for line in self("list").splitlines()):
+            self("destroy", "--force", name)
+
+    def __call__(self, *argv, code=0, stdin=b""):
+        """stdout of dre-app, which must end with *code*; with another code than 0, its words on stderr."""
+        done = self.run("dre-app", "--config", self.config, *argv, stdin=stdin)
+        assert done.returncode == code, f"{argv}: {done.returncode}: {done.stderr.decode()}"
+        return (done.stderr if code else done.stdout).decode().removesuffix("\n")
+
+    def events(self):
+        """The types of the events emitted so far; nobody reads them, so they are spooled."""
+        spool = self.place / "state/spool/event/emitted.jsonl"
+        return re.findall(r'"type":"([^"]*)"', spool.read_text()) if spool.exists() else []

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""push and pull reach files of the app and, whatever links it has made, never one of the host."""
+
+import os
+
+import app_ground
+import pytest
+from app_ground import LXC, Ground, picture
+
+NAME = "t-push"
+
+
+@pytest.fixture
+def app(run, settings, tmp_path):
+    with Ground(run, settings) as ground:
+        ground("create", NAME, "--ip", "none", "--base", app_ground.make_tree(tmp_path / "tree"))
+        yield ground
+
+
+def test_push_and_pull(app, tmp_path):
+    source = tmp_path / "release.bin"
+    source.write_bytes(os.urandom(100_000))
+    source.chmod(0o751)
+    for state in ("stopped", "running"):
+        app("push", NAME, source, "/etc/")
+        app("push", NAME, source, f"/{state}")
+        app("pull", NAME, f"/{state}", tmp_path / "back")
+        assert (tmp_path / "back").read_bytes() == source.read_bytes()
+        made = LXC / NAME / "delta" / state
+        assert made.stat().st_mode & 0o7777 == 0o751
+        app("start", NAME)
+    assert (LXC / NAME / "delta/etc/release.bin").read_bytes() == source.read_bytes()
+    app("stop", NAME)
+    app("pull", NAME, "/running", tmp_path / "again")
+    assert picture(NAME)["mounts"] == []
+
+
+def test_links_lead_nowhere_else(app, tmp_path):
+    host = tmp_path / "host"
+    host.mkdir()
+    (host / "file").write_text("the host's\n")
+    app("start", NAME)
+    app(
+        "exec", NAME, "--", "sh", "-c", f"ln -s {host} /evil; ln -s {host}/file /evilfile; ln -s ../../../../{host} /up"
+    )
+    source = tmp_path / "file"
+    source.write_text("pushed\n")
+    for target in ("/evil/file", "/up/file"):
+        app("push", NAME, source, target, code=3)  # no such directory inside
+    app("push", NAME, source, "/evilfile")  # replaces the link
+    assert (host / "file").read_text() == "the host's\n"
+    assert sorted(os.listdir(host)) == ["file"]
+    app("pull", NAME, "/evil/file", tmp_path / "stolen", code=3)
+    assert not (tmp_path / "stolen").exists()
+
+
+def test_pull_does_not_wait_for_a_fifo_or_read_a_device(app, tmp_path):
+    app("start", NAME)
+    app("exec", NAME, "--", "mkfifo", "/fifo")
+    for path in ("/fifo", "/dev/zero", "/etc"):
+        assert "not a regular file" in app("pull", NAME, path, tmp_path / "got", code=1)
+    assert not (tmp_path / "got").exists()
+    app("pull", NAME, "relative", tmp_path / "got", code=2)
+    app("push", NAME, tmp_path, "/x", code=1)
+    app("push", NAME, tmp_path / "missing", "/x", code=1)
