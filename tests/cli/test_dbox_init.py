@@ -7,10 +7,11 @@ import sqlite3
 import stat
 import subprocess
 
+import dboxkit
 import pytest
 from dboxkit import Box
 
-pytest_plugins = ["dboxkit"]
+box = dboxkit.box
 
 
 def openssl(*argv, **kwargs):

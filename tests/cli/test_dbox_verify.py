@@ -14,7 +14,6 @@ import dboxkit
 import pytest
 from conftest import environment
 
-pytest_plugins = ["dboxkit"]
 OCTETS = b'{"time":"2026-11-23T08:00:00.123Z","source":"/host:h7","type":"app.undone","sev":5,"data":{}}'
 
 
