@@ -6,7 +6,7 @@ DIRECTORIES = dre-core dre-base dbox sec-monitor dscript
 
 include packaging/environment.mk
 
-.PHONY: demo demo-stop check-fast repo bench lint release-check pypi-deb distclean
+.PHONY: installed demo demo-stop check-fast repo bench lint release-check pypi-deb distclean
 # One thing at a time: the rings of tests share the host, and the packages one directory.
 .NOTPARALLEL:
 
@@ -32,12 +32,15 @@ deb:
 repo: deb
 	packaging/make-repo
 
-# KEEP=1 leaves it running, WITHOUT=sec|dscript|release|event leaves one part out.
-demo:
+# The packages of this tree on this host, by apt from repo/, as `make demo` uses them.
+installed:
 	packaging/install-tools build
 	DEB_BUILD_PROFILES=nocheck packaging/build-deb
 	packaging/make-repo
 	packaging/install-from-repo
+
+# KEEP=1 leaves it running, WITHOUT=sec|dscript|release|event leaves one part out.
+demo: installed
 	KEEP=$(KEEP) WITHOUT=$(WITHOUT) demo/run
 
 demo-stop:
