@@ -9,6 +9,7 @@ Nothing is queued in memory: the spool is the queue. How far the reader is stand
   yet, and says so in the stream by a line `#resume <offset>`; the reader then knows which lines it has had already.
 """
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -20,12 +21,14 @@ from monitorlib import spool
 class Forwarder:
     """One thread; *wake* it when the spool has grown, *rewind* it when the reader was replaced."""
 
-    def __init__(self, directory: Path, out: int, resume: Path | None, lost: Callable[[int], None]) -> None:
+    def __init__(self, directory: Path, out: int, resume: Path | None, end: int, lost: Callable[[int], None]) -> None:
+        """*end* is that of the spool now: without any note, what is older is history and not to be acted on again."""
         self._out = out
+        self._end = end
         self._resume = resume
         self._lost = lost  # told how many octets were removed before they could be forwarded
         self._note = directory / "forwarded"
-        self._reader = spool.Reader(directory, _oldest(resume or self._note))
+        self._reader = spool.Reader(directory, self._oldest())
         self._wake = threading.Event()
         self._rewind = resume is not None
         self._stop = False
@@ -51,6 +54,14 @@ class Forwarder:
         self._wake.set()
         self._thread.join(wait)
 
+    def _oldest(self) -> int:
+        """Where the reader is, as noted by itself or by us; the end where nothing is noted."""
+        for path in (self._resume, self._note):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                if path:
+                    return int(path.read_text().split()[0])
+        return self._end
+
     def _run(self) -> None:
         try:
             while True:
@@ -70,10 +81,9 @@ class Forwarder:
             self.failed = error
 
     def _begin_again(self) -> None:
-        assert self._resume is not None
         self._rewind = False
         self._reader.close()
-        self._reader.offset = _oldest(self._resume)
+        self._reader.offset = self._oldest()
         first = self._reader.read()
         self._reader.offset -= len(first)  # read() has moved it to where the spool begins, if that is later
         # The newline ends whatever half line the old reader or writer left in the pipe.
@@ -90,11 +100,3 @@ class Forwarder:
             fd = os.open(self._note, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             os.pwrite(fd, b"%020d\n" % self._reader.offset, 0)
             os.close(fd)
-
-
-def _oldest(path: Path) -> int:
-    """The offset at the beginning of *path*; 0 when there is none or it cannot be read as one."""
-    try:
-        return int(path.read_text().split()[0])
-    except (OSError, ValueError, IndexError):
-        return 0

@@ -67,9 +67,7 @@ class Intake:
         directory = conf.core_state_dir / "spool" / "ingest"
         self._spool = spool.Spool(directory)
         self._remember(_kept(spool.tail(directory, spool.SEGMENT)))
-        self._forward = forward.Forwarder(
-            directory, out, resume, lambda octets: self._counts.add("monitor.dropped", "reader", f"{octets} octets")
-        )
+        self._forward = forward.Forwarder(directory, out, resume, self._spool.end, self._lost)
         self._clients: list[socket.socket] = []
         self._half = b""
         self._half_since = 0.0
@@ -114,6 +112,9 @@ class Intake:
             self._say(f"{type}: {data['where']}: {data['count']}: {data['reason']}")
             made = event.Event(event.stamp(), event.host() + "/monitor", type, 4, data, {"id": event.new_id()})
             self._keep([event.format(made)], 0, "monitor")
+
+    def _lost(self, octets: int) -> None:
+        self._counts.add("monitor.dropped", "reader", "octets that went from the spool before they were read", octets)
 
     # --- Taking in ---
 

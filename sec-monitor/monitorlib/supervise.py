@@ -75,7 +75,8 @@ class Supervisor:
         self._sec_user = _user("dre-sec")
         if self._sec_user is None and os.geteuid() == 0 and "sec" not in without:
             say("there is no user dre-sec; sec runs as root")
-        rulebook.load(conf)  # refused rules are told before anything is started
+        if "sec" not in without:  # what is missing or refused is told before anything is started
+            rulebook.argv(conf, rulebook.load(conf)[0])
         self._ordered = open_fifo(conf.core_run_dir / "ordered", 0o600, owner="dre-sec")
         pipes = [open_fifo(path, 0o620, owner="dscript", group="dre-sec") for path in conf.monitor_pipes]
         self._pipe = os.pipe2(os.O_CLOEXEC)

@@ -157,6 +157,17 @@ def test_a_stalled_reader_does_not_hold_the_intake_up(settings, tmp_path):
         os.close(read_end)
 
 
+def test_history_is_not_told_again_when_nobody_knows_how_far_it_was_read(ingest):
+    assert event.send(ingest.conf.monitor_sink, line(1), wait=5)
+    until(lambda: numbers(ingest.events()) == [1])
+    ingest.stop()
+    (ingest.conf.core_state_dir / "spool" / "ingest" / "forwarded").unlink()
+    ingest.start()
+    assert event.send(ingest.conf.monitor_sink, line(2), wait=5)
+    until(lambda: 2 in numbers(ingest.events()))
+    assert numbers(ingest.events()) == [1, 2]
+
+
 def test_a_second_intake_is_refused(ingest, run):
     done = run("dre-ingest", "--config", ingest.config)
     assert done.returncode == 5
