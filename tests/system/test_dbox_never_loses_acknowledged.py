@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Killed by SIGKILL at any moment, dboxd loses no acknowledged entry, makes none twice, and goes on."""
 
+import os
 import random
 import subprocess
 import threading
@@ -87,15 +88,22 @@ def box_append(box, name, seq):
         sender.close()
 
 
+def limit_files(pid, size):
+    """Set the soft limit as the user of the process, which needs no privilege; root may lack CAP_SYS_RESOURCE."""
+    owner = os.stat(f"/proc/{pid}")
+    argv = ["prlimit", "--pid", str(pid), f"--fsize={size}:"]
+    subprocess.run(argv, user=owner.st_uid, group=owner.st_gid, extra_groups=[], check=True)
+
+
 def test_full_disk_is_an_error_and_not_a_loss(box):
     """A file size limit stands for the full disk: the batch is refused, nothing half is left, and reading goes on."""
     box.start()
     first = box.put(b"before")
-    subprocess.run(["prlimit", "--pid", str(box.server.pid), "--fsize=200000:"], check=True)
+    limit_files(box.server.pid, "200000")
     done = box.run("dbox-put", stdin=b"x" * 1_000_000)
     assert done.returncode == 6 and b"not written" in done.stderr and b"waits as app 2" in done.stderr
     before = box.good("dbox-get", "--list")
-    subprocess.run(["prlimit", "--pid", str(box.server.pid), "--fsize=unlimited:"], check=True)
+    limit_files(box.server.pid, "unlimited")
     assert box.put(b"after")
     after = box.good("dbox-get", "--list").decode().splitlines()
     assert after[: len(before.splitlines())] == before.decode().splitlines()
