@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from demolib import scenario, stage, verdict
 from demolib.places import HOME, LOCK
-from demolib.programs import Failed
+from demolib.programs import Failed, settle
 
 PARTS = ("sec", "dscript", "release", "event")
 
@@ -23,8 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ["PATH"] = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/local/sbin:/usr/sbin:/sbin"
     os.umask(0o022)
     args = _arguments(argv)
-    signal.signal(signal.SIGTERM, _interrupted)
-    signal.signal(signal.SIGHUP, _interrupted)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupted)
     try:
         stage.need_root()
         with LOCK.open("w") as lock:
@@ -98,6 +98,7 @@ def _demonstrate(args: argparse.Namespace) -> int:
         # From here on nothing interrupts: half a clean-up would only need another one.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
+        settle()
         ok = _leave(args, ok)
     return 0 if ok else 1
 

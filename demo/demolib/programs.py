@@ -12,6 +12,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,13 @@ def start(name: str, *argv: str, output: Path | None = None) -> "subprocess.Pope
     NOTES.mkdir(exist_ok=True)
     (NOTES / name).write_text(json.dumps({"pid": process.pid, "began": began(process.pid)}))
     return process
+
+
+def settle() -> None:
+    """Wait for the threads that an interruption left at work: what they make must not come after the clearing."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread():
+            thread.join()  # each call in it has its own deadline
 
 
 def began(pid: int) -> int | None:

@@ -6,7 +6,6 @@ Clearing works from what lies on the disk, so that it also removes what a killed
 
 import contextlib
 import os
-import pwd
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -88,17 +87,9 @@ def prepare(without: str, say: Say) -> None:
 
 def _dbox() -> None:
     dre("dbox-init")
-    dre("dbox-init", "--client", "dscript", "--role", "writer", *_owner("dscript"))
+    dre("dbox-init", "--client", "dscript", "--role", "writer")
     dre("dbox-init", "--client", evidence.READER, "--role", "reader")
     start_dboxd()
-
-
-def _owner(user: str) -> list[str]:
-    """The option that lets the script engine's own user, where the packages made one, read its key."""
-    try:
-        return ["--owner", pwd.getpwnam(user).pw_name]
-    except KeyError:
-        return []
 
 
 def start_dboxd() -> None:
@@ -138,7 +129,7 @@ def clear(say: Say) -> list[str]:
             with _noting(troubles):
                 dre("dre-bridge", "down")
     if not troubles:
-        if MADE_RUN.exists():
+        if MADE_RUN.exists() and not any(RUN.glob("app/*.json")):  # nobody else has begun to use it
             shutil.rmtree(RUN, ignore_errors=True)
         shutil.rmtree(HOME)
         say("all of it is removed; the tree stays for the next time")
