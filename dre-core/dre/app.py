@@ -97,7 +97,14 @@ class App:
         files.write_atomic(self.home / "app.json", spec.to_json(), 0o600)
         command = self.directory / "command"
         files.write_atomic(command, lxcconfig.script(spec), 0o700)
-        files.write_atomic(self.directory / "config", lxcconfig.render(self.conf, spec, self.log))
+        self.refresh(spec)
+
+    def refresh(self, spec: Spec) -> None:
+        """Derive the LXC configuration anew, where host, settings or packages have changed since."""
+        config = self.directory / "config"
+        text = lxcconfig.render(self.conf, spec, self.log)
+        if not config.exists() or config.read_text() != text:
+            files.write_atomic(config, text)
 
     def intent(self) -> dict[str, Any] | None:
         """What a verb has begun and not ended, or None."""

@@ -123,6 +123,7 @@ def start(app: App) -> bool:
     if state == "running":
         return False
     sweep(app)
+    app.refresh(spec)
     for item in spec.binds:
         if not Path(item.source).exists():
             raise DreError(f"{app.name}: cannot start: {item.source}, which it binds, does not exist")

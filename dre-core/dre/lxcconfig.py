@@ -22,6 +22,10 @@ from dre.errors import MissingError, UsageError
 INIT = "/usr/sbin/init.lxc.static"  # static: a tree need not have LXC's libraries, nor the right ones
 IDLE = ("/bin/sleep", "infinity")
 
+APPARMOR = Path("/sys/module/apparmor/parameters/enabled")
+APPARMOR_PROFILES = Path("/sys/kernel/security/apparmor/profiles")
+PROFILE = "lxc-container-default-cgns"  # which LXC takes when its configuration names none
+
 # What the host as base must not show. Directories become empty ones of the app's own.
 HIDDEN_DIRS = (
     "/root",
@@ -159,6 +163,7 @@ def render(conf: Conf, spec: Spec, log: Path) -> str:
         ("lxc.mount.entry", f"{INIT} run/dre-init none bind,ro,create=file 0 0"),
         ("lxc.mount.entry", f"{escape(str(home))}/command run/dre-command none bind,ro,create=file 0 0"),
         ("lxc.mount.entry", f"{escape(str(log))} run/dre-output none bind,create=file 0 0"),
+        *_confinement(),
         *_network(conf, spec),
         *cgroup.keys(spec.limits),
     ]
@@ -172,6 +177,21 @@ def render(conf: Conf, spec: Spec, log: Path) -> str:
     origin = f"{conf.core_state_dir}/app/state/{spec.name}/app.json"
     head = f"# Derived by dre-app from {origin}; its next change overwrites this.\n"
     return head + "".join(f"{key} = {value}\n" for key, value in lines)
+
+
+def _confinement() -> list[tuple[str, str]]:
+    """What to say of AppArmor: nothing where the kernel has none (CRIU wants that) or LXC's profile is loaded.
+
+    Where the kernel has it but nobody loaded the profile, as without the package apparmor, LXC would not start.
+    """
+    try:
+        enabled = APPARMOR.read_text().startswith("Y")
+    except OSError:
+        return []
+    with contextlib.suppress(OSError):
+        if f"{PROFILE} (" in APPARMOR_PROFILES.read_text():
+            return []
+    return [("lxc.apparmor.profile", "unconfined")] if enabled else []
 
 
 def _network(conf: Conf, spec: Spec) -> list[tuple[str, str]]:

@@ -91,3 +91,18 @@ def test_link_names_differ_by_bridge_and_address():
 def test_usage_of_a_name_that_is_none():
     with pytest.raises(UsageError):
         app.usage(conf.Conf(), "../etc")
+
+
+def test_apparmor_is_named_only_where_the_kernel_has_it_without_the_profile(tmp_path, monkeypatch):
+    enabled, profiles = tmp_path / "enabled", tmp_path / "profiles"
+    monkeypatch.setattr(lxcconfig, "APPARMOR", enabled)
+    monkeypatch.setattr(lxcconfig, "APPARMOR_PROFILES", profiles)
+    assert lxcconfig._confinement() == []
+    enabled.write_text("N\n")
+    assert lxcconfig._confinement() == []
+    enabled.write_text("Y\n")
+    assert lxcconfig._confinement() == [("lxc.apparmor.profile", "unconfined")]
+    profiles.write_text("lxc-container-default (enforce)\n")
+    assert lxcconfig._confinement() == [("lxc.apparmor.profile", "unconfined")]
+    profiles.write_text("lxc-container-default (enforce)\nlxc-container-default-cgns (enforce)\n")
+    assert lxcconfig._confinement() == []

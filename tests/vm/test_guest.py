@@ -65,6 +65,14 @@ def test_apps_work_on_pure_cgroup_v2(back):
     passed(back, "apps")
 
 
+def test_apps_are_confined_by_apparmor_where_it_is(back):
+    assert "lxc-container-default-cgns" in log(back, "world")
+
+
+def test_apps_start_where_apparmor_has_no_profile(back):
+    passed(back, "unconfined")
+
+
 def test_bridge_works_on_a_stock_kernel(back):
     passed(back, "bridge")
 
