@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command demo/run: stage, scenario, time line, verdict, and a clean host afterwards whatever happens."""
+"""The command demo/run: stage, scenario, time line, verdict, and a clean host afterwards whatever happens.
+
+Exit status: 0 all of it happened, 1 it was played and did not all happen, 2 it could not be played to its end or the
+host could not be cleared. With a part left out 1 is what should come: the shop suffered and nothing was undone.
+"""
 
 import argparse
 import fcntl
@@ -13,6 +17,7 @@ from demolib import scenario, stage, verdict
 from demolib.places import HOME, LOCK
 from demolib.programs import Failed, settle
 
+HAPPENED, MISSED, BROKEN = 0, 1, 2
 PARTS = ("sec", "dscript", "release", "event")
 
 
@@ -32,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _stop() if args.stop else _demonstrate(args)
     except Failed as failure:
         print(f"demo: {failure}", file=sys.stderr)
-        return 1
+        return BROKEN
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -84,12 +89,12 @@ def _demonstrate(args: argparse.Namespace) -> int:
     if HOME.exists():
         _say("clearing away what a killed demonstration left")
         if _report(stage.clear(_say)):
-            return 1
+            return BROKEN
     stage.check_host()
-    ok = False
+    code = BROKEN
     try:
         stage.prepare(args.without, _say)
-        ok = _show(args.without, *scenario.play(args.without, _say))
+        code = _show(args.without, *scenario.play(args.without, _say))
     except Failed as failure:
         print(f"demo: {failure}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -99,41 +104,41 @@ def _demonstrate(args: argparse.Namespace) -> int:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         settle()
-        ok = _leave(args, ok)
-    return 0 if ok else 1
+        code = max(code, _leave(args, code))
+    return code
 
 
-def _leave(args: argparse.Namespace, ok: bool) -> bool:
-    """Keep it or clear it; False when either fails."""
-    if not ok and HOME.exists():
+def _leave(args: argparse.Namespace, code: int) -> int:
+    """Keep it or clear it; BROKEN when either fails."""
+    if code != HAPPENED and HOME.exists():
         print(f"logs and evidence are in {stage.keep_logs()}")
     if args.keep and HOME.exists():
         try:
             print(scenario.explore())
             stage.KEPT.touch()
-            return ok
+            return HAPPENED
         except Failed as failure:
             print(f"demo: {failure}", file=sys.stderr)
-            ok = False
-    return not _report(stage.clear(_say)) and ok
+            code = BROKEN
+    return max(code, _report(stage.clear(_say)))
 
 
 def _report(troubles: Sequence[str]) -> int:
     for trouble in troubles:
         print(f"demo: cannot clear away: {trouble}", file=sys.stderr)
-    return 1 if troubles else 0
+    return BROKEN if troubles else HAPPENED
 
 
-def _show(without: str, facts: verdict.Facts, checks: Sequence[verdict.Check]) -> bool:
-    """Print time line and checks; whether all of them hold."""
+def _show(without: str, facts: verdict.Facts, checks: Sequence[verdict.Check]) -> int:
+    """Print time line and checks; the exit status they deserve."""
     print("\nTime line (seconds count from the first request that was slow or failed)\n")
     print("\n".join(verdict.line(facts)))
     print("\nChecks\n")
     print("\n".join(map(str, checks)))
-    ok = all(check.ok for check in checks)
     if without:
-        happened = "an undo was accepted all the same" if facts.accepted else "nothing was undone"
+        code, happened = verdict.left_out(without, facts)
         print(f"\nWithout {without}: {happened}. The demonstration has not succeeded.")
-        return False
+        return code
+    ok = all(check.ok for check in checks)
     print("\nD-RE did its job." if ok else "\nThe demonstration has not succeeded.")
-    return ok
+    return HAPPENED if ok else MISSED

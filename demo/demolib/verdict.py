@@ -152,6 +152,16 @@ def requests(facts: Facts) -> list[Check]:
     ]
 
 
+def left_out(without: str, facts: Facts) -> tuple[int, str]:
+    """Exit status and words for a run without one part: 1 when that part is the reason why nothing was undone."""
+    if facts.accepted:
+        return 2, "an undo was accepted all the same"
+    suffered = facts.bad is not None
+    if suffered == (without == "release"):
+        return 2, f"nothing was undone, but the shop {'was slow all the same' if suffered else 'was not overloaded'}"
+    return 1, "nothing was undone"
+
+
 def line(facts: Facts) -> list[str]:
     """The time line: clock, seconds since the first bad request (or the deployment), and what happened."""
     rows = list(facts.notes)
