@@ -13,7 +13,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -254,7 +254,7 @@ class Sequencer:
     def _reload(self) -> None:
         """Rebuild the tree from the database and compare it with the newest tree head. Raises DreError."""
         tree = Tree()
-        tree.append(self.store.leaves())
+        tree.append(self._leaves())
         text = self.store.head()
         if text is None:
             if len(tree):
@@ -266,16 +266,16 @@ class Sequencer:
             note = evidence.parse_note(text)
             head = evidence.parse_head(note.text)
         if head.origin != self.signer.origin or head.size != len(tree) or head.root != tree.root(head.size):
-            raise DreError(f"{self.store.path}: {self._first_bad(head, tree)}")
+            found = f"{len(tree)} entries, the tree head of {head.origin} has {head.size}"
+            raise DreError(f"{self.store.path}: does not match its newest tree head: {found}")
         self.tree, self.head, self.note, self._doubt = tree, head, note, False
 
-    def _first_bad(self, head: Head, tree: Tree) -> str:
+    def _leaves(self) -> Iterator[bytes]:
+        """The leaves as the headers make them; the stored ones only tell which entry was changed."""
         for number, header, leaf in self.store.headers():
             if evidence.leaf_hash(header) != leaf:
-                return f"entry {number} was changed: its header does not have its leaf hash"
-        return (
-            f"does not match its newest tree head: {len(tree)} entries, the tree head of {head.origin} has {head.size}"
-        )
+                raise DreError(f"{self.store.path}: entry {number} was changed: its header does not have its leaf hash")
+            yield leaf
 
     def _rotate(self) -> None:
         """Replace the sign key when its time has come; the old key signs the entry that names the new one."""

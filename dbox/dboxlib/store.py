@@ -111,11 +111,6 @@ class Store:
                 database.execute("ROLLBACK")
             raise
 
-    def leaves(self) -> Iterator[bytes]:
-        """All leaf hashes in order."""
-        for (leaf,) in self.connection().execute("SELECT leaf FROM entry ORDER BY number"):
-            yield leaf
-
     def headers(self) -> Iterator[tuple[int, bytes, bytes]]:
         """Number, header and leaf of all entries in order."""
         yield from self.connection().execute("SELECT number, header, leaf FROM entry ORDER BY number")
