@@ -14,7 +14,7 @@ CERTS = HOME / "etc/certs/dbox"
 LOG = HOME / "log"
 REMAINS = Path("/var/log/dre-demo")  # the logs, when something went wrong
 RUN = Path("/run/dre")  # the real place, so that rules write to the real /run/dre/script
-LOCK = Path("/run/lock/dre-demo.lock")
+LOCK = Path("/run/dre-demo.lock")
 TREES = Path("/var/lib/dre/base")  # the tree stays there for the next time
 
 TREE = "cdshop"
