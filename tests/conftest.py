@@ -59,13 +59,21 @@ def environment():
     return env
 
 
+def nobody():
+    """What to put before a command to run it without privilege: a user namespace of its own, where root is no one.
+
+    Unlike another user it still reads the checkout, wherever that lies.
+    """
+    return ["unshare", "--user"] if os.geteuid() == 0 else []
+
+
 @pytest.fixture
 def run():
     """run(NAME, ARG…, stdin=b"", timeout=60) → CompletedProcess with octets; never raises on a status."""
 
-    def call(name, *argv, stdin=b"", timeout=60, **kwargs):
+    def call(name, *argv, stdin=b"", timeout=60, prefix=(), **kwargs):
         return subprocess.run(
-            [program(name), *map(str, argv)],
+            [*prefix, program(name), *map(str, argv)],
             input=stdin,
             capture_output=True,
             timeout=timeout,

@@ -4,10 +4,9 @@
 import json
 import os
 import pathlib
-import subprocess
 
 import pytest
-from conftest import environment, program
+from conftest import nobody
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: dre-app makes overlays and devices")
 
@@ -55,12 +54,8 @@ def test_usage_errors(app, argv, reason):
 
 
 @pytest.mark.parametrize("argv", [("create", "web1"), ("start", "web1"), ("list",), ("status", "web1"), ("recover",)])
-def test_without_privilege(argv):
-    nobody = ["setpriv", "--reuid=65534", "--clear-groups"] if os.geteuid() == 0 else []
-    words = program("dre-app")
-    if subprocess.run([*nobody, "test", "-r", words], check=False).returncode != 0:
-        pytest.skip("the source tree is not readable to other users")
-    done = subprocess.run([*nobody, words, *argv], env=environment(), capture_output=True, check=False)
+def test_without_privilege(run, argv):
+    done = run("dre-app", *argv, prefix=nobody())
     assert (done.returncode, b"needs root" in done.stderr) == (4, True), done.stderr
 
 

@@ -5,6 +5,7 @@ import json
 import os
 
 import pytest
+from conftest import nobody
 
 
 @pytest.fixture
@@ -201,6 +202,5 @@ def test_check_without_a_package_list_could_not_check(base, tree):
 
 
 def test_making_needs_root(run):
-    user = {"user": 65534} if os.geteuid() == 0 else {}
-    done = run("dre-base", "--tree", "x", cwd="/", **user)
+    done = run("dre-base", "--tree", "x", prefix=nobody())
     assert (done.returncode, done.stderr) == (4, b"dre-base: dre-base --tree needs root\n")

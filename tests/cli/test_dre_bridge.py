@@ -1,22 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """dre-bridge from the outside, where it refuses: nothing on the host changes."""
 
-import os
-import tempfile
-
 import pytest
-
-
-@pytest.fixture
-def readable(settings):
-    """A dre.conf that any user can read."""
-    with tempfile.TemporaryDirectory() as directory:
-        os.chmod(directory, 0o755)
-        path = os.path.join(directory, "dre.conf")
-        with open(settings(DRE_BRIDGE_IF="dret2none")) as source, open(path, "w") as target:
-            target.write(source.read())
-        os.chmod(path, 0o644)
-        yield path
+from conftest import nobody
 
 
 def test_verb_missing(run, settings):
@@ -36,9 +22,8 @@ def test_show_of_an_interface_that_is_no_bridge(run, settings):
 
 
 @pytest.mark.parametrize("verb", ["up", "down"])
-def test_changes_need_root(run, readable, verb):
-    user = {"user": 65534} if os.geteuid() == 0 else {}
-    done = run("dre-bridge", "--config", readable, verb, cwd="/", **user)
+def test_changes_need_root(run, settings, verb):
+    done = run("dre-bridge", "--config", settings(DRE_BRIDGE_IF="dret2none"), verb, prefix=nobody())
     assert (done.returncode, done.stderr) == (4, f"dre-bridge: dre-bridge {verb} needs root\n".encode())
 
 

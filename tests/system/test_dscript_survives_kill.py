@@ -17,6 +17,7 @@ from conftest import environment, program
 from dre import event
 
 KILLS = int(os.environ.get("DRE_KILLS", "5"))
+UNDISTURBED = 3  # responses that are timed first; the shortest counts, for on a busy host any may take longer
 SCRIPT = """\
 dscript: 1
 name: many
@@ -107,12 +108,15 @@ def test_each_action_happens_once_whenever_the_engine_is_killed(tmp_path, settin
 def kill(world):
     world.start()
     world.wait(lambda: any(record["kind"] == "start" for record in world.records()), "the engine")
-    begin = time.monotonic()
-    world.go(1)
-    world.wait(lambda: world.ended() == 1, "an undisturbed response")
-    duration = time.monotonic() - begin
+    durations = []
+    for number in range(1, UNDISTURBED + 1):
+        world.go(number)
+        begin = time.monotonic()
+        world.wait(lambda number=number: world.ended() == number, "an undisturbed response")
+        durations.append(time.monotonic() - begin)
+    duration = min(durations)
     hits = 0
-    for number in range(2, KILLS + 2):
+    for number in range(UNDISTURBED + 1, UNDISTURBED + KILLS + 1):
         world.go(number)
         time.sleep(random.uniform(0, duration))
         world.process.kill()
@@ -139,12 +143,12 @@ def judge(world, duration, hits):
     probes = sum(record["kind"] == "probe" for record in world.records())
     print(f"{hits} of {KILLS} kills hit within {duration:.2f} s; {len(effects)} effects, {probes} asked again")
     assert doubled == []
-    assert len(effects) == 3 * (KILLS + 1)
+    assert len(effects) == 3 * (KILLS + UNDISTURBED)
     runs = [line.rsplit(" ", 1)[1].split("-")[0] for line in effects]
-    assert sorted(collections.Counter(runs).values()) == [3] * (KILLS + 1)
+    assert sorted(collections.Counter(runs).values()) == [3] * (KILLS + UNDISTURBED)
     notices = (world.tmp_path / "log/notify.log").read_text().splitlines()
-    assert len(notices) == len({line.split("request=")[1] for line in notices}) == KILLS + 1
+    assert len(notices) == len({line.split("request=")[1] for line in notices}) == KILLS + UNDISTURBED
     assert hits >= 0.8 * KILLS, f"only {hits} of {KILLS} kills hit the engine at work"
     whole = ["t.go", *["script.step.begun", "script.step.done"] * 2]
     whole += ["script.step.begun", "script.step.done", "script.notify", "script.step.begun", "script.step.done"]
-    assert evidence(world) == [*whole, "script.response.done"] * (KILLS + 1)
+    assert evidence(world) == [*whole, "script.response.done"] * (KILLS + UNDISTURBED)
