@@ -17,6 +17,7 @@ from conftest import environment, program
 from dre import event
 
 KILLS = int(os.environ.get("DRE_KILLS", "5"))
+SHARE = 0.8  # of the kills must hit the engine at work
 UNDISTURBED = 3  # responses that are timed first; the shortest counts, for on a busy host any may take longer
 SCRIPT = """\
 dscript: 1
@@ -115,8 +116,11 @@ def kill(world):
         world.wait(lambda number=number: world.ended() == number, "an undisturbed response")
         durations.append(time.monotonic() - begin)
     duration = min(durations)
-    hits = 0
-    for number in range(UNDISTURBED + 1, UNDISTURBED + KILLS + 1):
+    hits = kills = 0
+    # A small sample may be unlucky and then grows; the share is judged over all of it.
+    while kills < KILLS or (hits < SHARE * kills and kills < 3 * KILLS):
+        kills += 1
+        number = UNDISTURBED + kills
         world.go(number)
         time.sleep(random.uniform(0, duration))
         world.process.kill()
@@ -125,7 +129,7 @@ def kill(world):
         world.start()
         world.wait(lambda number=number: world.ended() == number, "the response after the kill")
     world.wait(lambda: evidence(world)[-1:] == ["script.response.done"], "the evidence")
-    return duration, hits
+    return duration, kills, hits
 
 
 def evidence(world):
@@ -137,18 +141,18 @@ def evidence(world):
     return [json.loads(line)["type"] for line in by_id.values()]
 
 
-def judge(world, duration, hits):
+def judge(world, duration, kills, hits):
     effects = (world.tmp_path / "effects/all").read_text().splitlines()
     doubled = [line for line, count in collections.Counter(effects).items() if count > 1]
     probes = sum(record["kind"] == "probe" for record in world.records())
-    print(f"{hits} of {KILLS} kills hit within {duration:.2f} s; {len(effects)} effects, {probes} asked again")
+    print(f"{hits} of {kills} kills hit within {duration:.2f} s; {len(effects)} effects, {probes} asked again")
     assert doubled == []
-    assert len(effects) == 3 * (KILLS + UNDISTURBED)
+    assert len(effects) == 3 * (kills + UNDISTURBED)
     runs = [line.rsplit(" ", 1)[1].split("-")[0] for line in effects]
-    assert sorted(collections.Counter(runs).values()) == [3] * (KILLS + UNDISTURBED)
+    assert sorted(collections.Counter(runs).values()) == [3] * (kills + UNDISTURBED)
     notices = (world.tmp_path / "log/notify.log").read_text().splitlines()
-    assert len(notices) == len({line.split("request=")[1] for line in notices}) == KILLS + UNDISTURBED
-    assert hits >= 0.8 * KILLS, f"only {hits} of {KILLS} kills hit the engine at work"
+    assert len(notices) == len({line.split("request=")[1] for line in notices}) == kills + UNDISTURBED
+    assert hits >= SHARE * kills, f"only {hits} of {kills} kills hit the engine at work"
     whole = ["t.go", *["script.step.begun", "script.step.done"] * 2]
     whole += ["script.step.begun", "script.step.done", "script.notify", "script.step.begun", "script.step.done"]
-    assert evidence(world) == [*whole, "script.response.done"] * (KILLS + UNDISTURBED)
+    assert evidence(world) == [*whole, "script.response.done"] * (kills + UNDISTURBED)
