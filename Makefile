@@ -15,6 +15,7 @@ all install:
 
 # Every ring of tests, or RING="unit cli"; see tests/run --help.
 check:
+	test -x $(PYTHON) || packaging/install-tools build
 	$(PYTHON) tests/run $(RING)
 
 check-fast:
