@@ -5,6 +5,8 @@ The picture is taken from /proc and /sys, never by our own code, and holds only 
 other programs on the same host may come and go meanwhile.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import pathlib
@@ -81,6 +83,14 @@ def wait_for(condition, timeout=10.0):
     return found
 
 
+@contextlib.contextmanager
+def alone():
+    """Hold the host's apps for this test: two runs of the suite at once would use the same names and bridge."""
+    with open("/run/lock/dre-test-apps", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 class Ground:
     """dre-app called as a user would, on the test's own settings; at the end all its apps are destroyed."""
 
@@ -90,9 +100,17 @@ class Ground:
         self.place = pathlib.Path(self.config).parent
 
     def __enter__(self):
+        self.held = alone()
+        self.held.__enter__()
         return self
 
     def __exit__(self, *error):
+        try:
+            self._destroy_all()
+        finally:
+            self.held.__exit__(None, None, None)
+
+    def _destroy_all(self):
         for name in (line.split()[0] for line in self("list").splitlines()):
             self("destroy", "--force", name)
 

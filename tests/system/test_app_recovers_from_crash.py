@@ -17,8 +17,8 @@ def parent(pid):
 
 
 def test_monitor_killed(run, settings, tmp_path):
-    before = picture(NAME)
     with Ground(run, settings) as app:
+        before = picture(NAME)
         app("create", NAME, "--base", app_ground.make_tree(tmp_path / "tree"))
         app("start", NAME)
         pid = json.loads(app("status", NAME, "--json"))["pid"]

@@ -108,8 +108,9 @@ def world(tmp_path_factory):
     config.write_text("".join(f'{key}="{value}"\n' for key, value in keys.items()))
     config.chmod(0o644)
     made = World(str(config), app_ground.make_tree(place / "tree"))
-    yield made
-    made.call("destroy", "--force", NAME, allowed=(0, 3))
+    with app_ground.alone():
+        yield made
+        made.call("destroy", "--force", NAME, allowed=(0, 3))
 
 
 def measured(world, verb):
