@@ -10,16 +10,15 @@ include $(TOP)/packaging/environment.mk
 RST2MAN = /usr/bin/rst2man
 
 DESTDIR =
-prefix = /usr/local
+# The specification names the places, such as /usr/sbin; programs find each other there.
+prefix = /usr
 sbindir = $(prefix)/sbin
 bindir = $(prefix)/bin
 datadir = $(prefix)/share
 mandir = $(datadir)/man
 completiondir = $(datadir)/bash-completion/completions
 sysconfdir = /etc
-# Debian's Python looks for packages in the first, for the administrator's own in the second.
-pythonversion = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-pythondir = $(if $(filter /usr,$(prefix)),/usr/lib/python3,$(prefix)/lib/python$(pythonversion))/dist-packages
+pythondir = $(prefix)/lib/python3/dist-packages
 placedir = $(datadir)/$(firstword $(DEBS))
 
 MANS := $(patsubst %.rst,%,$(wildcard man/*.rst))
