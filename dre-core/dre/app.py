@@ -20,7 +20,7 @@ from dre import cgroup, event, files, lxcconfig, run, units
 from dre.cgroup import Usage
 from dre.conf import Conf
 from dre.errors import DreError, NotFoundError
-from dre.lxcconfig import Spec
+from dre.spec import Spec
 
 FIELDS = ("name", "state", "ip", "pid", "cpu", "memory", "memory_limit", "cpu_limit", "pids", "created", "base")
 IDLE = Usage(cpu_ns=0, memory=0, memory_limit=None, cpu_limit=None, pids=0, running=False)

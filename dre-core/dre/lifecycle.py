@@ -24,8 +24,8 @@ from dre.app import App
 from dre.cgroup import Limits
 from dre.conf import Conf
 from dre.errors import DreError, NotFoundError, TimedOutError, UsageError
-from dre.lxcconfig import Spec
 from dre.run import run
+from dre.spec import Spec
 
 LXC_WAIT = 30.0  # seconds for LXC to start an app, or to end what it has begun
 # Children that write must end with us: else a killed command's tar would go on while the next command works.

@@ -1,23 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an app is made of (its Spec), and the LXC configuration and the hidden files that follow from it.
+"""The LXC configuration of an app and the hidden files of a host base, as they follow from its Spec.
 
 Pure text and files: nothing here starts, stops or asks LXC. The Spec is the truth, the configuration is derived.
 """
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import shlex
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from dre import cgroup
 from dre.conf import Conf
-from dre.errors import MissingError, UsageError
+from dre.errors import MissingError
+from dre.spec import Spec
 
 INIT = "/usr/sbin/init.lxc.static"  # static: a tree need not have LXC's libraries, nor the right ones
 IDLE = ("/bin/sleep", "infinity")
@@ -48,86 +45,6 @@ HIDDEN_FILES = (
     "/etc/security/opasswd",
     *(f"/etc/ssh/ssh_host_{kind}_key" for kind in ("rsa", "dsa", "ecdsa", "ed25519")),
 )
-
-
-@dataclass(frozen=True)
-class Bind:
-    """A directory or file of the host that the app sees at *target*."""
-
-    source: str
-    target: str
-    read_only: bool = False
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What `create` fixed and `limit` changes. *base* is `host` or the path of a tree; *ip* has its length."""
-
-    name: str
-    base: str
-    created: str
-    ip: str | None = None
-    command: tuple[str, ...] = ()
-    env: dict[str, str] = field(default_factory=dict)
-    binds: tuple[Bind, ...] = ()
-    limits: cgroup.Limits = field(default_factory=cgroup.Limits)
-    request: str | None = None
-
-    def to_json(self) -> str:
-        """The text of app.json."""
-        return json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "Spec":
-        """The Spec of an app.json; raises ValueError, KeyError or TypeError when it is not one."""
-        data: dict[str, Any] = json.loads(text)
-        data["command"] = tuple(data["command"])
-        data["binds"] = tuple(Bind(**item) for item in data["binds"])
-        data["limits"] = cgroup.Limits(**data["limits"])
-        return cls(**data)
-
-    def restored(self, saved: "Spec") -> "Spec":
-        """This app with what a snapshot keeps of the configuration: program, environment, binds and limits."""
-        return replace(self, command=saved.command, env=saved.env, binds=saved.binds, limits=saved.limits)
-
-
-def env(words: Iterable[str]) -> dict[str, str]:
-    """Environment from `K=V` words. Raises UsageError."""
-    result = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
-            raise UsageError(f"--env {word!r}: expected NAME=VALUE")
-        result[key] = _one_line(f"--env {key}", value)
-    return result
-
-
-def bind(word: str) -> Bind:
-    """A Bind from `SRC:DST[:ro]`. Raises UsageError."""
-    source, _, rest = word.partition(":")
-    target, _, mode = rest.partition(":")
-    if mode not in ("", "ro", "rw") or not source.startswith("/") or not target.startswith("/") or target == "/":
-        raise UsageError(f"--bind {word!r}: expected SRC:DST or SRC:DST:ro with absolute paths")
-    if ".." in Path(source).parts + Path(target).parts:
-        raise UsageError(f"--bind {word!r}: '..' is not allowed")
-    _one_line("--bind", word)
-    if not Path(source).exists():
-        raise UsageError(f"--bind {word!r}: {source} does not exist")
-    return Bind(os.path.normpath(source), os.path.normpath(target), mode == "ro")
-
-
-def command(words: Iterable[str]) -> tuple[str, ...]:
-    """The program to run as the app's service. Raises UsageError."""
-    argv = tuple(words)
-    if any("\0" in word for word in argv):
-        raise UsageError("the command holds a NUL character")
-    return argv
-
-
-def _one_line(what: str, text: str) -> str:
-    if not text.isprintable():
-        raise UsageError(f"{what}: control characters are not allowed in {text!r}")
-    return text
 
 
 def share() -> Path:

@@ -18,8 +18,8 @@ from typing import Any
 from dre import event, files, lifecycle, requests
 from dre.app import App
 from dre.errors import DreError, NotFoundError
-from dre.lxcconfig import Spec
 from dre.run import run
+from dre.spec import Spec
 
 TAR_WAIT = 3600.0
 # One content gives one archive: sorted, without the times that reading changes, and of the extended attributes only

@@ -5,10 +5,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from dre import app, conf, lxcconfig
+from dre import app, conf, lxcconfig, spec
 from dre.cgroup import Limits
 from dre.errors import UsageError
-from dre.lxcconfig import Bind, Spec
+from dre.spec import Bind, Spec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,7 +67,7 @@ def test_every_argument_reaches_the_program_as_it_is(words):
 @pytest.mark.parametrize("word", ["A", "=b", "A B=c", "A=b\nlxc.hook.start = /x", "A=b\rc", "1A=b"])
 def test_environment_refused(word):
     with pytest.raises(UsageError):
-        lxcconfig.env([word])
+        spec.env([word])
 
 
 @pytest.mark.parametrize(
@@ -76,11 +76,11 @@ def test_environment_refused(word):
 )
 def test_bind_refused(word):
     with pytest.raises(UsageError):
-        lxcconfig.bind(word)
+        spec.bind(word)
 
 
 def test_bind():
-    assert lxcconfig.bind("/tmp:/data/x:ro") == Bind("/tmp", "/data/x", True)
+    assert spec.bind("/tmp:/data/x:ro") == Bind("/tmp", "/data/x", True)
 
 
 def test_link_names_differ_by_bridge_and_address():

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dre-app create, destroy and set: what an app is."""
+
+from typing import Any
+
+from dre import cgroup, lifecycle, recovery, spec, verbs
+from dre.app import App
+from dre.cli import Context
+from dre.cmd.app import limiting
+from dre.cmd.app.running import STOP_WAIT, each_held
+from dre.errors import DreError, NotFoundError
+
+
+def add(table: Any) -> None:
+    """Add these verbs to *table*."""
+    create = verbs.changing(table, "create", _create, "make an app, stopped")
+    verbs.add_name(create)
+    create.add_argument("--base", default="host", metavar="host|TREE", help="what it shares (default: host)")
+    create.add_argument("--ip", metavar="ADDR/LEN|none", help="address (default: the next free one)")
+    limiting.add_options(create)
+    spec.add_options(create)
+    create.add_argument("command", nargs="*", metavar="CMD", help="after --: its program (default: idle)")
+    destroy = verbs.changing(table, "destroy", _destroy, "remove stopped apps and their snapshots")
+    destroy.add_argument("--force", action="store_true", help="stop them first")
+    verbs.add_names(destroy)
+
+
+def _create(ctx: Context) -> None:
+    args = ctx.args
+    with recovery.held(ctx.conf, args.name) as app:
+        if args.again and app.exists() and app.spec().request == args.request_id:
+            return  # done by the call that was killed before it could say so
+        wanted = lifecycle.new_spec(
+            app,
+            base=lifecycle.base(ctx.conf, args.base),
+            command=spec.command(args.command),
+            limits=cgroup.Limits(**limiting.chosen(args)),
+            request=args.request_id,
+            **spec.from_options(args),
+        )
+        lifecycle.create(app, wanted, args.ip)
+
+
+def _destroy(ctx: Context) -> None:
+    def work(app: App) -> None:
+        try:
+            app.need()
+        except NotFoundError:
+            if ctx.args.again:
+                return
+            raise
+        if not ctx.args.force and app.state() in ("running", "frozen"):
+            raise DreError(f"{app.name}: is running; stop it, or use --force")
+        lifecycle.stop(app, 0.0 if ctx.args.force else STOP_WAIT)
+        lifecycle.destroy(app)
+
+    each_held(ctx, work, doomed=True)

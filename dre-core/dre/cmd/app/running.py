@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dre-app start, stop, restart, freeze, thaw, exec, push, pull and recover: apps at work."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from dre import cli, lifecycle, recovery, transfer, verbs
+from dre.app import App
+from dre.cli import Context
+from dre.errors import DreError, UsageError
+from dre.run import need
+
+STOP_WAIT = 10.0
+
+
+def add(table: Any) -> None:
+    """Add these verbs to *table*."""
+    verbs.add_names(verbs.changing(table, "start", _start, "start apps"))
+    for name, function, text in (("stop", _stop, "stop apps"), ("restart", _restart, "stop and start apps")):
+        verb = verbs.changing(table, name, function, text)
+        verbs.add_timeout(verb, STOP_WAIT)
+        verbs.add_names(verb)
+    verbs.add_names(verbs.changing(table, "freeze", _freeze, "hold all processes of apps"))
+    verbs.add_names(verbs.changing(table, "thaw", _thaw, "let frozen apps go on"))
+    execute = cli.verb(table, "exec", _exec, "run a program in a running app; its exit status passes through")
+    verbs.add_name(execute)
+    execute.add_argument("command", nargs="*", metavar="CMD", help="after --: the program and its arguments")
+    push = verbs.changing(table, "push", _push, "copy a file into an app")
+    verbs.add_name(push)
+    push.add_argument("source", metavar="SRC", help="file of the host")
+    push.add_argument("target", metavar="DST", help="path in the app")
+    pull = cli.verb(table, "pull", _pull, "copy a file out of an app")
+    verbs.add_name(pull)
+    pull.add_argument("source", metavar="SRC", help="path in the app")
+    pull.add_argument("target", metavar="DST", help="file of the host")
+    cli.verb(table, "recover", _recover, "end what killed commands left unfinished")
+
+
+def each_held(ctx: Context, work: Callable[[App], object], doomed: bool = False) -> None:
+    """Do *work* on every app that was named, each locked."""
+
+    def held(name: str) -> None:
+        with recovery.held(ctx.conf, name, doomed) as app:
+            work(app)
+
+    verbs.each(ctx, ctx.args.names, held)
+
+
+def _start(ctx: Context) -> None:
+    each_held(ctx, lifecycle.start)
+
+
+def _stop(ctx: Context) -> None:
+    each_held(ctx, lambda app: lifecycle.stop(app, ctx.args.timeout))
+
+
+def _restart(ctx: Context) -> None:
+    def work(app: App) -> None:
+        lifecycle.stop(app, ctx.args.timeout)
+        lifecycle.start(app)
+
+    each_held(ctx, work)
+
+
+def _freeze(ctx: Context) -> None:
+    each_held(ctx, lifecycle.freeze)
+
+
+def _thaw(ctx: Context) -> None:
+    each_held(ctx, lifecycle.thaw)
+
+
+def _exec(ctx: Context) -> int:
+    cli.need_root("dre-app exec")
+    if not ctx.args.command:
+        raise UsageError("exec: the command after -- is missing")
+    app = recovery.look(ctx.conf, ctx.args.name)
+    app.need()
+    state = app.state()
+    if state != "running":
+        raise DreError(f"{app.name}: cannot exec: it is {state}")
+    words = ("-n", app.name, "-P", str(ctx.conf.app_lxc_path), "--clear-env", "--", *ctx.args.command)
+    program = need("lxc-attach")
+    sys.stdout.flush()
+    os.execv(program, (program, *words))  # noqa: S606 - status, stdin and stdout pass only without us in between
+
+
+def _push(ctx: Context) -> None:
+    with recovery.held(ctx.conf, ctx.args.name) as app:
+        transfer.push(app, ctx.args.source, ctx.args.target)
+
+
+def _pull(ctx: Context) -> None:
+    cli.need_root("dre-app pull")
+    with recovery.held(ctx.conf, ctx.args.name) as app:
+        transfer.pull(app, ctx.args.source, ctx.args.target)
+
+
+def _recover(ctx: Context) -> None:
+    cli.need_root("dre-app recover")
+    for name, verb in recovery.everything(ctx.conf):
+        ctx.say(f"{name}: ended {verb}")

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an app is made of, its Spec, and the properties that `create` takes as options and `set` as key=value.
+
+PROPERTIES is the one table of both: a new property is a field of Spec, a line there, and what follows from it in
+dre.lxcconfig or dre.lifecycle. Nothing here touches an app.
+"""
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dre import cgroup
+from dre.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Bind:
+    """A directory or file of the host that the app sees at *target*."""
+
+    source: str
+    target: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What `create` fixed and `limit` changes. *base* is `host` or the path of a tree; *ip* has its length."""
+
+    name: str
+    base: str
+    created: str
+    ip: str | None = None
+    command: tuple[str, ...] = ()
+    env: dict[str, str] = field(default_factory=dict)
+    binds: tuple[Bind, ...] = ()
+    limits: cgroup.Limits = field(default_factory=cgroup.Limits)
+    request: str | None = None
+
+    def to_json(self) -> str:
+        """The text of app.json."""
+        return json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Spec":
+        """The Spec of an app.json; raises ValueError, KeyError or TypeError when it is not one."""
+        data: dict[str, Any] = json.loads(text)
+        data["command"] = tuple(data["command"])
+        data["binds"] = tuple(Bind(**item) for item in data["binds"])
+        data["limits"] = cgroup.Limits(**data["limits"])
+        return cls(**data)
+
+    def restored(self, saved: "Spec") -> "Spec":
+        """This app with what a snapshot keeps of the configuration: all but what tells one app from another."""
+        own = {"name": self.name, "base": self.base, "created": self.created, "ip": self.ip, "request": self.request}
+        return replace(saved, **own)
+
+
+def env(words: Iterable[str]) -> dict[str, str]:
+    """Environment from `K=V` words. Raises UsageError."""
+    result = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+            raise UsageError(f"env {word!r}: expected NAME=VALUE")
+        result[key] = _one_line(f"env {key}", value)
+    return result
+
+
+def bind(word: str) -> Bind:
+    """A Bind from `SRC:DST[:ro]`. Raises UsageError."""
+    source, _, rest = word.partition(":")
+    target, _, mode = rest.partition(":")
+    if mode not in ("", "ro", "rw") or not source.startswith("/") or not target.startswith("/") or target == "/":
+        raise UsageError(f"bind {word!r}: expected SRC:DST or SRC:DST:ro with absolute paths")
+    if ".." in Path(source).parts + Path(target).parts:
+        raise UsageError(f"bind {word!r}: '..' is not allowed")
+    _one_line("bind", word)
+    if not Path(source).exists():
+        raise UsageError(f"bind {word!r}: {source} does not exist")
+    return Bind(os.path.normpath(source), os.path.normpath(target), mode == "ro")
+
+
+def command(words: Iterable[str]) -> tuple[str, ...]:
+    """The program to run as the app's service. Raises UsageError."""
+    argv = tuple(words)
+    if any("\0" in word for word in argv):
+        raise UsageError("the command holds a NUL character")
+    return argv
+
+
+def _one_line(what: str, text: str) -> str:
+    if not text.isprintable():
+        raise UsageError(f"{what}: control characters are not allowed in {text!r}")
+    return text
+
+
+@dataclass(frozen=True)
+class Property:
+    """One property: *convert* makes the field's value of the word given, or of all words where it takes *many*."""
+
+    metavar: str
+    help: str
+    convert: Callable[[Any], Any]
+    many: bool = False
+
+
+# The key is the option without its dashes; with `_` for `-` it is the field of Spec.
+PROPERTIES: dict[str, Property] = {
+    "env": Property("K=V", "environment of its processes", env, many=True),
+    "bind": Property("SRC:DST[:ro]", "show SRC of the host at DST", lambda words: tuple(map(bind, words)), many=True),
+}
+_FIELDS = {"bind": "binds"}
+
+
+def field_of(key: str) -> str:
+    """The field of Spec that holds property *key*."""
+    return _FIELDS.get(key, key.replace("-", "_"))
+
+
+def add_options(verb: argparse.ArgumentParser) -> None:
+    """Add an option for each property."""
+    for key, item in PROPERTIES.items():
+        how: dict[str, Any] = {"action": "append"} if item.many else {}
+        verb.add_argument(f"--{key}", metavar=item.metavar, help=item.help, **how)
+
+
+def from_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of Spec that options set. Raises UsageError."""
+    given = {key: getattr(args, key.replace("-", "_")) for key in PROPERTIES}
+    return {field_of(key): PROPERTIES[key].convert(value) for key, value in given.items() if value is not None}
+
+
+def from_words(words: Sequence[str]) -> dict[str, Any]:
+    """The fields of Spec that `key=value` words set; an empty value empties what takes many. Raises UsageError."""
+    given: dict[str, list[str]] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in PROPERTIES:
+            raise UsageError(f"{word!r}: expected key=value; keys are {', '.join(sorted(PROPERTIES))}")
+        given.setdefault(key, []).append(value)
+    found = {}
+    for key, values in given.items():
+        item = PROPERTIES[key]
+        if len(values) > 1 and not item.many:
+            raise UsageError(f"{key}: given {len(values)} times")
+        words = [value for value in values if value] if item.many else values
+        found[field_of(key)] = item.convert(words if item.many else words[0])
+    return found

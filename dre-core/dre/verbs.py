@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of verbs that dre-sys and dre-app share: how their arguments are read, and how a verb is answered twice.
+
+A command names its groups of verbs, each a module with `add(verbs)`. Only the group of the verb that is asked for is
+imported: a list shall not pay for what makes, moves and limits.
+"""
+
+import argparse
+import importlib
+import io
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dre import cli, requests, units
+from dre.cli import Context
+from dre.errors import DreError, UsageError
+
+Verb = Callable[[Context], int | None]
+
+
+class VerbParser(cli.Parser):
+    """A parser that leaves what follows `--` alone; argparse would lose it behind options."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in argparse; what follows the first `--` becomes the end of `command`."""
+        words = list(sys.argv[1:] if args is None else args)
+        tail: list[str] = []
+        if "--" in words:
+            words, tail = words[: words.index("--")], words[words.index("--") + 1 :]
+        found, rest = super().parse_known_args(words, namespace)
+        if tail:
+            if not hasattr(found, "command"):
+                self.error("this verb takes no command after --")
+            found.command = [*found.command, *tail]
+        return found, rest
+
+
+def parser(
+    prog: str, description: str, groups: Mapping[str, str], argv: Sequence[str] | None
+) -> argparse.ArgumentParser:
+    """The parser of command *prog*; *groups* gives for each verb the module that adds it.
+
+    Of all verbs, or only of the group that *argv* asks for. None of *argv* is refused here.
+    """
+    made = cli.parser(prog, description)
+    table = made.add_subparsers(title="verbs", metavar="VERB", parser_class=VerbParser)
+    asked = groups.get(_verb(argv or ()))
+    for module in [asked] if asked else dict.fromkeys(groups.values()):
+        importlib.import_module(module).add(table)
+    return made
+
+
+def _verb(argv: Sequence[str]) -> str:
+    """The first word of *argv* that is neither an option nor the value of --config, the only one that takes one."""
+    words = iter(argv)
+    for word in words:
+        if word == "--config":
+            next(words, None)
+        elif not word.startswith("-"):
+            return word
+    return ""
+
+
+def changing(verbs: Any, name: str, function: Verb, help: str) -> argparse.ArgumentParser:
+    """Add a verb that changes something: it takes a request id and answers a second time as it did the first."""
+
+    def answer(ctx: Context) -> int | None:
+        cli.need_root(f"{ctx.prog} {name}")
+        if ctx.args.request_id is None:
+            ctx.args.again = False
+            return function(ctx)
+        return _remembered(ctx, name, function)
+
+    verb = cli.verb(verbs, name, answer, help)
+    text = "asked again with the same ID, answer as the first time and do nothing"
+    verb.add_argument("--request-id", type=kind(requests.identity), metavar="ID", help=text)
+    return verb
+
+
+def _remembered(ctx: Context, name: str, function: Verb) -> int:
+    unasked = ("function", "config", "json", "quiet", "debug", "request_id")
+    argv = {"verb": name, **{key: value for key, value in vars(ctx.args).items() if key not in unasked}}
+    with requests.asked(ctx.conf, ctx.args.request_id, argv) as request:
+        if request.outcome is None:
+            stdout, ctx.out.stream = ctx.out.stream, io.StringIO()
+            ctx.args.again = request.again
+            code, error = 0, ""
+            try:
+                code = function(ctx) or 0
+            except DreError as failure:
+                code, error = failure.code, str(failure)
+            outcome = requests.Outcome(code, ctx.out.stream.getvalue(), error)
+            ctx.out.stream = stdout
+            request.remember(outcome)
+        else:
+            outcome = request.outcome
+    ctx.out.stream.write(outcome.output)
+    if outcome.error:
+        sys.stderr.write(f"{ctx.prog}: {outcome.error}\n")
+    return outcome.code
+
+
+def family(verbs: Any, name: str, help: str, *inner: str) -> Any:
+    """Add the verb *name* that has verbs of its own, named in *inner*; what is returned takes these."""
+
+    def missing(ctx: Context) -> None:
+        raise UsageError(f"{name}: a verb is missing: {', '.join(inner[:-1])} or {inner[-1]}")
+
+    return cli.verb(verbs, name, missing, help).add_subparsers(title="verbs", metavar="VERB", parser_class=VerbParser)
+
+
+def kind(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """*convert* as argparse wants it: its message must reach the user."""
+
+    def converted(text: str) -> Any:
+        try:
+            return convert(text)
+        except UsageError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return converted
+
+
+name = kind(units.name)
+
+
+@kind
+def count(text: str) -> int:
+    """A number above 0."""
+    if not text.isdecimal() or not 0 < int(text) < 1 << 22:
+        raise UsageError(f"{text!r} is not a number above 0")
+    return int(text)
+
+
+def add_name(verb: argparse.ArgumentParser) -> None:
+    """The positional NAME."""
+    verb.add_argument("name", metavar="NAME", type=name)
+
+
+def add_names(verb: argparse.ArgumentParser) -> None:
+    """The positional NAME…, at least one."""
+    verb.add_argument("names", nargs="+", metavar="NAME", type=name)
+
+
+def add_timeout(verb: argparse.ArgumentParser, default: float) -> None:
+    """--timeout of a stop, in seconds."""
+    text = f"kill what has not ended after S seconds (default: {default:g})"
+    verb.add_argument("--timeout", type=kind(units.duration), default=default, metavar="S", help=text)
+
+
+def each(ctx: Context, names: Sequence[str], work: Callable[[str], object]) -> None:
+    """Do *work* on every name, whatever becomes of the others; the first failure is the answer, the others are said."""
+    failures: list[DreError] = []
+    for item in names:
+        try:
+            work(item)
+        except DreError as error:
+            failures.append(error)
+    for failure in failures[1:]:
+        sys.stderr.write(f"{ctx.prog}: {failure}\n")
+    if failures:
+        raise failures[0]
