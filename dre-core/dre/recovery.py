@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a killed verb left is ended here, before the next verb on that app: the only way to get an app's lock.
 
-Create is undone, destroy, load, undo and limit are done to their end. Reading verbs do it too, unless a verb is
+Create is undone, destroy, load, undo, limit and set are done to their end. Reading verbs do it too, unless a verb is
 just at work.
 """
 
@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator
 
 from dre import app as apps
-from dre import lifecycle, snapshot
+from dre import lifecycle, setting, snapshot
 from dre.app import App
 from dre.conf import Conf
 from dre.errors import DreError, TimedOutError
@@ -53,6 +53,8 @@ def settle(app: App, doomed: bool = False) -> str | None:
     elif verb == "limit":
         lifecycle.relimit(app)
         app.done()
+    elif verb == "set":
+        setting.resume(app, intent)
     else:
         raise DreError(f"{app.name}: {app.home}/intent.json names no verb of this version: {verb}")
     return verb

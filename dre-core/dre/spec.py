@@ -6,6 +6,7 @@ dre.lxcconfig or dre.lifecycle. Nothing here touches an app.
 """
 
 import argparse
+import importlib
 import json
 import os
 import re
@@ -99,20 +100,65 @@ def _one_line(what: str, text: str) -> str:
     return text
 
 
+def yes(word: str) -> bool:
+    """The value of a flag. Raises UsageError."""
+    if word not in ("yes", "no"):
+        raise UsageError(f"{word!r}: expected yes or no")
+    return word == "yes"
+
+
+def shown(value: Any) -> list[str]:
+    """The words that would set *value*, as most properties have them."""
+    if isinstance(value, bool):
+        return ["yes" if value else "no"]
+    if isinstance(value, dict):
+        return [f"{key}={text}" for key, text in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [str(item) for item in value]
+    return [] if value is None else [str(value)]
+
+
+LATER = ""  # a running app gets it at its next start
+REFUSED = "refused"  # the app must be stopped first
+
+
 @dataclass(frozen=True)
 class Property:
-    """One property: *convert* makes the field's value of the word given, or of all words where it takes *many*."""
+    """One property: *convert* makes the field's value of the word given, or of all words where it takes *many*.
+
+    A *flag* is `--KEY` of create and KEY=yes|no of set; *show* gives the words that would set a value.
+    *live* says what `set` does about a running app: LATER, REFUSED, or `MODULE:FUNCTION`, called as
+    function(app, old Spec, new Spec) once the new one is stored; it may be called again after a kill, and with both
+    exchanged when a later one fails. *check*, also `MODULE:FUNCTION`, is called as function(app, Spec) by create and by
+    set before anything is changed; it refuses by raising, and returns the Spec to store.
+    """
 
     metavar: str
     help: str
     convert: Callable[[Any], Any]
     many: bool = False
+    flag: bool = False
+    show: Callable[[Any], list[str]] = shown
+    live: str = LATER
+    check: str = ""
+
+    def value(self, given: Any) -> Any:
+        """The field's value of what an option or a word gave. Raises UsageError."""
+        return yes("yes" if given is True else given) if self.flag else self.convert(given)
+
+
+def _binds(words: Iterable[str]) -> tuple[Bind, ...]:
+    return tuple(map(bind, words))
+
+
+def _shown_binds(binds: Iterable[Bind]) -> list[str]:
+    return [f"{item.source}:{item.target}{':ro' if item.read_only else ''}" for item in binds]
 
 
 # The key is the option without its dashes; with `_` for `-` it is the field of Spec.
 PROPERTIES: dict[str, Property] = {
     "env": Property("K=V", "environment of its processes", env, many=True),
-    "bind": Property("SRC:DST[:ro]", "show SRC of the host at DST", lambda words: tuple(map(bind, words)), many=True),
+    "bind": Property("SRC:DST[:ro]", "show SRC of the host at DST", _binds, many=True, show=_shown_binds),
 }
 _FIELDS = {"bind": "binds"}
 
@@ -125,14 +171,18 @@ def field_of(key: str) -> str:
 def add_options(verb: argparse.ArgumentParser) -> None:
     """Add an option for each property."""
     for key, item in PROPERTIES.items():
-        how: dict[str, Any] = {"action": "append"} if item.many else {}
-        verb.add_argument(f"--{key}", metavar=item.metavar, help=item.help, **how)
+        if item.flag:
+            verb.add_argument(f"--{key}", action="store_true", default=None, help=item.help)
+        elif item.many:
+            verb.add_argument(f"--{key}", action="append", metavar=item.metavar, help=item.help)
+        else:
+            verb.add_argument(f"--{key}", metavar=item.metavar, help=item.help)
 
 
 def from_options(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of Spec that options set. Raises UsageError."""
     given = {key: getattr(args, key.replace("-", "_")) for key in PROPERTIES}
-    return {field_of(key): PROPERTIES[key].convert(value) for key, value in given.items() if value is not None}
+    return {field_of(key): PROPERTIES[key].value(value) for key, value in given.items() if value is not None}
 
 
 def from_words(words: Sequence[str]) -> dict[str, Any]:
@@ -149,5 +199,20 @@ def from_words(words: Sequence[str]) -> dict[str, Any]:
         if len(values) > 1 and not item.many:
             raise UsageError(f"{key}: given {len(values)} times")
         words = [value for value in values if value] if item.many else values
-        found[field_of(key)] = item.convert(words if item.many else words[0])
+        found[field_of(key)] = item.value(words if item.many else words[0])
     return found
+
+
+def hook(name: str) -> Callable[..., Any]:
+    """The function `MODULE:FUNCTION`, imported when it is needed."""
+    module, _, function = name.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def checked(app: Any, wanted: Spec, keys: Iterable[str]) -> Spec:
+    """*wanted* after the checks of the properties *keys*. Raises what they raise."""
+    for key in keys:
+        if key in PROPERTIES and PROPERTIES[key].check:
+            wanted = hook(PROPERTIES[key].check)(app, wanted)
+    return wanted

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dre-app create, destroy and set: what an app is."""
+"""dre-app create and destroy: apps come and go."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def _create(ctx: Context) -> None:
             request=args.request_id,
             **spec.from_options(args),
         )
-        lifecycle.create(app, wanted, args.ip)
+        lifecycle.create(app, spec.checked(app, wanted, spec.PROPERTIES), args.ip)
 
 
 def _destroy(ctx: Context) -> None:
