@@ -41,6 +41,12 @@ class Spec:
     binds: tuple[Bind, ...] = ()
     limits: cgroup.Limits = field(default_factory=cgroup.Limits)
     request: str | None = None
+    ids: tuple[int, int] | None = None  # the first host id of the app's own and their number; None: privileged
+
+    @property
+    def unprivileged(self) -> bool:
+        """Whether the app has a user namespace, in which its root is none of the host."""
+        return self.ids is not None
 
     def to_json(self) -> str:
         """The text of app.json."""
@@ -53,6 +59,7 @@ class Spec:
         data["command"] = tuple(data["command"])
         data["binds"] = tuple(Bind(**item) for item in data["binds"])
         data["limits"] = cgroup.Limits(**data["limits"])
+        data["ids"] = tuple(data["ids"]) if data.get("ids") else None
         return cls(**data)
 
     def restored(self, saved: "Spec") -> "Spec":
