@@ -98,6 +98,13 @@ def _paths(text: str) -> tuple[Path, ...]:
     return tuple(_path(word) for word in text.split())
 
 
+def _log_size(text: str) -> int:
+    size = units.size(text)
+    if size < 4096:
+        raise UsageError(f"expected a size of at least 4K, got {text!r}")
+    return size
+
+
 def _url(text: str) -> str:
     if not re.fullmatch(r"https://[A-Za-z0-9.-]+(:[0-9]{1,5})?", text):
         raise UsageError(f"expected https://HOST[:PORT], got {text!r}")
@@ -141,6 +148,7 @@ class Conf:
     core_etc_dir: Path = _key("/etc/dre", _path)
     core_log_dir: Path = _key("/var/log/dre", _path)
     app_lxc_path: Path = _key("/var/lib/lxc", _path)
+    app_log_max: int = _key("16M", _log_size)
 
     monitor_sink: Path = _key("/run/dre/events.sock", _path)
     monitor_pipes: tuple[Path, ...] = _key("/run/dre/script", _paths)

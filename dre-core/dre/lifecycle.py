@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dre import app as apps
-from dre import bridge, cgroup, event, files, lxcconfig
+from dre import bridge, cgroup, event, files, lxcconfig, output
 from dre.app import App
 from dre.cgroup import Limits
 from dre.conf import Conf
@@ -129,11 +129,8 @@ def start(app: App) -> bool:
             raise DreError(f"{app.name}: cannot start: {item.source}, which it binds, does not exist")
     if spec.ip is not None:
         bridge.up(app.conf)
-    app.log.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        app.log.rename(app.log.with_suffix(".log.1"))
-    app.log.touch(mode=0o640)
-    said = app.log.with_suffix(".lxc.log")
+    output.begin(app)
+    said = output.of_lxc(app)
     said.unlink(missing_ok=True)
     # As a program and not by the library: liblxc forks the monitor from its caller, with all that the caller
     # has open (our lock!) and in memory, and moves the caller into the monitor's control group.

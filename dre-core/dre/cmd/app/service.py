@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dre-app log and console: a service as a person meets it."""
+
+import os
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from dre import cli, output, recovery, verbs
+from dre.cli import Context
+from dre.errors import DreError, UsageError
+from dre.run import need
+
+# Of the shells that an app may have, the one a person would choose; asked inside, for only there it can be known.
+SHELL = "cd ~root || cd /; for shell in /bin/bash /bin/sh; do [ -x $shell ] && exec $shell -l; done"
+
+
+def add(table: Any) -> None:
+    """Add these verbs to *table*."""
+    log = cli.verb(table, "log", _log, "print what an app's program printed")
+    verbs.add_name(log)
+    log.add_argument("--lines", type=verbs.count, metavar="N", help="only the last N lines")
+    which = log.add_mutually_exclusive_group()
+    which.add_argument("--follow", action="store_true", help="go on as it prints more, until interrupted")
+    which.add_argument("--before", action="store_true", help="of the run before the last start")
+    which.add_argument("--lxc", action="store_true", help="what LXC said of the last start")
+    console = cli.verb(table, "console", _console, "a shell in a running app, on this terminal")
+    verbs.add_name(console)
+
+
+def _log(ctx: Context) -> None:
+    cli.need_root("dre-app log")
+    args = ctx.args
+    app = recovery.look(ctx.conf, args.name)
+    app.need()
+    paths = [output.cut_off(app), app.log]
+    if args.before:
+        paths = [output.before(app)]
+    elif args.lxc:
+        paths = [output.of_lxc(app)]
+    position = app.log.stat().st_size if args.follow and app.log.exists() else 0
+    _print(ctx, output.kept(paths, ctx.conf.app_log_max, args.lines))
+    if args.follow:
+        ctx.out.stream.flush()
+        _print(ctx, output.follow(app, position))
+
+
+def _print(ctx: Context, lines: Iterable[bytes]) -> None:
+    terminal = ctx.out.stream.isatty()
+    for line in lines:
+        text = line.decode(errors="replace").removesuffix("\n")
+        if ctx.out.as_json:
+            ctx.out.json({"name": ctx.args.name, "line": text})
+        else:
+            ctx.out.line(_harmless(text) if terminal else text)
+        if ctx.args.follow:
+            ctx.out.stream.flush()
+
+
+def _harmless(text: str) -> str:
+    """*text* without what would command a terminal: an app is not to be trusted with that."""
+    return re.sub(r"[^\t\x20-\x7e\xa0-\U0010ffff]", lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def _console(ctx: Context) -> None:
+    cli.need_root("dre-app console")
+    app = recovery.look(ctx.conf, ctx.args.name)
+    app.need()
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError(f"console: needs a terminal; dre-app exec {app.name} -- sh does without")
+    state = app.state()
+    if state != "running":
+        raise DreError(f"{app.name}: has no console: it is {state}")
+    # lxc-attach gives the shell a terminal of the app's own /dev/pts and passes size, keys and status.
+    options = ("-n", app.name, "-P", str(ctx.conf.app_lxc_path), "--clear-env", "--keep-var", "TERM")
+    program = need("lxc-attach")
+    os.execv(program, (program, *options, "--", "/bin/sh", "-c", SHELL))  # noqa: S606 - as in dre-app exec
