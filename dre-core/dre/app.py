@@ -211,6 +211,7 @@ class App:
             "created": spec.created if spec else None,
             "base": spec.base if spec else None,
             "snapshots": self.snapshots(),
+            "isolated": spec.isolated if spec else None,
         }
 
     def emit(self, what: str, sev: int = 6, **data: Any) -> None:
@@ -288,9 +289,10 @@ class Sample:
 
 def _traffic(conf: Conf, spec: Spec) -> tuple[int, int]:
     """Octets the app received and sent; the host's end of the link counts the other way round."""
-    if spec.ip is None:
+    link = lxcconfig.link(conf, spec)
+    if link is None:
         return 0, 0
-    counters = Path("/sys/class/net") / lxcconfig.veth(conf.bridge_if, spec.ip) / "statistics"
+    counters = Path("/sys/class/net") / link / "statistics"
     try:
         return int((counters / "tx_bytes").read_text()), int((counters / "rx_bytes").read_text())
     except OSError:

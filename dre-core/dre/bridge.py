@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dre import files
+from dre import dnsmasq, files
 from dre.conf import Conf
-from dre.errors import DreError, NotFoundError, NotPermittedError
+from dre.errors import DreError, NotFoundError, NotPermittedError, UsageError
 from dre.run import run
 
 MARK = "d-re"
@@ -33,29 +33,32 @@ _SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B  # linux/sockios.h
 
 @dataclass(frozen=True)
 class Bridge:
-    """What `show` tells; *nat* is None where the caller may not read the rules."""
+    """What `show` tells; *nat* is None where the caller may not read the rules, *dhcp* where no address is given."""
 
     name: str
     state: str  # up or down, as `ip link` has it
     addresses: list[str]
     ours: bool
     nat: bool | None
+    dns: bool
+    dhcp: str | None
     ports: list[str]
     mac: str
     mtu: int
 
 
-def up(conf: Conf) -> None:
-    """Make the bridge with its address, up, without STP, and its NAT; do only what is still missing.
+def up(conf: Conf) -> str | None:
+    """Make the bridge with its address, up, without STP, its NAT and its dnsmasq; do only what is still missing.
 
-    A bridge of that name made by others is left as it is. Raises DreError and its children.
+    A bridge of that name made by others is left as it is. Returns why there are no names and no DHCP, where the
+    settings want them. Raises DreError and its children.
     """
     name = conf.bridge_if
     with _locked(conf):
-        if (_NET / name).exists() and not _ours(name):
+        if foreign(name):
             if not (_NET / name / "bridge").exists():
                 raise DreError(f"{name}: not a bridge; set DRE_BRIDGE_IF to another name")
-            return
+            return None
         if not (_NET / name).exists():
             _make(name)
         if not _has_primary(name, conf.bridge_address) or not _flags(name) & _IFF_UP:
@@ -65,6 +68,13 @@ def up(conf: Conf) -> None:
         elif _record(name) is not None:
             _nat_off(name)
             _write_alias(name, MARK)
+        try:
+            dnsmasq.ensure(conf)
+        except UsageError:
+            raise
+        except DreError as error:  # what has a fixed address works without
+            return f"{name}: no names of apps and no DHCP: {error}"
+    return None
 
 
 def down(conf: Conf, force: bool = False) -> None:
@@ -72,6 +82,7 @@ def down(conf: Conf, force: bool = False) -> None:
     name = conf.bridge_if
     with _locked(conf):
         if not (_NET / name).exists():
+            dnsmasq.stop(conf)
             _remove_table(name)  # its bridge may have been removed by hand
             return
         if not _ours(name):
@@ -79,9 +90,22 @@ def down(conf: Conf, force: bool = False) -> None:
         ports = _ports(name)
         if ports and not force:
             raise DreError(f"{name}: still attached: {', '.join(ports)}; stop their containers, or use --force")
+        dnsmasq.stop(conf)
+        if has_table("bridge", name):
+            nft(_remove_rule(name, "bridge"))
         _nat_off(name)
         with _netlink(name) as ip:  # last, because the record goes with it
             ip.link("del", index=_index(name))
+
+
+def foreign(name: str) -> bool:
+    """Whether there is an interface *name* that `up` did not make."""
+    return (_NET / name).exists() and not _ours(name)
+
+
+def table(name: str) -> str:
+    """What our nftables tables for bridge *name* are called, in each family."""
+    return f"dre-{name}"
 
 
 def show(conf: Conf) -> Bridge:
@@ -91,12 +115,15 @@ def show(conf: Conf) -> Bridge:
         raise NotFoundError(f"{name}: no such bridge; dre-bridge up makes it")
     with _netlink(name) as ip:
         addresses = _addresses(ip, name)
+    serving, leases = dnsmasq.running(conf) is not None, dnsmasq.dhcp_range(conf)
     return Bridge(
         name=name,
         state="up" if _flags(name) & _IFF_UP else "down",
         addresses=addresses,
         ours=_ours(name),
         nat=_table_exists(name),
+        dns=serving and conf.bridge_dns,
+        dhcp="-".join(map(str, leases)) if serving and leases else None,
         ports=_ports(name),
         mac=_read(name, "address"),
         mtu=int(_read(name, "mtu")),
@@ -138,7 +165,7 @@ def _nat_on(name: str, network: ipaddress.IPv4Network) -> None:
         _write_alias(name, f"{MARK} nat={','.join(mine)}")
     for link in (name, *uplinks):
         _forward(link, True)
-    _nft(f"{_remove_rule(name)}{_table(name, network)}")
+    nft(f"{_remove_rule(name)}{_rules(name, network)}")
 
 
 def _nat_off(name: str) -> None:
@@ -151,8 +178,8 @@ def _nat_off(name: str) -> None:
     _remove_table(name)
 
 
-def _table(name: str, network: ipaddress.IPv4Network) -> str:
-    return f"""table ip dre-{name} {{
+def _rules(name: str, network: ipaddress.IPv4Network) -> str:
+    return f"""table ip {table(name)} {{
 \tchain postrouting {{
 \t\ttype nat hook postrouting priority srcnat; policy accept;
 \t\tip saddr {network} oifname != "{name}" masquerade
@@ -169,25 +196,32 @@ def _table(name: str, network: ipaddress.IPv4Network) -> str:
 """
 
 
-def _remove_rule(name: str) -> str:
-    return f"add table ip dre-{name}\ndelete table ip dre-{name}\n"  # `delete` alone fails where there is none
+def _remove_rule(name: str, family: str = "ip") -> str:
+    which = f"table {family} {table(name)}"
+    return f"add {which}\ndelete {which}\n"  # `delete` alone fails where there is none
 
 
 def _remove_table(name: str) -> None:
     if _table_exists(name):
-        _nft(_remove_rule(name))
+        nft(_remove_rule(name))
+
+
+def has_table(family: str, name: str) -> bool:
+    """Whether there is a table of ours for bridge *name* in *family*. Raises DreError."""
+    done = run(["nft", "list", "tables", family], timeout=10)
+    return f"table {family} {table(name)}" in done.stdout.decode().splitlines()
 
 
 def _table_exists(name: str) -> bool | None:
     """None where the caller cannot know: no privilege, or no nft."""
     try:
-        done = run(["nft", "list", "tables", "ip"], timeout=10)
+        return has_table("ip", name)
     except DreError:
         return None
-    return f"table ip dre-{name}" in done.stdout.decode().splitlines()
 
 
-def _nft(script: str) -> None:
+def nft(script: str) -> None:
+    """Load *script*. Raises DreError, and MissingError where nft is not installed."""
     run(["nft", "-f", "-"], stdin=script.encode(), timeout=10)  # one transaction: all of it or nothing
 
 

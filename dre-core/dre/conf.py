@@ -86,6 +86,24 @@ def _yes(text: str) -> bool:
     return text == "yes"
 
 
+def _domain(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*", text) or len(text) > 200:
+        raise UsageError(f"expected a domain such as dre or apps.example.org, got {text!r}")
+    return text
+
+
+def _range(text: str) -> str | tuple[ipaddress.IPv4Address, ipaddress.IPv4Address]:
+    if text in ("auto", "no"):
+        return text
+    first, dash, last = text.partition("-")
+    try:
+        if not dash or ipaddress.IPv4Address(first) > ipaddress.IPv4Address(last):
+            raise ValueError
+        return ipaddress.IPv4Address(first), ipaddress.IPv4Address(last)
+    except ValueError:
+        raise UsageError(f"expected auto, no, or FIRST-LAST such as 10.231.0.224-10.231.0.254, got {text!r}") from None
+
+
 def _path(text: str) -> Path:
     if not text.startswith("/") or "/../" in f"{text}/":
         raise UsageError(f"expected an absolute path, got {text!r}")
@@ -142,6 +160,9 @@ class Conf:
 
     bridge_address: ipaddress.IPv4Interface = _key("10.231.0.1/24", _address)
     bridge_nat: bool = _key("yes", _yes)
+    bridge_dns: bool = _key("yes", _yes)
+    bridge_domain: str = _key("dre", _domain)
+    bridge_dhcp: str | tuple[ipaddress.IPv4Address, ipaddress.IPv4Address] = _key("auto", _range)
 
     core_state_dir: Path = _key("/var/lib/dre", _path)
     core_run_dir: Path = _key("/run/dre", _path)

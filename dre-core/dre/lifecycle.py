@@ -6,7 +6,6 @@ killed at any moment; what it leaves is either ended or undone by the next one.
 """
 
 import contextlib
-import ipaddress
 import json
 import os
 import re
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dre import app as apps
-from dre import bridge, cgroup, event, files, lxcconfig, output
+from dre import cgroup, event, files, lxcconfig, network, output
 from dre.app import App
 from dre.cgroup import Limits
 from dre.conf import Conf
@@ -46,18 +45,18 @@ def base(conf: Conf, text: str) -> str:
 
 
 def create(app: App, spec: Spec, ip: str | None) -> Spec:
-    """Make the app, stopped. *ip* is `none`, ADDR/LEN, or None for the next free one; the Spec with it is returned."""
+    """Make the app, stopped. *ip* is as network.address wants it; the Spec with what it gives is returned."""
     if app.exists():
         raise DreError(f"{app.name}: there is such an app already")
     if os.path.lexists(app.directory):
         raise DreError(f"{app.name}: taken by an LXC container that dre-app did not make: {app.directory}")
     remove(app)  # what is left of one that lxc-destroy removed
     app.home.mkdir(parents=True, mode=0o700)
-    with files.lock(app.conf.core_run_dir / "lock" / "addresses"):
+    with network.reserved(app.conf):
         # Written before the address is given away, so that nobody else gets it.
         app.begin(verb="create")
         try:
-            spec = replace(spec, ip=_address(app, ip))
+            spec = replace(spec, ip=network.address(app, ip))
         except DreError:
             remove(app)
             raise
@@ -86,34 +85,6 @@ def _build(app: App, spec: Spec) -> None:
     app.store(spec)
 
 
-def _address(app: App, wanted: str | None) -> str | None:
-    """The address to give, with its length. Raises UsageError, or DreError when it is taken."""
-    if wanted == "none":
-        return None
-    own = app.conf.bridge_address
-    taken = {own.ip}
-    for name in apps.names(app.conf):
-        with contextlib.suppress(DreError):
-            ip = App(app.conf, name).spec().ip
-            if ip is not None:
-                taken.add(ipaddress.IPv4Interface(ip).ip)
-    if wanted is None:
-        for candidate in own.network.hosts():
-            if candidate not in taken:
-                return f"{candidate}/{own.network.prefixlen}"
-        raise DreError(f"{app.name}: no free address in {own.network}")
-    try:
-        chosen = ipaddress.IPv4Interface(wanted if "/" in wanted else "")
-    except ValueError:
-        raise UsageError(f"--ip {wanted!r}: expected ADDR/LEN or none") from None
-    edges = (own.network.network_address, own.network.broadcast_address)
-    if chosen.network != own.network or chosen.ip in edges:
-        raise UsageError(f"--ip {wanted}: not an address of {own.network}, the network of {app.conf.bridge_if}")
-    if chosen.ip in taken:
-        raise DreError(f"{app.name}: address {chosen.ip} is taken")
-    return wanted
-
-
 def start(app: App) -> bool:
     """Start the app; False when it runs already."""
     spec = app.need()
@@ -127,8 +98,7 @@ def start(app: App) -> bool:
     for item in spec.binds:
         if not Path(item.source).exists():
             raise DreError(f"{app.name}: cannot start: {item.source}, which it binds, does not exist")
-    if spec.ip is not None:
-        bridge.up(app.conf)
+    network.prepare(app, spec)
     output.begin(app)
     said = output.of_lxc(app)
     said.unlink(missing_ok=True)
@@ -138,6 +108,7 @@ def start(app: App) -> bool:
     before = app.delta.stat()
     done = run(argv, check=False, timeout=LXC_WAIT)
     if done.returncode != 0:
+        network.clear(app, spec)
         raise DreError(f"{app.name}: cannot start: {_reason(said)}")
     with contextlib.suppress(FileNotFoundError):
         # LXC makes and removes names in the root directory as it starts; without this each start would change
@@ -145,6 +116,7 @@ def start(app: App) -> bool:
         os.utime(app.rootfs, ns=(before.st_atime_ns, before.st_mtime_ns))
     pid = app.init_pid()
     _note(app, pid)
+    network.complete(app, spec)
     app.emit("started", pid=pid)
     return True
 
@@ -342,10 +314,7 @@ def sweep(app: App) -> None:
     unmount(app)
     if (app.home / "app.json").exists():
         with contextlib.suppress(DreError):
-            ip = app.spec().ip
-            link = lxcconfig.veth(app.conf.bridge_if, ip) if ip else ""
-            if link and Path("/sys/class/net", link).exists():
-                run(["ip", "link", "del", link], check=False)  # the kernel may have been faster
+            network.clear(app, app.spec())
     others = set(os.listdir(app.conf.app_lxc_path)) if app.conf.app_lxc_path.is_dir() else set()
     cgroup.sweep(app.name, others)
     app.record_file.unlink(missing_ok=True)

@@ -9,12 +9,13 @@ import hashlib
 import os
 import re
 import shlex
+import socket
 from pathlib import Path
 
 from dre import cgroup
 from dre.conf import Conf
 from dre.errors import MissingError
-from dre.spec import Spec
+from dre.spec import DHCP, Spec
 
 INIT = "/usr/sbin/init.lxc.static"  # static: a tree need not have LXC's libraries, nor the right ones
 IDLE = ("/bin/sleep", "infinity")
@@ -60,6 +61,20 @@ def share() -> Path:
 def veth(bridge: str, ip: str) -> str:
     """The host's end of the app's link. Derived from bridge and address: names of apps are too long for it."""
     return "dv" + hashlib.sha256(f"{bridge} {ip}".encode()).hexdigest()[:10]
+
+
+def link(conf: Conf, spec: Spec) -> str | None:
+    """The host's end of the link of the app as it is, or None when it has no network."""
+    if spec.ip is None:
+        return None
+    return veth(conf.bridge_if, spec.name if spec.ip == DHCP else spec.ip)
+
+
+def mac(spec: Spec) -> str:
+    """The hardware address of its interface: with DHCP from host and name, so that the same lease is given again."""
+    if spec.ip in (None, DHCP):
+        return "02:d8:" + hashlib.sha256(f"{socket.gethostname()} {spec.name}".encode()).digest()[:4].hex(":")
+    return "02:d7:" + bytes(map(int, str(spec.ip).partition("/")[0].split("."))).hex(":")
 
 
 def render(conf: Conf, spec: Spec, log: Path) -> str:
@@ -112,18 +127,21 @@ def _confinement() -> list[tuple[str, str]]:
 
 
 def _network(conf: Conf, spec: Spec) -> list[tuple[str, str]]:
-    if spec.ip is None:
+    end = link(conf, spec)
+    if end is None:
         return [("lxc.net.0.type", "empty")]
-    number = bytes(map(int, spec.ip.partition("/")[0].split(".")))
+    # LXC calls it before it sets the app's end up: not one packet gets out, with lxc-start by hand neither.
+    cut = [("lxc.net.0.script.up", f"{share()}/isolate")] if spec.isolated else []
+    fixed = [("lxc.net.0.ipv4.address", str(spec.ip)), ("lxc.net.0.ipv4.gateway", str(conf.bridge_address.ip))]
     return [
         ("lxc.net.0.type", "veth"),
         ("lxc.net.0.link", conf.bridge_if),
         ("lxc.net.0.flags", "up"),
         ("lxc.net.0.name", "eth0"),
-        ("lxc.net.0.veth.pair", veth(conf.bridge_if, spec.ip)),
-        ("lxc.net.0.hwaddr", "02:d7:" + number.hex(":")),
-        ("lxc.net.0.ipv4.address", spec.ip),
-        ("lxc.net.0.ipv4.gateway", str(conf.bridge_address.ip)),
+        ("lxc.net.0.veth.pair", end),
+        ("lxc.net.0.hwaddr", mac(spec)),
+        *cut,
+        *([] if spec.ip == DHCP else fixed),
     ]
 
 

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a killed verb left is ended here, before the next verb on that app: the only way to get an app's lock.
 
-Create is undone, destroy, load, undo, limit and set are done to their end. Reading verbs do it too, unless a verb is
-just at work.
+Create is undone; destroy, load, undo, limit, set and isolate are done to their end. Reading verbs do it too, unless a
+verb is just at work.
 """
 
 import contextlib
 from collections.abc import Iterator
 
 from dre import app as apps
-from dre import lifecycle, setting, snapshot
+from dre import lifecycle, network, setting, snapshot
 from dre.app import App
 from dre.conf import Conf
 from dre.errors import DreError, TimedOutError
@@ -50,6 +50,8 @@ def settle(app: App, doomed: bool = False) -> str | None:
         snapshot.resume_load(app, intent["tag"])
     elif verb == "undo":
         snapshot.resume_undo(app, intent)
+    elif verb == "isolate":
+        network.resume(app, intent["isolated"])
     elif verb == "limit":
         lifecycle.relimit(app)
         app.done()

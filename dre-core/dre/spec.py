@@ -18,6 +18,9 @@ from typing import Any
 from dre import cgroup
 from dre.errors import UsageError
 
+AUTO = "auto"  # in place of an address: one still to be chosen
+DHCP = "dhcp"  # in place of an address: what the network gives at each start
+
 
 @dataclass(frozen=True)
 class Bind:
@@ -30,7 +33,7 @@ class Bind:
 
 @dataclass(frozen=True)
 class Spec:
-    """What `create` fixed and `limit` changes. *base* is `host` or the path of a tree; *ip* has its length."""
+    """What `create` fixed and `limit` changes. *base* is `host` or a tree's path; *ip* has its length, or is DHCP."""
 
     name: str
     base: str
@@ -41,6 +44,7 @@ class Spec:
     binds: tuple[Bind, ...] = ()
     limits: cgroup.Limits = field(default_factory=cgroup.Limits)
     request: str | None = None
+    isolated: bool = False
     ids: tuple[int, int] | None = None  # the first host id of the app's own and their number; None: privileged
 
     @property
@@ -65,7 +69,8 @@ class Spec:
     def restored(self, saved: "Spec") -> "Spec":
         """This app with what a snapshot keeps of the configuration: all but what tells one app from another."""
         own = {"name": self.name, "base": self.base, "created": self.created, "ip": self.ip, "request": self.request}
-        return replace(saved, **own)
+        # An undo must not connect again what was cut off.
+        return replace(saved, **own, isolated=self.isolated)
 
 
 def env(words: Iterable[str]) -> dict[str, str]:

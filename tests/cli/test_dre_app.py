@@ -77,6 +77,7 @@ def test_create_list_status_destroy(app, tmp_path):
         "created": row["created"],
         "base": str(tmp_path / "tree"),
         "snapshots": [],
+        "isolated": False,
     }
     assert (tmp_path / "lxc/web1/command").read_text().endswith("exec httpd -f 'a b'\n")
     app("create", "web1", code=1)

@@ -18,6 +18,8 @@ import time
 LXC = pathlib.Path("/var/lib/lxc")
 BRIDGE = "dret1"
 SETTINGS = {"DRE_BRIDGE_IF": BRIDGE, "DRE_BRIDGE_ADDRESS": "10.231.101.1/24", "DRE_BRIDGE_NAT": "no"}
+# A dnsmasq on this bridge would outlive the test's settings; who tests it has a bridge for that.
+SETTINGS |= {"DRE_BRIDGE_DNS": "no", "DRE_BRIDGE_DHCP": "no"}
 PROGRAMS = ("sh", "sleep", "cat", "ls", "dd", "true", "env", "mkdir", "rm", "sync", "kill", "ln", "stat", "mkfifo")
 
 

@@ -9,7 +9,7 @@ import pytest
 from app_ground import LXC, Ground, picture, wait_for
 
 FIELDS = ["name", "state", "ip", "pid", "cpu", "memory", "memory_limit", "cpu_limit", "pids", "created"]
-FIELDS += ["base", "snapshots"]
+FIELDS += ["base", "snapshots", "isolated"]
 
 
 @pytest.fixture

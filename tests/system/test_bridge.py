@@ -16,6 +16,7 @@ from conftest import environment, program
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 BRIDGE = "dret2"
+ALONE = {"DRE_BRIDGE_DNS": "no", "DRE_BRIDGE_DHCP": "no"}  # test_bridge_names.py has them
 
 
 def sh(*argv, check=True):
@@ -61,7 +62,7 @@ def space(settings):
     made = []
 
     def create(name, **keys):
-        conf = settings(DRE_BRIDGE_IF=BRIDGE, DRE_BRIDGE_ADDRESS="10.231.102.1/24", **keys)
+        conf = settings(DRE_BRIDGE_IF=BRIDGE, DRE_BRIDGE_ADDRESS="10.231.102.1/24", **{**ALONE, **keys})
         full = f"dret2-{name}-{os.getpid()}"
         sh("ip", "netns", "add", full)
         made.append(full)
@@ -158,7 +159,7 @@ def test_no_nat_means_no_table_and_no_forwarding(space):
 
 def test_nat_can_be_switched_off_later(router, settings):
     assert router.bridge("up").returncode == 0
-    settings(DRE_BRIDGE_IF=BRIDGE, DRE_BRIDGE_ADDRESS="10.231.102.1/24", DRE_BRIDGE_NAT="no")
+    settings(DRE_BRIDGE_IF=BRIDGE, DRE_BRIDGE_ADDRESS="10.231.102.1/24", DRE_BRIDGE_NAT="no", **ALONE)
     assert router.bridge("up").returncode == 0
     assert router.rules() == ""
     assert router.forwarding("up0") == router.forwarding(BRIDGE) == "0"
@@ -208,7 +209,7 @@ def test_an_interface_that_is_no_bridge_is_refused(router):
 
 def test_another_address_in_the_settings_is_refused(router, settings):
     assert router.bridge("up").returncode == 0
-    settings(DRE_BRIDGE_IF=BRIDGE, DRE_BRIDGE_ADDRESS="10.231.105.1/24")
+    settings(DRE_BRIDGE_IF=BRIDGE, DRE_BRIDGE_ADDRESS="10.231.105.1/24", **ALONE)
     done = router.bridge("up")
     assert (done.returncode, b"10.231.102.1/24" in done.stderr) == (1, True)
     assert router.addresses(BRIDGE) == ["10.231.102.1/24"]
@@ -243,11 +244,14 @@ def test_show_tells_what_ip_tells(router, space):
         "addresses": ["10.231.102.1/24"],
         "ours": True,
         "nat": True,
+        "dns": False,
+        "dhcp": None,
         "ports": ["port11"],
         "mac": link["address"],
         "mtu": link["mtu"],
     }
-    assert router.bridge("show").stdout.decode().split() == [BRIDGE, "up", "10.231.102.1/24", "yes", "port11"]
+    plain = [BRIDGE, "up", "10.231.102.1/24", "yes", "port11", "no", "-"]
+    assert router.bridge("show").stdout.decode().split() == plain
 
 
 def test_its_mac_address_stays_when_ports_come(router, space):
@@ -289,7 +293,7 @@ def test_two_at_once_both_succeed(router):
 
 
 def test_on_the_host_itself(run, settings):
-    conf = settings(DRE_BRIDGE_IF=BRIDGE, DRE_BRIDGE_ADDRESS="10.231.102.1/24")
+    conf = settings(DRE_BRIDGE_IF=BRIDGE, DRE_BRIDGE_ADDRESS="10.231.102.1/24", **ALONE)
     before = sh("sh", "-c", "grep -H . /proc/sys/net/ipv4/conf/*/forwarding")
     try:
         assert run("dre-bridge", "--config", conf, "up").returncode == 0

@@ -14,6 +14,7 @@ GROUPS = {
     "running": ("start", "stop", "restart", "freeze", "thaw", "exec", "push", "pull", "recover"),
     "reading": ("list", "status", "stat", "pid", "digest"),
     "limiting": ("limit",),
+    "linking": ("isolate", "rejoin"),
     "saving": ("snapshot", "undo"),
 }
 

@@ -13,12 +13,16 @@ COLUMNS: list[cli.Column] = [
     ("ADDRESS", "addresses", 7),
     ("NAT", "nat", 3),
     ("PORTS", "ports", 5),
+    ("DNS", "dns", 3),
+    ("DHCP", "dhcp", 4),
 ]
 
 
 def up(ctx: cli.Context) -> None:
     cli.need_root("dre-bridge up")
-    bridge.up(ctx.conf)
+    without = bridge.up(ctx.conf)
+    if without:
+        ctx.say(without)
 
 
 def down(ctx: cli.Context) -> None:
@@ -29,7 +33,7 @@ def down(ctx: cli.Context) -> None:
 def show(ctx: cli.Context) -> None:
     row = dataclasses.asdict(bridge.show(ctx.conf))
     if not ctx.out.as_json:
-        row["nat"] = {True: "yes", False: "no", None: None}[row["nat"]]
+        row.update({key: {True: "yes", False: "no", None: None}[row[key]] for key in ("nat", "dns")})
     ctx.out.table([row], COLUMNS)
 
 

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network of apps as the host has it: their addresses, their isolation, the rates of their links.
+
+All of it is done at the host's end of an app's link, where root inside cannot reach. The bridge itself is
+dre.bridge's, names and DHCP are dre.dnsmasq's. Wants the app's lock, as dre.lifecycle does.
+"""
+
+import contextlib
+import ipaddress
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from dre import app as apps
+from dre import bridge, dnsmasq, files, lxcconfig
+from dre.app import App
+from dre.conf import Conf
+from dre.errors import DreError, UsageError
+from dre.run import run
+from dre.spec import AUTO, DHCP, Spec
+
+
+def nameserver(conf: Conf) -> str | None:
+    """The name server that apps on the bridge should ask; None where they have to ask the host's."""
+    return str(conf.bridge_address.ip) if dnsmasq.serves(conf) and not bridge.foreign(conf.bridge_if) else None
+
+
+@contextlib.contextmanager
+def reserved(conf: Conf) -> Iterator[None]:
+    """Hold what apps share, addresses and published ports: nobody else gives one away meanwhile."""
+    with files.lock(conf.core_run_dir / "lock" / "addresses"):
+        yield
+
+
+def address(app: App, wanted: str | None) -> str | None:
+    """The address to give, with its length, or `dhcp`; *wanted* may be `none`, and `auto` or None for the next free.
+
+    Wants `reserved`. Raises UsageError, or DreError when it is taken.
+    """
+    if wanted == "none":
+        return None
+    if wanted == DHCP:
+        if dnsmasq.dhcp_range(app.conf) is None and not bridge.foreign(app.conf.bridge_if):
+            raise UsageError(f"--ip dhcp: {app.conf.bridge_if} gives no addresses: set DRE_BRIDGE_DHCP")
+        return wanted
+    taken = {app.conf.bridge_address.ip, *_given(app)}
+    if wanted is None or wanted == AUTO:
+        return _next(app, taken)
+    return _checked(app, wanted, taken)
+
+
+def _given(app: App) -> Iterator[ipaddress.IPv4Address]:
+    for name in apps.names(app.conf):
+        with contextlib.suppress(DreError):
+            ip = App(app.conf, name).spec().ip
+            if ip not in (None, DHCP) and name != app.name:
+                yield ipaddress.IPv4Interface(str(ip)).ip
+
+
+def _next(app: App, taken: set[ipaddress.IPv4Address]) -> str:
+    network = app.conf.bridge_address.network
+    leases = dnsmasq.dhcp_range(app.conf)
+    for candidate in network.hosts():
+        if candidate not in taken and not (leases and leases[0] <= candidate <= leases[1]):
+            return f"{candidate}/{network.prefixlen}"
+    raise DreError(f"{app.name}: no free address in {network}")
+
+
+def _checked(app: App, wanted: str, taken: set[ipaddress.IPv4Address]) -> str:
+    network = app.conf.bridge_address.network
+    try:
+        chosen = ipaddress.IPv4Interface(wanted if "/" in wanted else "")
+    except ValueError:
+        raise UsageError(f"--ip {wanted!r}: expected ADDR/LEN, dhcp or none") from None
+    if chosen.network != network or chosen.ip in (network.network_address, network.broadcast_address):
+        raise UsageError(f"--ip {wanted}: not an address of {network}, the network of {app.conf.bridge_if}")
+    leases = dnsmasq.dhcp_range(app.conf)
+    if leases and leases[0] <= chosen.ip <= leases[1]:
+        raise DreError(f"{app.name}: address {chosen.ip} is one that DHCP gives, {leases[0]} to {leases[1]}")
+    if chosen.ip in taken:
+        raise DreError(f"{app.name}: address {chosen.ip} is taken")
+    return wanted
+
+
+def check_address(app: App, spec: Spec) -> Spec:
+    """*spec* with the address it asks for, as `set ip=…` wants it."""
+    return spec if spec.ip is None else replace(spec, ip=address(app, spec.ip))
+
+
+def isolate(app: App) -> bool:
+    """Cut the app off, running or not; False when it was. Its processes go on, and so does what goes by LXC."""
+    return _set_isolated(app, True)
+
+
+def rejoin(app: App) -> bool:
+    """Connect the app again; False when it was connected."""
+    return _set_isolated(app, False)
+
+
+def _set_isolated(app: App, isolated: bool) -> bool:
+    spec = app.need()
+    if spec.isolated == isolated:
+        apply_isolation(app, spec)  # somebody may have set the link up, or flushed the rules
+        return False
+    app.begin(verb="isolate", isolated=isolated)
+    try:
+        app.store(replace(spec, isolated=isolated))
+        apply_isolation(app, app.spec())
+    except Exception:
+        app.store(spec)
+        app.done()
+        raise
+    _tell(app, isolated)
+    return True
+
+
+def resume(app: App, isolated: bool) -> None:
+    """Do to its end an isolate or rejoin whose intent is written; one killed before it changed the Spec is undone."""
+    spec = app.spec()
+    app.refresh(spec)
+    apply_isolation(app, spec)
+    if spec.isolated == isolated:
+        _tell(app, isolated)
+    else:
+        app.done()
+
+
+def _tell(app: App, isolated: bool) -> None:
+    app.emit("isolated" if isolated else "rejoined")
+    app.done()
+
+
+def apply_isolation(app: App, spec: Spec) -> None:
+    """Make the kernel agree with *spec*: the bridge drops what comes from and goes to its port, and the link is down.
+
+    The rule goes by the name of the link and so can be there before it: LXC gives the app no moment of freedom.
+    """
+    link = lxcconfig.link(app.conf, spec)
+    if link is None:
+        return
+    if spec.isolated:
+        _drop(app.conf, link)
+        _set_link(link, "down")
+    else:
+        _set_link(link, "up")
+        _pass(app.conf, link)
+
+
+def _set_link(link: str, state: str) -> None:
+    if not _exists(link):
+        return
+    done = run(["ip", "link", "set", link, state], check=False)
+    if done.returncode != 0 and _exists(link):  # else the app has ended just now
+        raise DreError(f"{link}: cannot be set {state}: {done.stderr.decode(errors='replace').strip()}")
+
+
+def _exists(link: str) -> bool:
+    return Path("/sys/class/net", link).exists()
+
+
+def _drop(conf: Conf, link: str) -> None:
+    # All of it may be there already: `add` is content with that, but would add a rule twice.
+    table = f"bridge {bridge.table(conf.bridge_if)}"
+    bridge.nft(f"""add table {table}
+add set {table} isolated {{ type ifname; }}
+add chain {table} from {{ type filter hook prerouting priority filter; }}
+add chain {table} to {{ type filter hook postrouting priority filter; }}
+flush chain {table} from
+flush chain {table} to
+add rule {table} from iifname @isolated drop
+add rule {table} to oifname @isolated drop
+add element {table} isolated {{ "{link}" }}
+""")
+
+
+def _pass(conf: Conf, link: str) -> None:
+    if bridge.has_table("bridge", conf.bridge_if):
+        element = f'element bridge {bridge.table(conf.bridge_if)} isolated {{ "{link}" }}'
+        bridge.nft(f"add {element}\ndelete {element}\n")  # one that is not there cannot be deleted
+
+
+def prepare(app: App, spec: Spec) -> None:
+    """What must be there before LXC makes the link of a starting app."""
+    if spec.ip is None:
+        return
+    bridge.up(app.conf)
+    if spec.isolated:
+        apply_isolation(app, spec)
+    if spec.ip != DHCP:
+        dnsmasq.name(app.conf, app.name, spec.ip)
+
+
+def complete(app: App, spec: Spec) -> None:
+    """What has to follow once the app has started."""
+    if spec.isolated:
+        apply_isolation(app, spec)
+
+
+def clear(app: App, spec: Spec) -> None:
+    """Remove what was there for a run of the app that has ended."""
+    dnsmasq.forget(app.conf, app.name)
+    link = lxcconfig.link(app.conf, spec)
+    if link is None:
+        return
+    if _exists(link):
+        run(["ip", "link", "del", link], check=False)  # the kernel may have been faster
+    if spec.isolated:
+        _pass(app.conf, link)
