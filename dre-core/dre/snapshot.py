@@ -15,28 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dre import event, files, lifecycle, requests
+from dre import archive, event, files, lifecycle, requests
 from dre.app import App
 from dre.errors import DreError, NotFoundError
 from dre.run import run
 from dre.spec import Spec
 
 TAR_WAIT = 3600.0
-# One content gives one archive: sorted, without the times that reading changes, and of the extended attributes only
-# those that mean something (overlayfs keeps a note of its own in trusted.overlay.origin).
-_ATTRIBUTES = ("user.*", "security.capability", "trusted.overlay.opaque", "trusted.overlay.redirect")
-ARCHIVE = (
-    "tar",
-    "--create",
-    "--format=pax",
-    "--pax-option=delete=atime,delete=ctime,exthdr.name=%d/PaxHeaders/%f",
-    "--sort=name",
-    "--numeric-owner",
-    "--acls",
-    "--xattrs",
-    *(f"--xattrs-include={pattern}" for pattern in _ATTRIBUTES),
-    "--warning=no-file-ignored",  # sockets: nobody can listen on a saved one
-)
 
 
 @dataclass(frozen=True)
@@ -102,16 +87,16 @@ def save(app: App, tag: str | None, request: str | None = None) -> Snapshot:
         raise DreError(f"{app.name}: there is a snapshot {tag} already")
     half = place.with_name(f".{tag}.new")
     half.mkdir(parents=True, mode=0o700)
-    archive = half / "delta.tar"
-    run([*lifecycle.MORTAL, *ARCHIVE, "-C", str(app.delta), "-f", str(archive), "."], timeout=TAR_WAIT)
+    packed = half / "delta.tar"
+    run([*lifecycle.MORTAL, *archive.PACK, "-C", str(app.delta), "-f", str(packed), "."], timeout=TAR_WAIT)
     meta = {
         "created": event.stamp(),
-        "size": archive.stat().st_size,
-        "digest": _digest(archive),
+        "size": packed.stat().st_size,
+        "digest": _digest(packed),
         "spec": asdict(spec),
         "request": request,
     }
-    _durable(archive)
+    _durable(packed)
     files.write_atomic(half / "meta.json", json.dumps(meta, indent=1) + "\n", 0o600)
     half.rename(place)
     files.fsync_dir(place.parent)
@@ -189,7 +174,7 @@ def digest(app: App) -> str:
     """The digest that a snapshot of the app would have now: the recipe of the man page, run by tar itself."""
     app.need()
     # tar hands the archive to its "compressor" and passes on what that prints.
-    argv = [*ARCHIVE, "--use-compress-program=sha256sum", "-C", str(app.delta), "-f", "-", "."]
+    argv = [*archive.PACK, "--use-compress-program=sha256sum", "-C", str(app.delta), "-f", "-", "."]
     done = run(argv, timeout=TAR_WAIT, check=False)
     if done.returncode not in (0, 1):  # 1: a file changed while it was read, as files of a running app do
         raise DreError(f"{app.name}: cannot read {app.delta}: {done.stderr.decode(errors='replace').strip()}")
@@ -205,9 +190,9 @@ def _need_stopped(app: App, what: str) -> None:
 
 def _unpack(app: App, saved: Snapshot) -> None:
     """Unpack into delta.new. Raises DreError, with the app untouched, when the archive is not what was saved."""
-    archive = saved.path / "delta.tar"
+    packed = saved.path / "delta.tar"
     try:
-        found = _digest(archive)
+        found = _digest(packed)
     except FileNotFoundError:
         found = "none"
     if found != saved.digest:
@@ -215,8 +200,7 @@ def _unpack(app: App, saved: Snapshot) -> None:
     fresh = app.directory / "delta.new"
     lifecycle.remove_tree(fresh)
     fresh.mkdir(mode=0o755)
-    options = ("--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner", "--same-permissions")
-    run([*lifecycle.MORTAL, "tar", "--extract", *options, "-C", str(fresh), "-f", str(archive)], timeout=TAR_WAIT)
+    run([*lifecycle.MORTAL, *archive.UNPACK, "-C", str(fresh), "-f", str(packed)], timeout=TAR_WAIT)
 
 
 def _swap(app: App, saved: Snapshot) -> None:
