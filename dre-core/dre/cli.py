@@ -5,7 +5,6 @@ import argparse
 import json
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, NoReturn
@@ -106,6 +105,11 @@ class Context:
             sys.stderr.write(f"\r\033[K{text}")
             sys.stderr.flush()
 
+    def become(self, program: str, *words: str) -> int:
+        """Let *program*, a path, take our place: status, stdin and stdout pass only without us in between."""
+        sys.stdout.flush()
+        os.execv(program, (program, *words))  # noqa: S606 - the words are the user's own, and no shell reads them
+
 
 def common(parser: argparse.ArgumentParser, top: bool) -> None:
     """Add the options that every command and every verb takes."""
@@ -130,7 +134,7 @@ def verb(
     """Add a verb to *verbs* (what `add_subparsers` returned); *function* does it and returns an exit code or None."""
     parser: argparse.ArgumentParser = verbs.add_parser(name, help=help, description=help, **kwargs)
     common(parser, top=False)
-    parser.set_defaults(function=function)
+    parser.set_defaults(function=function, verb=parser.prog)
     return parser
 
 
@@ -154,22 +158,29 @@ def main(made: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> in
         return code or 0
     except SystemExit as asked:  # --help and --version end this way
         return int(asked.code or 0)
-    except DreError as error:
-        return _fail(made.prog, str(error), error.code, debug)
     except BrokenPipeError:
         # The reader left, as `| head` does. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
         return 130
-    except PermissionError as error:
-        return _fail(made.prog, f"{error.filename or 'operation'}: {error.strerror}", NotPermittedError.code, debug)
-    except OSError as error:
-        return _fail(made.prog, f"{error.filename or 'operation'}: {error.strerror or error}", FAILED, debug)
+    except (DreError, OSError) as error:
+        code, message = failure(error)
+        return _fail(made.prog, message, code, debug)
+
+
+def failure(error: DreError | OSError) -> tuple[int, str]:
+    """The exit code and the message of what a verb raised."""
+    if isinstance(error, DreError):
+        return error.code, str(error)
+    code = NotPermittedError.code if isinstance(error, PermissionError) else FAILED
+    return code, f"{error.filename or 'operation'}: {error.strerror or error}"
 
 
 def _fail(prog: str, message: str, code: int, debug: bool) -> int:
     if debug:
+        import traceback  # slow, and rarely wanted
+
         traceback.print_exc()
     first, _, rest = message.partition("\n")
     sys.stderr.write(f"{prog}: {first}\n")

@@ -106,7 +106,7 @@ def _typed(key: str, value: Any) -> Any:
     return value
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON; a key given twice is refused, because readers differ in which one they take."""
     fields = dict(pairs)
     if len(fields) != len(pairs):
@@ -121,7 +121,7 @@ def parse(line: bytes | str) -> Event:
         raise EventError(f"line of {len(octets)} octets; {LIMIT} is the most")
     try:
         # Decoded here: json.loads would take UTF-16 and UTF-32 too.
-        fields = json.loads(octets.decode(), object_pairs_hook=_once)
+        fields = json.loads(octets.decode(), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise EventError(f"not JSON: {error}") from None
     if not isinstance(fields, dict) or list(fields)[:3] != ["time", "source", "type"]:

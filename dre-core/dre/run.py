@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dre.errors import DreError, MissingError, TimedOutError
@@ -103,6 +104,93 @@ def follow(argv: Sequence[str], on_line: Callable[[str], None], *, timeout: floa
             raise TimedOutError(f"{' '.join(argv)}: no end within {timeout:g} s") from None
         finally:
             child.kill()  # harmless once it has been waited for
+
+
+@dataclass(frozen=True)
+class Captured:
+    """How a program ended, and what it printed, as far as that was kept."""
+
+    status: int  # 128 + N when signal N ended it, as a shell has it
+    stdout: bytes
+    stderr: bytes
+    cut: bool  # it printed more than was kept
+
+
+def captured(argv: Sequence[str], stdin: bytes, limit: int) -> Captured:
+    """Run *argv* until it ends, without a deadline, and keep at most *limit* octets of each of its outputs.
+
+    What it leaves in the background may hold the outputs open; that is not waited for. Raises MissingError.
+    """
+    pipe = subprocess.PIPE
+    try:
+        child = subprocess.Popen(list(argv), stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)
+    except FileNotFoundError:
+        raise missing(argv[0]) from None
+    with child:
+        assert child.stdin and child.stdout and child.stderr
+        outputs = [_Kept(child.stdout.fileno(), limit), _Kept(child.stderr.fileno(), limit)]
+        _converse(child, stdin, outputs)
+        status = child.wait()
+    octets = [bytes(output.octets) for output in outputs]
+    return Captured(status if status >= 0 else 128 - status, octets[0], octets[1], any(item.cut for item in outputs))
+
+
+class _Kept:
+    """The first *limit* octets of what comes out of *fd*."""
+
+    def __init__(self, fd: int, limit: int) -> None:
+        self.fd, self.limit = fd, limit
+        self.octets = bytearray()
+        self.cut = False
+
+    def read(self) -> bool:
+        """Take what is there, at most what a pipe can hold; False at the end."""
+        octets = os.read(self.fd, 1 << 20)
+        room = self.limit - len(self.octets)
+        self.octets += octets[:room]
+        self.cut = self.cut or len(octets) > room
+        return bool(octets)
+
+
+def _converse(child: subprocess.Popen[bytes], stdin: bytes, outputs: Sequence[_Kept]) -> None:
+    """Feed *stdin* to *child* and take its outputs until it has ended."""
+    assert child.stdin
+    given = memoryview(stdin)
+    os.set_blocking(child.stdin.fileno(), False)
+    ended = os.pidfd_open(child.pid)
+    try:
+        with selectors.DefaultSelector() as selector:
+            selector.register(ended, selectors.EVENT_READ)
+            selector.register(child.stdin, selectors.EVENT_WRITE)
+            for output in outputs:
+                selector.register(output.fd, selectors.EVENT_READ, output)
+            running = True
+            while running:
+                for key, _ in selector.select():
+                    if key.fd == ended:
+                        running = False
+                    elif key.data is not None:
+                        if not key.data.read():
+                            selector.unregister(key.fd)
+                    else:
+                        given = _feed(key.fd, given)
+                        if not given:
+                            selector.unregister(key.fd)
+                            child.stdin.close()
+            for output in outputs:  # what it printed last
+                os.set_blocking(output.fd, False)
+                with contextlib.suppress(BlockingIOError):
+                    output.read()
+    finally:
+        os.close(ended)
+
+
+def _feed(fd: int, octets: memoryview) -> memoryview:
+    """Write what fits; returns the rest, nothing when nobody wants it any more."""
+    try:
+        return octets[os.write(fd, octets) if octets else 0 :]
+    except BrokenPipeError:
+        return octets[:0]
 
 
 def missing(program: str) -> MissingError:

@@ -17,6 +17,8 @@ from dre.cli import Context
 from dre.errors import DreError, UsageError
 
 Verb = Callable[[Context], int | None]
+# The options of a command, not of its verbs, that take a value.
+_VALUED = ("--config", "--allow", "--names", "--deadline")
 
 
 class VerbParser(cli.Parser):
@@ -44,22 +46,44 @@ def parser(
     Of all verbs, or only of the group that *argv* asks for. None of *argv* is refused here.
     """
     made = cli.parser(prog, description)
-    table = made.add_subparsers(title="verbs", metavar="VERB", parser_class=VerbParser)
     asked = groups.get(_verb(argv or ()))
+    if asked is None:
+        _add_serving(made)
+    if asked is None and "--serve" in (argv or ()):
+        made.set_defaults(function=lambda ctx: _serve(ctx, parser(prog, description, groups, None)))
+        return made
+    table = made.add_subparsers(title="verbs", metavar="VERB", parser_class=VerbParser)
     for module in [asked] if asked else dict.fromkeys(groups.values()):
         importlib.import_module(module).add(table)
     return made
 
 
 def _verb(argv: Sequence[str]) -> str:
-    """The first word of *argv* that is neither an option nor the value of --config, the only one that takes one."""
+    """The first word of *argv* that is neither an option nor the value of one."""
     words = iter(argv)
     for word in words:
-        if word == "--config":
+        if word in _VALUED:
             next(words, None)
         elif not word.startswith("-"):
             return word
     return ""
+
+
+def _add_serving(made: argparse.ArgumentParser) -> None:
+    group = made.add_argument_group("many calls in one process")
+    text = "answer requests of JSON Lines on stdin by JSON Lines on stdout, in place of a verb"
+    group.add_argument("--serve", action="store_true", help=text)
+    text = "with --serve: only these verbs, separated by commas"
+    group.add_argument("--allow", metavar="VERBS", dest="only_verbs", help=text)
+    group.add_argument("--names", metavar="GLOB", dest="only_names", help="with --serve: only names like this")
+    text = "with --serve: kill what has not ended after S seconds (default: 600)"
+    group.add_argument("--deadline", type=kind(units.duration), metavar="S", help=text)
+
+
+def _serve(ctx: Context, made: argparse.ArgumentParser) -> int:
+    from dre import serve  # what it needs is slow to import, and no other call wants it
+
+    return serve.serve(ctx, made)
 
 
 def changing(verbs: Any, name: str, function: Verb, help: str) -> argparse.ArgumentParser:
@@ -79,7 +103,7 @@ def changing(verbs: Any, name: str, function: Verb, help: str) -> argparse.Argum
 
 
 def _remembered(ctx: Context, name: str, function: Verb) -> int:
-    unasked = ("function", "config", "json", "quiet", "debug", "request_id")
+    unasked = ("function", "verb", "endless", "config", "json", "quiet", "debug", "request_id")
     argv = {"verb": name, **{key: value for key, value in vars(ctx.args).items() if key not in unasked}}
     with requests.asked(ctx.conf, ctx.args.request_id, argv) as request:
         if request.outcome is None:
@@ -99,6 +123,11 @@ def _remembered(ctx: Context, name: str, function: Verb) -> int:
     if outcome.error:
         sys.stderr.write(f"{ctx.prog}: {outcome.error}\n")
     return outcome.code
+
+
+def endless(verb: argparse.ArgumentParser, when: Callable[[argparse.Namespace], bool] = lambda _: True) -> None:
+    """Mark a verb that talks to a person or goes on until it is interrupted, always or *when* its arguments say so."""
+    verb.set_defaults(endless=when)
 
 
 def family(verbs: Any, name: str, help: str, *inner: str) -> Any:

@@ -29,7 +29,7 @@ PID_COLUMNS = (("OUTSIDE", "outside", 8), ("INSIDE", "inside", 8), ("COMMAND", "
 
 def add(table: Any) -> None:
     """Add these verbs to *table*."""
-    cli.verb(table, "list", _list, "list all apps")
+    cli.verb(table, "list", _list, "list all apps").set_defaults(names=[])
     status = cli.verb(table, "status", _status, "print the state; exit 0 when running, else 1")
     status.add_argument("name", metavar="NAME", type=verbs.name)
     stat = cli.verb(table, "stat", _stat, "print use of cpu, memory, pids, io and net")
@@ -38,6 +38,7 @@ def add(table: Any) -> None:
         "--count", type=verbs.count, metavar="N", help="look N times (default: 1, with --interval no end)"
     )
     stat.add_argument("names", nargs="*", metavar="NAME", type=verbs.name)
+    verbs.endless(stat, lambda args: args.interval is not None and args.count is None)
     pid = cli.verb(table, "pid", _pid, "print its processes as host and app number them")
     pid.add_argument("name", metavar="NAME", type=verbs.name)
     pid.add_argument(

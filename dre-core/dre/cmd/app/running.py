@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """dre-app start, stop, restart, freeze, thaw, exec, push, pull and recover: apps at work."""
 
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -82,9 +80,7 @@ def _exec(ctx: Context) -> int:
     if state != "running":
         raise DreError(f"{app.name}: cannot exec: it is {state}")
     words = ("-n", app.name, "-P", str(ctx.conf.app_lxc_path), "--clear-env", "--", *ctx.args.command)
-    program = need("lxc-attach")
-    sys.stdout.flush()
-    os.execv(program, (program, *words))  # noqa: S606 - status, stdin and stdout pass only without us in between
+    return ctx.become(need("lxc-attach"), *words)
 
 
 def _push(ctx: Context) -> None:

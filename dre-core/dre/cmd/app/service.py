@@ -25,8 +25,10 @@ def add(table: Any) -> None:
     which.add_argument("--follow", action="store_true", help="go on as it prints more, until interrupted")
     which.add_argument("--before", action="store_true", help="of the run before the last start")
     which.add_argument("--lxc", action="store_true", help="what LXC said of the last start")
+    verbs.endless(log, lambda args: bool(args.follow))
     console = cli.verb(table, "console", _console, "a shell in a running app, on this terminal")
     verbs.add_name(console)
+    verbs.endless(console)
 
 
 def _log(ctx: Context) -> None:
