@@ -52,7 +52,8 @@ def serve(run, settings):
             yield server
         finally:
             server.process.kill()
-            server.process.communicate()
+            server.process.wait()
+            server.process.stdout.close()
 
 
 def outputs(answer):
