@@ -6,7 +6,6 @@ by dre.lifecycle and dre.snapshot.
 """
 
 import contextlib
-import dataclasses
 import importlib
 import json
 import os
@@ -278,8 +277,8 @@ class Sample:
         span = max(self.moment - before.moment, 1e-6)
         changes = (
             (self.used.cpu_ns - before.used.cpu_ns) / 1e7,
-            self.used.io_read - before.used.io_read,
-            self.used.io_write - before.used.io_write,
+            (self.used.io_read or 0) - (before.used.io_read or 0),
+            (self.used.io_write or 0) - (before.used.io_write or 0),
             self.received - before.received,
             self.sent - before.sent,
         )
@@ -297,8 +296,3 @@ def _traffic(conf: Conf, spec: Spec) -> tuple[int, int]:
         return int((counters / "tx_bytes").read_text()), int((counters / "rx_bytes").read_text())
     except OSError:
         return 0, 0
-
-
-def with_limits(spec: Spec, **changes: Any) -> Spec:
-    """*spec* with some limits changed."""
-    return dataclasses.replace(spec, limits=dataclasses.replace(spec.limits, **changes))

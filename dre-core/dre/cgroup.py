@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Control groups of a running process, version 1 and 2 alike: read use, set limits, remove what a crash left.
+"""Control groups of a running process, version 1 and 2 alike: read use, write files, remove what a crash left.
 
 A group is found through /proc/PID/cgroup and never built from a name: after a crash LXC numbers its groups.
-This module knows no settings, no LXC library and no policy.
+This module knows no settings, no LXC library and no policy; what limits are made of stands in dre.limits.
 """
 
 import errno
@@ -14,8 +14,12 @@ from pathlib import Path
 from dre.errors import DreError
 
 ROOT = Path("/sys/fs/cgroup")
-PERIOD = 100_000  # microseconds; quota = percent * PERIOD / 100
+_SERVED = ("blkio", "blkio.throttle.io_service_bytes")
+_USED = "memory.usage_in_bytes"
 _NO_LIMIT = 1 << 60  # version 1 says "no limit" with a number near 2^63
+PRESSURE = ("cpu", "memory", "io")
+
+Pressure = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -29,17 +33,40 @@ class Usage:
     pids: int
     running: bool
     pids_limit: int | None = None
-    io_read: int = 0
-    io_write: int = 0
+    io_read: int | None = None
+    io_write: int | None = None
+
+
+@dataclass(frozen=True)
+class Strain:
+    """How a group suffers: *periods* of its quota, how many of them *throttled*, processes killed for want of memory.
+
+    *pressure* gives for cpu, memory and io the percent of the last 10 s in which some, or all, processes waited; None
+    where the kernel does not count it.
+    """
+
+    periods: int = 0
+    throttled: int = 0
+    oom_kills: int | None = None
+    pressure: Pressure | None = None
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of an app; None is no limit. cpu is percent of one core, memory octets."""
+    """Limits of an app; None is no limit. cpu is percent of one core; memory and swap octets, io and net per second.
+
+    weight is relative to other apps, 100 being everybody's; cpus a list such as `0-1,3`; swap what may be swapped out
+    beyond memory, and counts only with it.
+    """
 
     cpu: float | None = None
+    weight: int | None = None
+    cpus: str | None = None
     memory: int | None = None
+    swap: int | None = 0
     pids: int | None = None
+    io: int | None = None
+    net: int | None = None
 
 
 def unified(root: Path = ROOT) -> bool:
@@ -48,7 +75,7 @@ def unified(root: Path = ROOT) -> bool:
 
 
 class Group:
-    """The groups of one container, by controller."""
+    """The groups of one container, by controller; `""` is its group of version 2, which a hybrid host has as well."""
 
     def __init__(self, membership: str, root: Path = ROOT) -> None:
         """*membership* is the text of /proc/PID/cgroup of the container's init."""
@@ -57,10 +84,9 @@ class Group:
         self.paths: dict[str, Path] = {}
         for line in membership.splitlines():
             _, controllers, path = line.split(":", 2)
-            if bool(controllers) == self.v2:
-                continue
             for controller in controllers.split(","):
-                self.paths[controller] = root / controller / _container(path)
+                top = root / (controller or ("" if self.v2 else "unified"))
+                self.paths[controller] = top / _container(path)
 
     @classmethod
     def of(cls, pid: int) -> "Group":
@@ -77,59 +103,60 @@ class Group:
     def usage(self) -> Usage:
         """What the group uses now. Raises OSError when the group is gone."""
         if self.v2:
-            cpu = _fields(self._text("cpu", "cpu.stat")).get("usage_usec", 0) * 1000
-            memory, cache = self._number("memory", "memory.current"), "inactive_file"
+            cpu = _field(self._text("cpu", "cpu.stat"), "usage_usec") * 1000
             limit = self._number("memory", "memory.max")
-            pids_now, pids_max = "pids.current", "pids.max"
         else:
             cpu = self._number("cpuacct", "cpuacct.usage") or 0
-            memory, cache = self._number("memory", "memory.usage_in_bytes"), "total_inactive_file"
             limit = self._number("memory", "memory.limit_in_bytes")
-            pids_now, pids_max = "pids.current", "pids.max"
-        droppable = _fields(self._text("memory", "memory.stat")).get(cache, 0)
         read, written = self._io()
         return Usage(
             cpu_ns=cpu,
-            memory=max((memory or 0) - droppable, 0),
+            memory=self.memory(),
             memory_limit=limit,
             cpu_limit=self._cpu_limit(),
-            pids=self._number("pids", pids_now) or 0,
+            pids=self._number("pids", "pids.current") or 0,
             running=True,
-            pids_limit=self._number("pids", pids_max),
+            pids_limit=self._number("pids", "pids.max"),
             io_read=read,
             io_write=written,
         )
 
-    def set_memory(self, limit: int | None) -> None:
-        """Set the memory limit, swap included; None lifts it. Raises DreError when more is in use than that."""
-        used = self.usage().memory
-        if limit is not None and limit < used:
-            # Version 2 would not refuse: it would kill processes until the rest fits.
-            raise DreError(f"memory limit {limit} is below the {used} octets in use")
-        if self.v2:
-            self._write("memory", "memory.max", "max" if limit is None else str(limit))
-            self._write("memory", "memory.swap.max", "max" if limit is None else "0", optional=True)
-            return
-        names = ["memory.limit_in_bytes"]
-        if self.file("memory", "memory.memsw.limit_in_bytes").exists():
-            # The kernel wants limit <= memsw at every moment: raise memsw first, lower it last.
-            now = self._number("memory", "memory.limit_in_bytes")
-            raising = limit is None or (now is not None and limit > now)
-            names.insert(0 if raising else 1, "memory.memsw.limit_in_bytes")
-        for name in names:
-            self._write("memory", name, "-1" if limit is None else str(limit))
+    def memory(self) -> int:
+        """Octets in use that the kernel cannot simply drop."""
+        now, droppable = ("memory.current", "inactive_file") if self.v2 else (_USED, "total_inactive_file")
+        used = self._number("memory", now) or 0
+        return max(used - _field(self._text("memory", "memory.stat"), droppable), 0)
 
-    def set_cpu(self, percent: float | None) -> None:
-        """Set the CPU quota in percent of one core; None lifts it."""
-        if self.v2:
-            self._write("cpu", "cpu.max", f"{'max' if percent is None else quota(percent)} {PERIOD}")
-        else:
-            self._write("cpu", "cpu.cfs_period_us", str(PERIOD))
-            self._write("cpu", "cpu.cfs_quota_us", "-1" if percent is None else str(quota(percent)))
+    def strain(self) -> Strain:
+        """How the group suffers; what the kernel does not tell is as Strain's defaults have it."""
+        cpu = self._text("cpu", "cpu.stat", optional=True)
+        killed = ("memory.events", "oom_kill") if self.v2 else ("memory.oom_control", "oom_kill")
+        told = self._text("memory", killed[0], optional=True)
+        return Strain(
+            periods=_field(cpu, "nr_periods"),
+            throttled=_field(cpu, "nr_throttled"),
+            oom_kills=_field(told, killed[1]) if told else None,
+            pressure=self._pressure(),
+        )
 
-    def set_pids(self, count: int | None) -> None:
-        """Set how many processes and threads there may be; None lifts it."""
-        self._write("pids", "pids.max", "max" if count is None else str(count))
+    def frozen(self) -> bool:
+        """Whether its processes are held."""
+        if self.v2:
+            return _field(self._text("", "cgroup.events"), "frozen") == 1
+        return not self._text("freezer", "freezer.state").startswith("THAWED")
+
+    def read(self, controller: str, name: str) -> str:
+        """The text of a file, stripped. Raises OSError, or DreError where the kernel has no such controller."""
+        return self._text(controller, name).strip()
+
+    def write(self, controller: str, name: str, value: str) -> None:
+        """Write *value* into a file that exists. Raises OSError."""
+        # Not write_text: it would create a plain file where the group is only imitated.
+        fd = os.open(self.file(controller, name), os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)
 
     def pids(self) -> list[int]:
         """All processes of the container, those of its own sub-groups included."""
@@ -146,71 +173,77 @@ class Group:
         amount = self._text("cpu", "cpu.cfs_quota_us").strip()
         return None if amount.startswith("-") else int(amount) * 100 / (self._number("cpu", "cpu.cfs_period_us") or 1)
 
-    def _io(self) -> tuple[int, int]:
-        """Octets read and written since the container began; 0 where the kernel does not count them."""
+    def _io(self) -> tuple[int | None, int | None]:
+        """Octets read and written since the container began; None where the kernel does not count them."""
+        try:
+            text = self._text(*(("io", "io.stat") if self.v2 else _SERVED))
+        except (OSError, DreError):
+            return None, None
         if self.v2:
-            text = self._text("io", "io.stat", optional=True)
             found = re.findall(r"rbytes=(\d+) wbytes=(\d+)", text)
             return sum(int(read) for read, _ in found), sum(int(written) for _, written in found)
-        text = self._text("blkio", "blkio.throttle.io_service_bytes", optional=True)
+        if text == "Total 0\n":  # as it is of most groups
+            return 0, 0
         return (
             sum(map(int, re.findall(r"Read (\d+)", text))),
             sum(map(int, re.findall(r"Write (\d+)", text))),
         )
 
+    def _pressure(self) -> Pressure | None:
+        # Not through `file`: on a hybrid host it is in the group of version 2, whoever has the controllers.
+        if "" not in self.paths:
+            return None
+        told = {kind: self._at("", f"{kind}.pressure", optional=True) for kind in PRESSURE}
+        return {kind: _shares(text) for kind, text in told.items()} if any(told.values()) else None
+
     def _text(self, controller: str, name: str, optional: bool = False) -> str:
+        return self._at("" if self.v2 else controller, name, optional)
+
+    def _at(self, key: str, name: str, optional: bool = False) -> str:
+        """The text of file *name* of the group `paths[key]`; empty when it is *optional* and not there."""
         try:
-            return self.file(controller, name).read_text()
+            if key not in self.paths:
+                raise DreError(f"the kernel has no {key} control group")
+            return self._load(key, name)
         except (OSError, DreError):
             if optional:
                 return ""
             raise
 
+    def _load(self, key: str, name: str) -> str:
+        return (self.paths[key] / name).read_text()
+
     def _number(self, controller: str, name: str) -> int | None:
-        text = self._text(controller, name).strip()
-        return None if text == "max" or int(text) >= _NO_LIMIT else int(text)
+        text = self._text(controller, name)
+        return None if text.startswith("max") or int(text) >= _NO_LIMIT else int(text)
 
-    def _write(self, controller: str, name: str, value: str, optional: bool = False) -> None:
-        path = self.file(controller, name)
+
+class HeldGroup(Group):
+    """A Group whose files stay open, for who looks at it often; a group that is gone raises OSError."""
+
+    def __init__(self, membership: str, root: Path = ROOT) -> None:
+        super().__init__(membership, root)
+        self._open: dict[tuple[str, str], int | None] = {}
+
+    def _load(self, key: str, name: str) -> str:
         try:
-            # Not write_text: it would create a plain file where the group is only imitated.
-            fd = os.open(path, os.O_WRONLY)
+            fd = self._open[key, name]
+        except KeyError:
             try:
-                os.write(fd, value.encode())
-            finally:
+                fd = os.open(self.paths[key] / name, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                fd = None  # a kernel without it will not get it
+            self._open[key, name] = fd
+        if fd is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.paths[key] / name))
+        return os.pread(fd, 1 << 16, 0).decode()
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for fd in self._open.values():
+            if fd is not None:
                 os.close(fd)
-        except OSError as error:
-            if optional and error.errno == errno.ENOENT:
-                return
-            if error.errno == errno.EBUSY:
-                raise DreError(f"{name}: more than {value} is in use") from None
-            raise DreError(f"{path}: cannot write {value}: {error.strerror}") from None
-
-
-def quota(percent: float) -> int:
-    """Microseconds of CPU time per PERIOD; the kernel takes no less than 1000."""
-    return max(round(percent * PERIOD / 100), 1000)
-
-
-def keys(limits: Limits, root: Path = ROOT) -> list[tuple[str, str]]:
-    """The lines of an LXC configuration for *limits*, for both versions; LXC ignores the family the host lacks."""
-    lines: list[tuple[str, str]] = []
-    if limits.memory is not None:
-        lines.append(("lxc.cgroup.memory.limit_in_bytes", str(limits.memory)))
-        # A key whose file is missing would stop the start, and these two depend on how the kernel was built.
-        if (root / "memory" / "memory.memsw.limit_in_bytes").exists():
-            lines.append(("lxc.cgroup.memory.memsw.limit_in_bytes", str(limits.memory)))
-        lines.append(("lxc.cgroup2.memory.max", str(limits.memory)))
-        if unified(root) and any(root.glob("*/memory.swap.max")):
-            lines.append(("lxc.cgroup2.memory.swap.max", "0"))
-    if limits.cpu is not None:
-        lines.append(("lxc.cgroup.cpu.cfs_period_us", str(PERIOD)))
-        lines.append(("lxc.cgroup.cpu.cfs_quota_us", str(quota(limits.cpu))))
-        lines.append(("lxc.cgroup2.cpu.max", f"{quota(limits.cpu)} {PERIOD}"))
-    if limits.pids is not None:
-        lines.append(("lxc.cgroup.pids.max", str(limits.pids)))
-        lines.append(("lxc.cgroup2.pids.max", str(limits.pids)))
-    return lines
+        self._open.clear()
 
 
 def sweep(name: str, taken: set[str], root: Path = ROOT) -> None:
@@ -244,5 +277,15 @@ def _container(path: str) -> str:
     return "/".join(parts)
 
 
-def _fields(text: str) -> dict[str, int]:
-    return {key: int(value) for key, value in (line.split() for line in text.splitlines() if line.count(" ") == 1)}
+def _field(text: str, key: str) -> int:
+    """The number after *key*, which begins a line; 0 when there is none. Quick: most files have dozens of lines."""
+    begin = 0 if text.startswith(key + " ") else text.find(f"\n{key} ") + 1
+    if begin == 0 and not text.startswith(key + " "):
+        return 0
+    end = text.find("\n", begin)
+    return int(text[begin + len(key) + 1 : end if end >= 0 else None])
+
+
+def _shares(text: str) -> dict[str, float]:
+    """avg10 of each line of a pressure file: some, and full where the kernel has that."""
+    return {kind: float(share) for kind, share in re.findall(r"(some|full) avg10=([0-9.]+)", text)}

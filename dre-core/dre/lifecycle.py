@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes to apps: create, start, stop, freeze, limit, destroy, and the removal of what a killed one left.
+"""Changes to apps: create, start, stop, freeze, destroy, and the removal of what a killed one left.
 
 Every function here wants the app's lock held and earlier intents ended: dre.recovery.held gives both. Each may be
 killed at any moment; what it leaves is either ended or undone by the next one.
@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from dre import app as apps
-from dre import cgroup, event, files, lxcconfig, network, output
+from dre import cgroup, event, files, lxcconfig, network, output, relimit
 from dre.app import App
-from dre.cgroup import Limits
 from dre.conf import Conf
 from dre.errors import DreError, NotFoundError, TimedOutError, UsageError
 from dre.run import run
@@ -93,6 +92,7 @@ def start(app: App) -> bool:
         raise DreError(f"{app.name}: is frozen; dre-app thaw {app.name}")
     if state == "running":
         return False
+    relimit.check(app, spec.limits)
     sweep(app)
     app.refresh(spec)
     for item in spec.binds:
@@ -243,39 +243,6 @@ def thaw(app: App) -> bool:
         raise DreError(f"{app.name}: LXC could not thaw it")
     app.emit("thawed")
     return True
-
-
-def limit(app: App, changes: dict[str, Any]) -> Limits:
-    """Set limits, of the running app too. Raises DreError, with nothing changed, when more memory is in use."""
-    spec = app.need()
-    changed = apps.with_limits(spec, **changes)
-    pid = app.init_pid()
-    app.begin(verb="limit")
-    try:
-        if pid is not None:
-            _apply(cgroup.Group.of(pid), changed.limits, changes)
-        app.store(changed)
-    finally:
-        app.done()
-    said: dict[str, Any] = {"memory": changed.limits.memory, "cpu": changed.limits.cpu, "pids": changed.limits.pids}
-    app.emit("limited", **said)
-    return changed.limits
-
-
-def _apply(group: cgroup.Group, limits: Limits, changes: dict[str, Any]) -> None:
-    if "memory" in changes:  # first: the only one that can be refused
-        group.set_memory(limits.memory)
-    if "cpu" in changes:
-        group.set_cpu(limits.cpu)
-    if "pids" in changes:
-        group.set_pids(limits.pids)
-
-
-def relimit(app: App) -> None:
-    """Make the stored limits those of the running app again: `limit` was killed between the two."""
-    pid = app.init_pid()
-    if app.exists() and pid is not None:
-        _apply(cgroup.Group.of(pid), app.spec().limits, {"memory": 1, "cpu": 1, "pids": 1})
 
 
 def destroy(app: App) -> None:

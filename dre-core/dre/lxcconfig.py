@@ -12,7 +12,7 @@ import shlex
 import socket
 from pathlib import Path
 
-from dre import cgroup
+from dre import limits
 from dre.conf import Conf
 from dre.errors import MissingError
 from dre.spec import DHCP, Spec
@@ -97,7 +97,7 @@ def render(conf: Conf, spec: Spec, log: Path) -> str:
         ("lxc.mount.entry", f"{escape(str(log))} run/dre-output none bind,create=file 0 0"),
         *_confinement(),
         *_network(conf, spec),
-        *cgroup.keys(spec.limits),
+        *limits.keys(spec.limits, limits.device_for(spec.limits, conf.app_lxc_path)),
     ]
     for key, value in spec.env.items():
         lines.append(("lxc.environment", f"{key}={value}"))

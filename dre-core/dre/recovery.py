@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator
 
 from dre import app as apps
-from dre import lifecycle, network, setting, snapshot
+from dre import lifecycle, network, relimit, setting, snapshot
 from dre.app import App
 from dre.conf import Conf
 from dre.errors import DreError, TimedOutError
@@ -53,8 +53,7 @@ def settle(app: App, doomed: bool = False) -> str | None:
     elif verb == "isolate":
         network.resume(app, intent["isolated"])
     elif verb == "limit":
-        lifecycle.relimit(app)
-        app.done()
+        relimit.resume(app, intent)
     elif verb == "set":
         setting.resume(app, intent)
     else:

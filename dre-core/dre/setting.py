@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Changing what an app is after its create: all properties given are stored, and done to the running app, or none.
 
-What each property is stands in dre.spec. Limits are dre.lifecycle's; wants the app's lock, as that does.
+What each property is stands in dre.spec. Limits are dre.relimit's; wants the app's lock, as that does.
 """
 
 import json

@@ -77,6 +77,16 @@ def picture(prefix):
     }
 
 
+def kernel(pid, controller, name):
+    """The stripped text of file *name* in the control group that process *pid* is in; on version 2 there is but one."""
+    v2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+    for line in pathlib.Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if v2 or controller in controllers.split(","):
+            return pathlib.Path("/sys/fs/cgroup", "" if v2 else controller, path.lstrip("/"), name).read_text().strip()
+    raise AssertionError(f"process {pid} is in no group of {controller}")
+
+
 def wait_for(condition, timeout=10.0):
     """Wait until *condition* holds; returns what it gave last."""
     deadline = time.monotonic() + timeout

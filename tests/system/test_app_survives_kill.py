@@ -5,6 +5,7 @@ DRE_KILLS is how often each verb is killed (default 5). The moments are drawn un
 duration; when fewer than 80 % hit the running command, the test has not tested and fails.
 """
 
+import json
 import os
 import random
 import signal
@@ -18,7 +19,9 @@ from conftest import environment, program
 KILLS = int(os.environ.get("DRE_KILLS", "5"))
 SHARE = 0.8  # of the kills must hit the command while it runs
 NAME = "t-kill"
-VERBS = ("create", "start", "stop", "load", "undo", "destroy")
+V2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+UNLIMITED, LIMITED = ("max" if V2 else "-1", False, "max"), ("40000", True, "77")
+VERBS = ("create", "start", "stop", "load", "undo", "destroy", "limit")
 
 
 class World:
@@ -42,6 +45,13 @@ class World:
         words = [program("dre-app"), "--config", self.config, *argv]
         return subprocess.run(words, env=environment(), capture_output=True, timeout=60).stdout.decode().strip()
 
+    def kernel(self):
+        """The limits of the running app: is one set, or none?"""
+        pid = self.output("pid", NAME).split()[0]
+        cpu = app_ground.kernel(pid, "cpu", "cpu.max" if V2 else "cpu.cfs_quota_us")
+        memory = app_ground.kernel(pid, "memory", "memory.max" if V2 else "memory.limit_in_bytes")
+        return cpu.split()[0], memory == str(100 << 20), app_ground.kernel(pid, "pids", "pids.max")
+
     def victim(self, verb):
         return {
             "create": ("create", NAME, "--base", str(self.tree)),
@@ -50,6 +60,7 @@ class World:
             "load": ("snapshot", "load", NAME, "good"),
             "undo": ("undo", NAME, "good"),
             "destroy": ("destroy", "--force", NAME),
+            "limit": ("limit", NAME, "--cpu", "40", "--memory", "100M", "--pids", "77"),
         }[verb]
 
     def prepare(self, verb):
@@ -92,6 +103,12 @@ class World:
             assert self.output("exec", NAME, "--", "cat", "/state") in ("good", "bad")
             self.call(*self.victim(verb))
             assert self.output("exec", NAME, "--", "cat", "/state") == "good"
+        elif verb == "limit":
+            stored = json.loads(self.output("limit", NAME, "--json"))  # reading ends what was begun
+            assert (stored["cpu_limit"], stored["pids_limit"]) in ((None, None), (40, 77))
+            assert self.kernel() == (LIMITED if stored["cpu_limit"] else UNLIMITED)
+            self.call(*self.victim(verb))
+            assert self.kernel() == LIMITED
         else:
             self.call("destroy", "--force", NAME, allowed=(0, 3))
             self.call("status", NAME, allowed=(3,))

@@ -3,8 +3,7 @@
 
 import pytest
 from dre import cgroup
-from dre.cgroup import Group, Limits
-from dre.errors import DreError
+from dre.cgroup import Group, HeldGroup
 
 V1 = "".join(
     f"{number}:{controllers}:/lxc.payload.web1-1\n"
@@ -40,12 +39,15 @@ def v2(tmp_path):
     group = tmp_path / "lxc.payload.web1"
     group.mkdir()
     for name, text in {
-        "cpu.stat": "usage_usec 1234\nuser_usec 1000\n",
+        "cpu.stat": "usage_usec 1234\nuser_usec 1000\nnr_periods 40\nnr_throttled 10\n",
+        "cpu.pressure": "some avg10=1.50 avg60=0.00 total=9\nfull avg10=0.25 avg60=0.00 total=1\n",
+        "cgroup.events": "populated 1\nfrozen 1\n",
         "cpu.max": "max 100000",
         "memory.current": "90000",
         "memory.max": "200000",
         "memory.swap.max": "max",
         "memory.stat": "anon 50000\ninactive_file 40000\n",
+        "memory.events": "low 0\noom 3\noom_kill 2\n",
         "pids.current": "3",
         "pids.max": "64",
         "io.stat": "254:0 rbytes=100 wbytes=20 rios=1 wios=1 dbytes=0 dios=0\n",
@@ -66,66 +68,6 @@ def test_v2_usage(v2):
     assert (used.pids, used.pids_limit, used.io_read, used.io_write) == (3, 64, 100, 20)
 
 
-def written(monkeypatch):
-    """Names and values in the order they are written."""
-    calls = []
-    monkeypatch.setattr(
-        Group, "_write", lambda self, controller, name, value, optional=False: calls.append((name, value))
-    )
-    return calls
-
-
-def test_v1_memory_is_lowered_before_and_raised_after_swap(v1, monkeypatch):
-    calls = written(monkeypatch)
-    group = Group(V1, v1)
-    limit, swap = "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"
-    (group.file("memory", limit)).write_text("100000\n")
-    group.set_memory(60000)
-    assert [name for name, _ in calls] == [limit, swap]
-    calls.clear()
-    group.set_memory(200000)
-    assert [name for name, _ in calls] == [swap, limit]
-    calls.clear()
-    group.set_memory(None)
-    assert calls == [(swap, "-1"), (limit, "-1")]
-
-
-@pytest.mark.parametrize("version", ["v1", "v2"])
-def test_memory_in_use_is_refused_before_anything_is_written(version, request, monkeypatch):
-    root = request.getfixturevalue(version)
-    calls = written(monkeypatch)
-    with pytest.raises(DreError, match="below the 50000 octets in use"):
-        Group(V1 if version == "v1" else "0::/lxc.payload.web1\n", root).set_memory(49999)
-    assert calls == []
-
-
-def test_v2_limits(v2):
-    group = Group("0::/lxc.payload.web1\n", v2)
-    group.set_cpu(250.0)
-    group.set_memory(100000)
-    group.set_pids(None)
-    here = v2 / "lxc.payload.web1"
-    assert (here / "cpu.max").read_text().startswith("250000 100000")
-    assert (here / "memory.max").read_text().startswith("100000")
-    assert (here / "memory.swap.max").read_text().startswith("0")
-    assert (here / "pids.max").read_text().startswith("max")
-    group.set_cpu(None)
-    assert (here / "cpu.max").read_text().startswith("max 100000")
-
-
-def test_configuration_names_both_families(v1):
-    lines = dict(cgroup.keys(Limits(cpu=0.5, memory=1000, pids=7), v1))
-    assert lines["lxc.cgroup.cpu.cfs_quota_us"] == "1000"  # the kernel's least
-    assert lines["lxc.cgroup2.cpu.max"] == "1000 100000"
-    assert lines["lxc.cgroup.memory.memsw.limit_in_bytes"] == lines["lxc.cgroup2.memory.max"] == "1000"
-    assert lines["lxc.cgroup.pids.max"] == lines["lxc.cgroup2.pids.max"] == "7"
-    assert cgroup.keys(Limits(), v1) == []
-
-
-def test_a_missing_swap_file_is_not_configured(v2):
-    assert "lxc.cgroup.memory.memsw.limit_in_bytes" not in dict(cgroup.keys(Limits(memory=1000), v2))
-
-
 def test_sweep_takes_the_numbered_remains_and_not_a_neighbour(v1):
     for name in ("payload.web1", "monitor.web1-1", "payload.web1-2", "payload.web1-x", "payload.web10", "pivot"):
         (v1 / "cpu" / f"lxc.{name}").mkdir(exist_ok=True)
@@ -133,3 +75,32 @@ def test_sweep_takes_the_numbered_remains_and_not_a_neighbour(v1):
     left = {path.name for path in (v1 / "cpu").iterdir()}
     # payload.web1-1 holds files, as a group with processes does.
     assert left == {"lxc.payload.web1-1", "lxc.payload.web1-2", "lxc.payload.web1-x", "lxc.payload.web10", "lxc.pivot"}
+
+
+def test_strain_is_what_the_kernel_tells(v1, v2):
+    told = Group("0::/lxc.payload.web1\n", v2).strain()
+    assert (told.periods, told.throttled, told.oom_kills) == (40, 10, 2)
+    assert told.pressure == {"cpu": {"some": 1.5, "full": 0.25}, "memory": {}, "io": {}}
+
+
+def test_pressure_of_a_hybrid_host_is_in_its_version_2(v1):
+    assert Group(V1, v1).strain().pressure is None
+    group = v1 / "unified/lxc.payload.web1-1"
+    group.mkdir(parents=True)
+    (group / "memory.pressure").write_text("some avg10=3.00 avg60=0.00 avg300=0.00 total=9\n")
+    told = Group(V1 + "0::/lxc.payload.web1-1\n", v1).strain()
+    assert told.pressure == {"cpu": {}, "memory": {"some": 3.0}, "io": {}}
+    assert (told.periods, told.oom_kills) == (0, None)
+
+
+def test_a_held_group_reads_again_and_closes(v2):
+    group = HeldGroup("0::/lxc.payload.web1\n", v2)
+    assert group.usage().pids == 3
+    with open(v2 / "lxc.payload.web1/pids.current", "r+") as file:
+        file.write("7")
+    (v2 / "lxc.payload.web1/pids.current").rename(v2 / "away")
+    assert group.usage().pids == 7
+    assert group.frozen()
+    group.close()
+    with pytest.raises(FileNotFoundError):
+        group.usage()

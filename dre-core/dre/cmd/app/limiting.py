@@ -2,12 +2,24 @@
 """dre-app limit: what an app may use."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, fields
 from typing import Any
 
-from dre import lifecycle, recovery, units, verbs
+from dre import limits, recovery, relimit, units, verbs
+from dre.cgroup import Limits
 from dre.cli import Context
 from dre.errors import UsageError
+
+KEYS = tuple(field.name for field in fields(Limits) if field.name != "net")
+NAMES = {  # in --json; the first two are fields of every row of list and stat
+    "cpu": "cpu_limit",
+    "memory": "memory_limit",
+    "swap": "swap_limit",
+    "pids": "pids_limit",
+    "io": "io_limit",
+    "net": "net_limit",
+}
 
 
 def add(table: Any) -> None:
@@ -17,20 +29,42 @@ def add(table: Any) -> None:
     add_options(limit)
 
 
-def add_options(verb: argparse.ArgumentParser) -> None:
-    """Add an option for each limit."""
-    verb.add_argument("--cpu", type=_limit_of(_percent), metavar="PCT|none", help="percent of one core")
-    verb.add_argument("--memory", type=_limit_of(units.size), metavar="SIZE|none", help="memory, swap included")
-    verb.add_argument("--pids", type=_limit_of(verbs.count), metavar="N|none", help="processes and threads")
+def add_options(verb: argparse.ArgumentParser, keys: Iterable[str] = KEYS) -> None:
+    """Add an option for each limit of *keys*."""
+    kinds: dict[str, tuple[Callable[[str], Any], str, str]] = {
+        "cpu": (_percent, "PCT", "percent of one core"),
+        "weight": (_weight, "N", "share of the processors when they are short, 1 to 10000 (everybody: 100)"),
+        "cpus": (_cpus, "SET", "the processors it may run on, such as 0-1,3"),
+        "memory": (_above(units.size), "SIZE", "memory"),
+        "swap": (units.size, "SIZE", "what may be swapped out beyond memory (default: 0)"),
+        "pids": (verbs.count, "N", "processes and threads"),
+        "io": (_rate, "RATE", "octets per second read from its disk, and as many written"),
+        "net": (_rate, "RATE", "octets per second received, and as many sent"),
+    }
+    for key in keys:
+        convert, metavar, text = kinds[key]
+        verb.add_argument(f"--{key}", type=_or_none(convert), metavar=f"{metavar}|none", help=text)
 
 
-def chosen(args: argparse.Namespace) -> dict[str, Any]:
+def chosen(args: argparse.Namespace, keys: Iterable[str] = KEYS) -> dict[str, Any]:
     """The limits that were given as options, `none` as None."""
-    given = {key: getattr(args, key) for key in ("cpu", "memory", "pids")}
+    given = {key: getattr(args, key) for key in keys}
     return {key: None if value == "none" else value for key, value in given.items() if value is not None}
 
 
-def _limit_of(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+def show(ctx: Context, name: str, found: Limits, keys: Iterable[str] = KEYS) -> None:
+    """Print the limits: a line for each, or one object."""
+    values = asdict(found)
+    if found.memory is None:
+        values["swap"] = None
+    if ctx.out.as_json:
+        ctx.out.json({"name": name, **{NAMES.get(key, key): values[key] for key in keys}})
+        return
+    for key in keys:
+        ctx.out.line(f"{key} {'none' if values[key] is None else values[key]}")
+
+
+def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
     return verbs.kind(lambda text: "none" if text == "none" else convert(text))
 
 
@@ -41,17 +75,40 @@ def _percent(text: str) -> float:
     return value
 
 
+def _weight(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 10000):
+        raise UsageError(f"{text!r} is not a weight from 1 to 10000")
+    return int(text)
+
+
+def _cpus(text: str) -> str:
+    found = limits.cpu_set(text)
+    if not found:
+        raise UsageError("a list of processors such as 0-1,3 is missing")
+    return limits.cpu_text(found)
+
+
+def _above(convert: Callable[[str], int]) -> Callable[[str], int]:
+    def converted(text: str) -> int:
+        value = convert(text)
+        if value == 0:
+            raise UsageError(f"{text!r} is not above 0")
+        return value
+
+    return converted
+
+
+def _rate(text: str) -> int:
+    return _above(units.size)(text.removesuffix("/s"))
+
+
 def _limit(ctx: Context) -> None:
+    name = ctx.args.name
     changes = chosen(ctx.args)
-    if changes:
-        with recovery.held(ctx.conf, ctx.args.name) as app:
-            lifecycle.limit(app, changes)
+    if not changes:
+        show(ctx, name, recovery.look(ctx.conf, name).need().limits)
         return
-    limits = recovery.look(ctx.conf, ctx.args.name).need().limits
-    row = {"name": ctx.args.name, "cpu_limit": limits.cpu, "memory_limit": limits.memory, "pids_limit": limits.pids}
-    if ctx.out.as_json:
-        ctx.out.json(row)
-        return
-    for key in ("cpu", "memory", "pids"):
-        value = row[f"{key}_limit"]
-        ctx.out.line(f"{key} {'none' if value is None else value}")
+    with recovery.held(ctx.conf, name) as app:
+        had = relimit.limit(app, changes)
+    if had.memory != changes.get("memory", had.memory):
+        ctx.say(f"{name}: the kernel rounded memory to {had.memory}")

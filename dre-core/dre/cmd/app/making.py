@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from dre import cgroup, lifecycle, recovery, spec, verbs
+from dre import cgroup, lifecycle, recovery, relimit, spec, verbs
 from dre.app import App
 from dre.cli import Context
 from dre.cmd.app import limiting
@@ -38,6 +38,7 @@ def _create(ctx: Context) -> None:
             request=args.request_id,
             **spec.from_options(args),
         )
+        relimit.check(app, wanted.limits)
         lifecycle.create(app, spec.checked(app, wanted, spec.PROPERTIES), args.ip)
 
 
