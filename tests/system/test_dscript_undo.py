@@ -30,6 +30,21 @@ responses:
     then: call
   - {{id: call, steps: [{{action: notify, to: owner}}]}}
 """
+# In place of dre-app: asks a dre-app --serve, and passes its answer on as the program would have given it.
+SERVED = """\
+#!/usr/bin/python3
+import json, subprocess, sys
+config, argv = sys.argv[1:3], sys.argv[3:]
+line = json.dumps({{"id": 7, "argv": argv}}).encode()
+done = subprocess.run(["{program}", *config, "--serve"], input=line, capture_output=True, check=True)
+answer = json.loads(done.stdout)
+assert config[0] == "--config" and answer["id"] == 7
+for row in answer["rows"]:
+    print(json.dumps(row))
+if answer["error"]:
+    print(answer["error"], file=sys.stderr)
+sys.exit(answer["code"])
+"""
 
 
 class World:
@@ -42,6 +57,14 @@ class World:
         self.spool = self.place / "state/spool/ingest/00000000000000000000.jsonl"
         self.spool.parent.mkdir(parents=True)
         self.process = None
+
+    def serve(self):
+        """From now on the engine's dre-app is one that asks --serve."""
+        fake = self.place / "bin" / "dre-app"
+        fake.parent.mkdir()
+        fake.write_text(SERVED.format(program=program("dre-app")))
+        fake.chmod(0o755)
+        self.env["PATH"] = f"{fake.parent}:{self.env['PATH']}"
 
     def start(self):
         words = [program("dscript"), "--config", self.ground.config, "run", str(self.place / "back.yaml")]
@@ -118,7 +141,10 @@ def judge(world):
     assert world.ground.events().count("app.undone") == 1
 
 
-def test_an_event_puts_the_app_back(world):
+@pytest.mark.parametrize("by", ["program", "serve"])
+def test_an_event_puts_the_app_back(world, by):
+    if by == "serve":
+        world.serve()
     world.start()
     world.overload()
     judge(world)
