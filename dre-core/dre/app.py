@@ -67,6 +67,11 @@ class App:
         return self.conf.core_log_dir / "app" / f"{self.name}.log"
 
     @property
+    def status(self) -> Path:
+        """Where the app's shell writes the exit status of its program, when the app is to be restarted."""
+        return self.directory / "status"
+
+    @property
     def record_file(self) -> Path:
         """The processes of the last start; in /run, because a reboot ends them."""
         return self.conf.core_run_dir / "app" / f"{self.name}.json"
@@ -144,12 +149,22 @@ class App:
         return "crashed" if self.record().get("wanted") else "stopped"
 
     def record(self) -> dict[str, Any]:
-        """What `start` noted: wanted, init and monitor as [pid, start time]; empty when nothing is noted."""
+        """What `start` noted: wanted, init and monitor as [pid, start time]; empty when nothing is noted.
+
+        dre.keeping adds to it: kept (it is to be restarted), crashes, told, gave_up.
+        """
         try:
             found: dict[str, Any] = json.loads(self.record_file.read_text())
         except (FileNotFoundError, ValueError):
             return {}
         return found
+
+    def remember(self, record: dict[str, Any]) -> None:
+        """Replace what is noted of the last start."""
+        self.record_file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.record_file.with_name(f".{self.record_file.name}.tmp")
+        temporary.write_text(json.dumps(record))  # in /run: nothing to make durable
+        temporary.rename(self.record_file)
 
     def init_pid(self) -> int | None:
         """The host's pid of the app's init, or None. Asks LXC only when what `start` noted is not true any more."""

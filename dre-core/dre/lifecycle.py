@@ -6,7 +6,6 @@ killed at any moment; what it leaves is either ended or undone by the next one.
 """
 
 import contextlib
-import json
 import os
 import re
 import select
@@ -84,8 +83,8 @@ def _build(app: App, spec: Spec) -> None:
     app.store(spec)
 
 
-def start(app: App) -> bool:
-    """Start the app; False when it runs already."""
+def start(app: App, crashes: int = 0) -> bool:
+    """Start the app; False when it runs already. With *crashes* it had so many, and is started again after the last."""
     spec = app.need()
     state = _steady(app)
     if state == "frozen":
@@ -94,12 +93,18 @@ def start(app: App) -> bool:
         return False
     relimit.check(app, spec.limits)
     sweep(app)
+    if crashes:
+        app.remember({"wanted": True, "kept": True, "told": True, "crashes": crashes})  # so that a kill loses nothing
     app.refresh(spec)
     for item in spec.binds:
         if not Path(item.source).exists():
             raise DreError(f"{app.name}: cannot start: {item.source}, which it binds, does not exist")
     network.prepare(app, spec)
-    output.begin(app)
+    owner = spec.ids[0] if spec.ids else 0
+    output.begin(app, owner, again=crashes > 0)
+    if spec.restart != "no":
+        app.status.write_bytes(b"")
+        os.chown(app.status, owner, owner)
     said = output.of_lxc(app)
     said.unlink(missing_ok=True)
     # As a program and not by the library: liblxc forks the monitor from its caller, with all that the caller
@@ -115,7 +120,7 @@ def start(app: App) -> bool:
         # the digest of the delta.
         os.utime(app.rootfs, ns=(before.st_atime_ns, before.st_mtime_ns))
     pid = app.init_pid()
-    _note(app, pid)
+    _note(app, pid, kept=spec.restart != "no", crashes=crashes)
     network.complete(app, spec)
     app.emit("started", pid=pid)
     return True
@@ -130,18 +135,26 @@ def _reason(said: Path) -> str:
     return "lxc-start gave no reason"
 
 
-def _note(app: App, init: int | None, wanted: bool = True) -> None:
+def note(app: App) -> bool:
+    """Note a running app that is wanted but whose start was killed before it did; False when it is not running yet."""
+    record = app.record()
+    if not record.get("wanted") or record.get("monitor") or record.get("told") and app.state() == "crashed":
+        return True
+    if app.state() != "running":
+        return False
+    _note(app, app.init_pid(), kept=bool(record.get("kept")), crashes=int(record.get("crashes", 0)))
+    return True
+
+
+def _note(app: App, init: int | None, wanted: bool = True, kept: bool = False, crashes: int = 0) -> None:
     """Note the processes of a running app, for `usage`, for `stop`, and to tell crashed from stopped."""
-    record: dict[str, Any] = {"wanted": wanted}
+    record: dict[str, Any] = {"wanted": wanted, "kept": kept, "crashes": crashes}
     with contextlib.suppress(OSError):  # its program may have ended at once
         if init is not None:
             monitor = apps.parent(init)
             record["monitor"] = [monitor, apps.started(monitor)]
             record["init"] = [init, apps.started(init)]
-    app.record_file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = app.record_file.with_name(f".{app.record_file.name}.tmp")
-    temporary.write_text(json.dumps(record))  # in /run: nothing to make durable
-    temporary.rename(app.record_file)
+    app.remember(record)
 
 
 def _steady(app: App) -> str:

@@ -95,6 +95,7 @@ def render(conf: Conf, spec: Spec, log: Path) -> str:
         ("lxc.mount.entry", f"{INIT} run/dre-init none bind,ro,create=file 0 0"),
         ("lxc.mount.entry", f"{escape(str(home))}/command run/dre-command none bind,ro,create=file 0 0"),
         ("lxc.mount.entry", f"{escape(str(log))} run/dre-output none bind,create=file 0 0"),
+        *([("lxc.mount.entry", _status(home))] if spec.restart != "no" else []),
         *_confinement(),
         *_network(conf, spec),
         *limits.keys(spec.limits, limits.device_for(spec.limits, conf.app_lxc_path)),
@@ -147,8 +148,16 @@ def _network(conf: Conf, spec: Spec) -> list[tuple[str, str]]:
 
 def script(spec: Spec) -> str:
     """The shell script that becomes the app's program: no argument can be lost or become code on this way."""
-    argv = spec.command or IDLE
-    return f"exec >>/run/dre-output 2>&1\nexec {' '.join(map(shlex.quote, argv))}\n"
+    words = " ".join(map(shlex.quote, spec.command or IDLE))
+    if spec.restart == "no":
+        return f"exec >>/run/dre-output 2>&1\nexec {words}\n"
+    # The shell stays to tell how the program ended. Of the signals of a stop it only waits for the program's end.
+    end = "status=$?\necho $status >/run/dre-status\nexit $status\n"
+    return f"exec >>/run/dre-output 2>&1\ntrap : HUP INT QUIT TERM\n{words}\n{end}"
+
+
+def _status(home: Path) -> str:
+    return f"{escape(str(home))}/status run/dre-status none bind,create=file 0 0"
 
 
 def escape(path: str) -> str:

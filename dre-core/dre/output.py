@@ -6,25 +6,37 @@ moved while it runs. NAME.log.old is what was cut off since the start, NAME.log.
 """
 
 import collections
+import contextlib
 import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from dre import files
 from dre.app import App
 
 BLOCK = 1 << 20
 PAUSE = 0.2  # seconds between two looks of one who follows
 
 
-def begin(app: App) -> None:
-    """A new run: what the last one printed becomes the run before."""
+def begin(app: App, owner: int = 0, again: bool = False) -> None:
+    """A new run: what the last one printed becomes the run before, unless it is only started *again* after a crash.
+
+    *owner* is the app's root as the host numbers it.
+    """
     app.log.parent.mkdir(parents=True, exist_ok=True)
-    if app.log.exists():
-        app.log.rename(before(app))
-    cut_off(app).unlink(missing_ok=True)
-    app.log.touch(mode=0o640)
+    with _alone(app):
+        if app.log.exists() and not again:
+            app.log.rename(before(app))
+            cut_off(app).unlink(missing_ok=True)
+        app.log.touch(mode=0o640)
+        os.chown(app.log, owner, owner)
+
+
+def _alone(app: App) -> contextlib.AbstractContextManager[None]:
+    """One who moves logs at a time. Not the app's lock: a verb may hold that for long while the program prints."""
+    return files.lock(app.conf.core_run_dir / "lock" / "logs")
 
 
 def before(app: App) -> Path:
@@ -48,13 +60,8 @@ def cut(app: App, limit: int) -> bool:
     Killed in between, the older part is the old or the new one, and the log is cut the next time. What the program
     prints between the last read and the truncation is lost, a moment of some microseconds.
     """
-    try:
-        # Not through a link: root's own file in root's directory, but it costs nothing to be sure.
-        fd = os.open(app.log, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return False
-    with os.fdopen(fd, "r+b") as stream:
-        size = os.fstat(fd).st_size
+    with _alone(app), app.log.open("r+b") as stream:
+        size = os.fstat(stream.fileno()).st_size
         if size <= limit:
             return False
         temporary = cut_off(app).with_name(f".{cut_off(app).name}.tmp")

@@ -16,10 +16,10 @@ from dre.errors import DreError, TimedOutError
 
 
 @contextlib.contextmanager
-def held(conf: Conf, name: str, doomed: bool = False) -> Iterator[App]:
+def held(conf: Conf, name: str, doomed: bool = False, timeout: float = 60.0) -> Iterator[App]:
     """The app *name*, locked, with nothing unfinished. With *doomed* it is about to be destroyed: do not undo first."""
     app = App(conf, name)
-    with app.locked():
+    with app.locked(timeout):
         settle(app, doomed)
         lifecycle.tidy(app)
         yield app

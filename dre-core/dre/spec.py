@@ -45,6 +45,7 @@ class Spec:
     limits: cgroup.Limits = field(default_factory=cgroup.Limits)
     request: str | None = None
     isolated: bool = False
+    restart: str = "no"  # or on-failure:N
     ids: tuple[int, int] | None = None  # the first host id of the app's own and their number; None: privileged
 
     @property
@@ -69,8 +70,8 @@ class Spec:
     def restored(self, saved: "Spec") -> "Spec":
         """This app with what a snapshot keeps of the configuration: all but what tells one app from another."""
         own = {"name": self.name, "base": self.base, "created": self.created, "ip": self.ip, "request": self.request}
-        # An undo must not connect again what was cut off.
-        return replace(saved, **own, isolated=self.isolated)
+        # An undo must not connect again what was cut off; and how this host serves the app is not in a snapshot.
+        return replace(saved, **own, isolated=self.isolated, restart=self.restart)
 
 
 def env(words: Iterable[str]) -> dict[str, str]:
@@ -104,6 +105,18 @@ def command(words: Iterable[str]) -> tuple[str, ...]:
     if any("\0" in word for word in argv):
         raise UsageError("the command holds a NUL character")
     return argv
+
+
+def restart(word: str) -> str:
+    """What to do when the app ends by itself: `no` or `on-failure:N`. Raises UsageError."""
+    if word != "no" and not re.fullmatch(r"on-failure:[1-9][0-9]{0,5}", word):
+        raise UsageError(f"restart {word!r}: expected no, or on-failure:N with N above 0")
+    return word
+
+
+def restarts(word: str) -> int:
+    """The N of `on-failure:N`, 0 for `no`."""
+    return int(word.partition(":")[2] or 0)
 
 
 def _one_line(what: str, text: str) -> str:
@@ -170,6 +183,7 @@ def _shown_binds(binds: Iterable[Bind]) -> list[str]:
 # The key is the option without its dashes; with `_` for `-` it is the field of Spec.
 PROPERTIES: dict[str, Property] = {
     "env": Property("K=V", "environment of its processes", env, many=True),
+    "restart": Property("on-failure:N|no", "start again after a crash, N times (default: no)", restart),
     "bind": Property("SRC:DST[:ro]", "show SRC of the host at DST", _binds, many=True, show=_shown_binds),
 }
 _FIELDS = {"bind": "binds"}

@@ -4,7 +4,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from dre import cli, lifecycle, recovery, transfer, verbs
+from dre import cli, keeping, lifecycle, recovery, transfer, verbs
 from dre.app import App
 from dre.cli import Context
 from dre.errors import DreError, UsageError
@@ -48,6 +48,7 @@ def each_held(ctx: Context, work: Callable[[App], object], doomed: bool = False)
 
 def _start(ctx: Context) -> None:
     each_held(ctx, lifecycle.start)
+    keeping.ensure(ctx.conf, ctx.args.names, ctx.args.config)
 
 
 def _stop(ctx: Context) -> None:
@@ -60,6 +61,7 @@ def _restart(ctx: Context) -> None:
         lifecycle.start(app)
 
     each_held(ctx, work)
+    keeping.ensure(ctx.conf, ctx.args.names, ctx.args.config)
 
 
 def _freeze(ctx: Context) -> None:
@@ -98,3 +100,4 @@ def _recover(ctx: Context) -> None:
     cli.need_root("dre-app recover")
     for name, verb in recovery.everything(ctx.conf):
         ctx.say(f"{name}: ended {verb}")
+    keeping.recover(ctx.conf, ctx.say)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dre-app log and console: a service as a person meets it."""
+"""dre-app log, console and keep: a service as a person meets it, and the process that keeps services running."""
 
 import os
 import re
@@ -29,6 +29,9 @@ def add(table: Any) -> None:
     console = cli.verb(table, "console", _console, "a shell in a running app, on this terminal")
     verbs.add_name(console)
     verbs.endless(console)
+    keep = cli.verb(table, "keep", _keep, "restart what crashed and hold logs to their size, until ended")
+    keep.add_argument("--while-needed", action="store_true", help="end when no app is to be restarted")
+    verbs.endless(keep)
 
 
 def _log(ctx: Context) -> None:
@@ -78,3 +81,10 @@ def _console(ctx: Context) -> None:
     options = ("-n", app.name, "-P", str(ctx.conf.app_lxc_path), "--clear-env", "--keep-var", "TERM")
     program = need("lxc-attach")
     os.execv(program, (program, *options, "--", "/bin/sh", "-c", SHELL))  # noqa: S606 - as in dre-app exec
+
+
+def _keep(ctx: Context) -> None:
+    cli.need_root("dre-app keep")
+    from dre import keeping
+
+    keeping.serve(ctx.conf, ctx.say, stay=not ctx.args.while_needed)
