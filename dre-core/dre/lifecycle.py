@@ -100,11 +100,9 @@ def start(app: App, crashes: int = 0) -> bool:
         if not Path(item.source).exists():
             raise DreError(f"{app.name}: cannot start: {item.source}, which it binds, does not exist")
     network.prepare(app, spec)
-    owner = spec.ids[0] if spec.ids else 0
-    output.begin(app, owner, again=crashes > 0)
+    output.begin(app, again=crashes > 0)
     if spec.restart != "no":
         app.status.write_bytes(b"")
-        os.chown(app.status, owner, owner)
     said = output.of_lxc(app)
     said.unlink(missing_ok=True)
     # As a program and not by the library: liblxc forks the monitor from its caller, with all that the caller

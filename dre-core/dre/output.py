@@ -20,18 +20,14 @@ BLOCK = 1 << 20
 PAUSE = 0.2  # seconds between two looks of one who follows
 
 
-def begin(app: App, owner: int = 0, again: bool = False) -> None:
-    """A new run: what the last one printed becomes the run before, unless it is only started *again* after a crash.
-
-    *owner* is the app's root as the host numbers it.
-    """
+def begin(app: App, again: bool = False) -> None:
+    """A new run: what the last one printed becomes the run before, unless it is only started *again* after a crash."""
     app.log.parent.mkdir(parents=True, exist_ok=True)
     with _alone(app):
         if app.log.exists() and not again:
             app.log.rename(before(app))
             cut_off(app).unlink(missing_ok=True)
         app.log.touch(mode=0o640)
-        os.chown(app.log, owner, owner)
 
 
 def _alone(app: App) -> contextlib.AbstractContextManager[None]:
