@@ -19,7 +19,7 @@ from dre import cgroup, event, files, lxcconfig, run, units
 from dre.cgroup import Usage
 from dre.conf import Conf
 from dre.errors import DreError, NotFoundError
-from dre.spec import Spec
+from dre.spec import DHCP, Spec
 
 FIELDS = ("name", "state", "ip", "pid", "cpu", "memory", "memory_limit", "cpu_limit", "pids", "created", "base")
 IDLE = Usage(cpu_ns=0, memory=0, memory_limit=None, cpu_limit=None, pids=0, running=False)
@@ -75,6 +75,20 @@ class App:
     def record_file(self) -> Path:
         """The processes of the last start; in /run, because a reboot ends them."""
         return self.conf.core_run_dir / "app" / f"{self.name}.json"
+
+    @property
+    def lease_file(self) -> Path:
+        """The address that DHCP gave, with its length; in /run, because it ends with the app."""
+        return self.conf.core_run_dir / "app" / f"{self.name}.lease"
+
+    def address(self) -> str | None:
+        """The address with its length, or None: no network, or DHCP has given none yet."""
+        ip = self.spec().ip
+        if ip != DHCP:
+            return ip
+        with contextlib.suppress(FileNotFoundError):
+            return self.lease_file.read_text().strip()
+        return None
 
     def exists(self) -> bool:
         """Whether the app was made, wholly: its LXC configuration is written last and removed first."""
@@ -212,10 +226,11 @@ class App:
         pid = self.init_pid() if alive else None
         used = self.usage() if alive else IDLE
         limits = spec.limits if spec else cgroup.Limits()
+        address = self.address() if spec else None
         return {
             "name": self.name,
             "state": state,
-            "ip": [spec.ip.partition("/")[0]] if spec and spec.ip else [],
+            "ip": [address.partition("/")[0]] if address else [],
             "pid": pid,
             "cpu": cpu,
             "memory": used.memory if used.running else None,

@@ -103,6 +103,11 @@ def foreign(name: str) -> bool:
     return (_NET / name).exists() and not _ours(name)
 
 
+def forwards(conf: Conf) -> bool:
+    """Whether what comes for the bridge from outside is, or will be, forwarded to it."""
+    return conf.bridge_nat or _forwards("all") or _forwards(conf.bridge_if)
+
+
 def table(name: str) -> str:
     """What our nftables tables for bridge *name* are called, in each family."""
     return f"dre-{name}"
@@ -115,7 +120,7 @@ def show(conf: Conf) -> Bridge:
         raise NotFoundError(f"{name}: no such bridge; dre-bridge up makes it")
     with _netlink(name) as ip:
         addresses = _addresses(ip, name)
-    serving, leases = dnsmasq.running(conf) is not None, dnsmasq.dhcp_range(conf)
+    serving, leases = dnsmasq.running(conf), dnsmasq.dhcp_range(conf)
     return Bridge(
         name=name,
         state="up" if _flags(name) & _IFF_UP else "down",

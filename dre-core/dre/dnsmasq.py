@@ -8,19 +8,15 @@ are no names and no DHCP; everything else works.
 
 import contextlib
 import ipaddress
-import os
-import select
 import shutil
-import signal
 from pathlib import Path
 
-from dre import files
+from dre import daemon, files
 from dre.conf import Conf
-from dre.errors import DreError, UsageError
+from dre.errors import UsageError
 from dre.run import missing, run
 
 LEASE_TIME = "1h"
-_END_WAIT = 5.0  # seconds from SIGTERM to the end
 
 
 def dhcp_range(conf: Conf) -> tuple[ipaddress.IPv4Address, ipaddress.IPv4Address] | None:
@@ -48,39 +44,34 @@ def ensure(conf: Conf) -> None:
         stop(conf)
         return
     argv = _argv(conf, leases)
-    if _command(_noted(conf)) == argv:
+    pid = daemon.find(_pid_file(conf))
+    if pid is not None and daemon.command(pid) == argv:
         return
     if shutil.which("dnsmasq") is None:
         raise missing("dnsmasq")
     stop(conf)
-    _hosts(conf).mkdir(parents=True, exist_ok=True)
+    hosts(conf).mkdir(parents=True, exist_ok=True)
     run(argv, timeout=10)
 
 
 def stop(conf: Conf) -> None:
     """End it; does nothing when it does not run."""
-    pid = running(conf) or _stray(conf)
-    if pid is None:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        fd = os.pidfd_open(pid)
-        try:
-            signal.pidfd_send_signal(fd, signal.SIGTERM)
-            if not select.select([fd], [], [], _END_WAIT)[0]:
-                raise DreError(f"dnsmasq (process {pid}) does not end")
-        finally:
-            os.close(fd)
+    daemon.end(_pid_file(conf), lost=True)
 
 
-def running(conf: Conf) -> int | None:
-    """Its pid, or None."""
-    pid = _noted(conf)
-    return pid if _pid_option(conf) in _command(pid) else None
+def running(conf: Conf) -> bool:
+    """Whether it runs."""
+    return daemon.find(_pid_file(conf)) is not None
+
+
+def hosts(conf: Conf) -> Path:
+    """The directory with a file for each app that has a name."""
+    return _place(conf) / "hosts"
 
 
 def name(conf: Conf, app: str, address: str) -> None:
     """Have *app* found under *address*."""
-    place = _hosts(conf)
+    place = hosts(conf)
     place.mkdir(parents=True, exist_ok=True)
     text = f"{address.partition('/')[0]} {app}.{conf.bridge_domain} {app}\n"
     file = place / app
@@ -92,25 +83,27 @@ def name(conf: Conf, app: str, address: str) -> None:
 
 def forget(conf: Conf, app: str) -> None:
     """Have *app* not found any more."""
-    (_hosts(conf) / app).unlink(missing_ok=True)
+    (hosts(conf) / app).unlink(missing_ok=True)
 
 
 def _place(conf: Conf) -> Path:
     return conf.core_run_dir / "bridge" / conf.bridge_if
 
 
-def _hosts(conf: Conf) -> Path:
-    return _place(conf) / "hosts"
-
-
-def _pid_option(conf: Conf) -> str:
-    return f"--pid-file={_place(conf)}/dnsmasq.pid"
+def _pid_file(conf: Conf) -> Path:
+    return _place(conf) / "dnsmasq.pid"
 
 
 def _argv(conf: Conf, leases: tuple[ipaddress.IPv4Address, ipaddress.IPv4Address] | None) -> list[str]:
     # bind-dynamic and not bind-interfaces: the latter answers what comes for the bridge's address by another interface.
-    argv = ["dnsmasq", "--conf-file=/dev/null", _pid_option(conf), "--user=dnsmasq", f"--interface={conf.bridge_if}"]
-    argv += ["--except-interface=lo", "--bind-dynamic", "--no-hosts", f"--hostsdir={_hosts(conf)}"]
+    argv = [
+        "dnsmasq",
+        "--conf-file=/dev/null",
+        f"--pid-file={_pid_file(conf)}",
+        "--user=dnsmasq",
+        f"--interface={conf.bridge_if}",
+    ]
+    argv += ["--except-interface=lo", "--bind-dynamic", "--no-hosts", f"--hostsdir={hosts(conf)}"]
     if conf.bridge_dns:
         argv += [f"--domain={conf.bridge_domain}", f"--local=/{conf.bridge_domain}/", "--domain-needed"]
     else:
@@ -119,28 +112,5 @@ def _argv(conf: Conf, leases: tuple[ipaddress.IPv4Address, ipaddress.IPv4Address
         argv += [f"--dhcp-range={leases[0]},{leases[1]},{conf.bridge_address.netmask},{LEASE_TIME}"]
         # Names come from us: no client shall pass for an app by calling itself so.
         argv += [f"--dhcp-leasefile={_place(conf)}/leases", "--dhcp-authoritative", "--dhcp-ignore-names"]
+        argv += ["--no-ping"]  # no app has a fixed address of the range; each start would wait 3 s for the answer
     return argv
-
-
-def _noted(conf: Conf) -> int:
-    try:
-        return int((_place(conf) / "dnsmasq.pid").read_text())
-    except (FileNotFoundError, ValueError):
-        return 0
-
-
-def _command(pid: int) -> list[str]:
-    """The command line of process *pid*; empty when it is gone, or not a process at all."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1] if pid > 0 else []
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
-def _stray(conf: Conf) -> int | None:
-    """One whose pid file was not written, because its parent was killed first, or was lost."""
-    option = _pid_option(conf)
-    for entry in os.listdir("/proc"):
-        if entry.isdecimal() and option in _command(int(entry)):
-            return int(entry)
-    return None

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dre import app as apps
-from dre import cgroup, event, files, lxcconfig, network, output, relimit
+from dre import cgroup, event, files, lxcconfig, network, output, publish, relimit
 from dre.app import App
 from dre.conf import Conf
 from dre.errors import DreError, NotFoundError, TimedOutError, UsageError
@@ -55,6 +55,7 @@ def create(app: App, spec: Spec, ip: str | None) -> Spec:
         app.begin(verb="create")
         try:
             spec = replace(spec, ip=network.address(app, ip))
+            publish.check(app, spec)
         except DreError:
             remove(app)
             raise
@@ -90,6 +91,7 @@ def start(app: App, crashes: int = 0) -> bool:
     if state == "frozen":
         raise DreError(f"{app.name}: is frozen; dre-app thaw {app.name}")
     if state == "running":
+        network.complete(app, spec, app.init_pid())  # the start that made it run may have been killed before this
         return False
     relimit.check(app, spec.limits)
     sweep(app)
@@ -119,8 +121,12 @@ def start(app: App, crashes: int = 0) -> bool:
         os.utime(app.rootfs, ns=(before.st_atime_ns, before.st_mtime_ns))
     pid = app.init_pid()
     _note(app, pid, kept=spec.restart != "no", crashes=crashes)
-    network.complete(app, spec)
     app.emit("started", pid=pid)
+    try:
+        network.complete(app, spec, pid)
+    except DreError:
+        stop(app, 0.0)
+        raise
     return True
 
 

@@ -7,12 +7,13 @@ dre.bridge's, names and DHCP are dre.dnsmasq's. Wants the app's lock, as dre.lif
 
 import contextlib
 import ipaddress
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from dre import app as apps
-from dre import bridge, dnsmasq, files, lxcconfig
+from dre import bridge, dnsmasq, files, lease, lxcconfig, publish
 from dre.app import App
 from dre.conf import Conf
 from dre.errors import DreError, UsageError
@@ -43,18 +44,24 @@ def address(app: App, wanted: str | None) -> str | None:
         if dnsmasq.dhcp_range(app.conf) is None and not bridge.foreign(app.conf.bridge_if):
             raise UsageError(f"--ip dhcp: {app.conf.bridge_if} gives no addresses: set DRE_BRIDGE_DHCP")
         return wanted
-    taken = {app.conf.bridge_address.ip, *_given(app)}
+    given = {spec.ip for _, spec in others(app)} - {None, DHCP}
+    taken = {app.conf.bridge_address.ip, *(ipaddress.IPv4Interface(str(ip)).ip for ip in given)}
     if wanted is None or wanted == AUTO:
         return _next(app, taken)
     return _checked(app, wanted, taken)
 
 
-def _given(app: App) -> Iterator[ipaddress.IPv4Address]:
+def others(app: App) -> Iterator[tuple[str, Spec]]:
+    """The other apps, as they are and as a `set` that was killed will make them: what they have is taken."""
     for name in apps.names(app.conf):
-        with contextlib.suppress(DreError):
-            ip = App(app.conf, name).spec().ip
-            if ip not in (None, DHCP) and name != app.name:
-                yield ipaddress.IPv4Interface(str(ip)).ip
+        if name == app.name:
+            continue
+        other = App(app.conf, name)
+        with contextlib.suppress(DreError):  # half made, or half removed
+            yield name, other.spec()
+        intent = other.intent()
+        if intent is not None and intent["verb"] == "set":
+            yield name, Spec.from_json(json.dumps(intent["new"]))
 
 
 def _next(app: App, taken: set[ipaddress.IPv4Address]) -> str:
@@ -83,8 +90,8 @@ def _checked(app: App, wanted: str, taken: set[ipaddress.IPv4Address]) -> str:
 
 
 def check_address(app: App, spec: Spec) -> Spec:
-    """*spec* with the address it asks for, as `set ip=…` wants it."""
-    return spec if spec.ip is None else replace(spec, ip=address(app, spec.ip))
+    """*spec* with the address it asks for, as `set ip=…` wants it; `create` does it itself, under `reserved`."""
+    return replace(spec, ip=address(app, spec.ip or "none")) if app.exists() else spec
 
 
 def isolate(app: App) -> bool:
@@ -188,16 +195,23 @@ def prepare(app: App, spec: Spec) -> None:
         apply_isolation(app, spec)
     if spec.ip != DHCP:
         dnsmasq.name(app.conf, app.name, spec.ip)
+        publish.begin(app, spec)
 
 
-def complete(app: App, spec: Spec) -> None:
-    """What has to follow once the app has started."""
+def complete(app: App, spec: Spec, init: int | None) -> None:
+    """What has to follow once the app has started; may be repeated."""
     if spec.isolated:
         apply_isolation(app, spec)
+    publish.turn_back(app, spec)
+    if spec.ip == DHCP and init is not None:
+        lease.acquire(app, init, wait=not spec.isolated)
+        publish.begin(app, spec)
 
 
 def clear(app: App, spec: Spec) -> None:
     """Remove what was there for a run of the app that has ended."""
+    publish.end(app)
+    lease.release(app)
     dnsmasq.forget(app.conf, app.name)
     link = lxcconfig.link(app.conf, spec)
     if link is None:

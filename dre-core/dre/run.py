@@ -20,10 +20,12 @@ PACKAGES = {
     "lxc-attach": "lxc",
     "mmdebstrap": "mmdebstrap",
     "nft": "nftables",
+    "nsenter": "util-linux",
     "openssl": "openssl",
     "sec": "sec",
     "setpriv": "util-linux",
     "tar": "tar",
+    "udhcpc": "udhcpc",
     "unshare": "util-linux",
 }
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from dre import network
 from dre import spec as specs
 from dre.app import App
 from dre.errors import DreError
@@ -24,7 +25,12 @@ def change(app: App, fields: dict[str, Any]) -> list[str]:
     """
     old = app.need()
     given = [key for key in (*specs.PROPERTIES, COMMAND) if specs.field_of(key) in fields]
-    new = specs.checked(app, replace(old, **fields), given)
+    with network.reserved(app.conf):  # until what it takes is in the intent, where others look for it
+        return _change(app, old, replace(old, **fields), given)
+
+
+def _change(app: App, old: Spec, wanted: Spec, given: Sequence[str]) -> list[str]:
+    new = specs.checked(app, wanted, given)
     keys = [key for key in given if _value(old, key) != _value(new, key)]
     if new == old:
         return []

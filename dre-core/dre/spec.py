@@ -7,6 +7,7 @@ dre.lxcconfig or dre.lifecycle. Nothing here touches an app.
 
 import argparse
 import importlib
+import ipaddress
 import json
 import os
 import re
@@ -32,6 +33,29 @@ class Bind:
 
 
 @dataclass(frozen=True)
+class Publish:
+    """A port of the host that leads to one of the app; *address* is one of the host's, None all of them."""
+
+    outside: int
+    inside: int
+    protocol: str = "tcp"
+    address: str | None = None
+
+    def __str__(self) -> str:
+        return f"{f'{self.address}:' if self.address else ''}{self.outside}:{self.inside}/{self.protocol}"
+
+    @property
+    def port(self) -> str:
+        """The port outside, as people write it."""
+        return f"{self.outside}/{self.protocol}"
+
+    def clashes(self, other: "Publish") -> bool:
+        """Whether not both can be had."""
+        apart = self.address and other.address and self.address != other.address
+        return self.port == other.port and not apart
+
+
+@dataclass(frozen=True)
 class Spec:
     """What `create` fixed and `limit` changes. *base* is `host` or a tree's path; *ip* has its length, or is DHCP."""
 
@@ -45,6 +69,7 @@ class Spec:
     limits: cgroup.Limits = field(default_factory=cgroup.Limits)
     request: str | None = None
     isolated: bool = False
+    publish: tuple[Publish, ...] = ()
     restart: str = "no"  # or on-failure:N
     ids: tuple[int, int] | None = None  # the first host id of the app's own and their number; None: privileged
 
@@ -64,11 +89,13 @@ class Spec:
         data["command"] = tuple(data["command"])
         data["binds"] = tuple(Bind(**item) for item in data["binds"])
         data["limits"] = cgroup.Limits(**data["limits"])
+        data["publish"] = tuple(Publish(**item) for item in data.get("publish", ()))
         data["ids"] = tuple(data["ids"]) if data.get("ids") else None
         return cls(**data)
 
     def restored(self, saved: "Spec") -> "Spec":
         """This app with what a snapshot keeps of the configuration: all but what tells one app from another."""
+        saved = replace(saved, publish=self.publish)  # another app may have been given what it had then
         own = {"name": self.name, "base": self.base, "created": self.created, "ip": self.ip, "request": self.request}
         # An undo must not connect again what was cut off; and how this host serves the app is not in a snapshot.
         return replace(saved, **own, isolated=self.isolated, restart=self.restart)
@@ -97,6 +124,18 @@ def bind(word: str) -> Bind:
     if not Path(source).exists():
         raise UsageError(f"bind {word!r}: {source} does not exist")
     return Bind(os.path.normpath(source), os.path.normpath(target), mode == "ro")
+
+
+def publish(word: str) -> Publish:
+    """A Publish from `[HOSTADDR:]HOSTPORT:PORT[/tcp|udp]`. Raises UsageError."""
+    found = re.fullmatch(r"(?:([0-9.]+):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?", word)
+    try:
+        if not found or not all(0 < int(found[group]) < 65536 for group in (2, 3)):
+            raise ValueError
+        address = str(ipaddress.IPv4Address(found[1])) if found[1] else None
+    except ValueError:
+        raise UsageError(f"publish {word!r}: expected [HOSTADDR:]HOSTPORT:PORT[/tcp|udp]") from None
+    return Publish(int(found[2]), int(found[3]), found[4] or "tcp", address)
 
 
 def command(words: Iterable[str]) -> tuple[str, ...]:
@@ -186,6 +225,22 @@ PROPERTIES: dict[str, Property] = {
     "restart": Property("on-failure:N|no", "start again after a crash, N times (default: no)", restart),
     "bind": Property("SRC:DST[:ro]", "show SRC of the host at DST", _binds, many=True, show=_shown_binds),
 }
+PROPERTIES["ip"] = Property(
+    "ADDR/LEN|dhcp|none",
+    "its address (default: the next free one)",
+    lambda word: None if word == "none" else str(word),
+    show=lambda value: [value or "none"],
+    live=REFUSED,
+    check="dre.network:check_address",
+)
+PROPERTIES["publish"] = Property(
+    "[HOSTADDR:]HOSTPORT:PORT[/tcp|udp]",
+    "let a port of the host lead to one of the app",
+    lambda words: tuple(map(publish, words)),
+    many=True,
+    check="dre.publish:check_change",
+    live="dre.publish:change",
+)
 _FIELDS = {"bind": "binds"}
 
 

@@ -108,7 +108,7 @@ class Ground:
 
     def __init__(self, run, settings, **keys):
         self.run = run
-        self.config = settings(**SETTINGS, **keys)
+        self.config = settings(**{**SETTINGS, **keys})
         self.place = pathlib.Path(self.config).parent
 
     def __enter__(self):

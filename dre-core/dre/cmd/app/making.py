@@ -16,7 +16,6 @@ def add(table: Any) -> None:
     create = verbs.changing(table, "create", _create, "make an app, stopped")
     verbs.add_name(create)
     create.add_argument("--base", default="host", metavar="host|TREE", help="what it shares (default: host)")
-    create.add_argument("--ip", metavar="ADDR/LEN|none", help="address (default: the next free one)")
     limiting.add_options(create)
     spec.add_options(create)
     create.add_argument("command", nargs="*", metavar="CMD", help="after --: its program (default: idle)")
