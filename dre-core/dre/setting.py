@@ -13,7 +13,7 @@ from dre import network
 from dre import spec as specs
 from dre.app import App
 from dre.errors import DreError
-from dre.spec import LATER, REFUSED, Spec
+from dre.spec import LATER, NOW, REFUSED, Spec
 
 COMMAND = "command"  # no property: create and set take it after `--`
 
@@ -70,7 +70,7 @@ def _act(app: App, old: Spec, new: Spec, keys: Sequence[str]) -> None:
     if app.state() not in ("running", "frozen"):
         return
     for key in keys:
-        if _live(key) not in (LATER, REFUSED):
+        if _live(key) not in (LATER, REFUSED, NOW):
             specs.hook(_live(key))(app, old, new)
 
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dre import cgroup
+from dre import cgroup, units
 from dre.errors import UsageError
 
 AUTO = "auto"  # in place of an address: one still to be chosen
@@ -71,6 +71,8 @@ class Spec:
     isolated: bool = False
     publish: tuple[Publish, ...] = ()
     restart: str = "no"  # or on-failure:N
+    autostart: bool = False
+    after: tuple[str, ...] = ()  # apps that are to run before it
     ids: tuple[int, int] | None = None  # the first host id of the app's own and their number; None: privileged
 
     @property
@@ -87,6 +89,7 @@ class Spec:
         """The Spec of an app.json; raises ValueError, KeyError or TypeError when it is not one."""
         data: dict[str, Any] = json.loads(text)
         data["command"] = tuple(data["command"])
+        data["after"] = tuple(data.get("after", ()))
         data["binds"] = tuple(Bind(**item) for item in data["binds"])
         data["limits"] = cgroup.Limits(**data["limits"])
         data["publish"] = tuple(Publish(**item) for item in data.get("publish", ()))
@@ -96,6 +99,7 @@ class Spec:
     def restored(self, saved: "Spec") -> "Spec":
         """This app with what a snapshot keeps of the configuration: all but what tells one app from another."""
         saved = replace(saved, publish=self.publish)  # another app may have been given what it had then
+        saved = replace(saved, autostart=self.autostart, after=self.after)
         own = {"name": self.name, "base": self.base, "created": self.created, "ip": self.ip, "request": self.request}
         # An undo must not connect again what was cut off; and how this host serves the app is not in a snapshot.
         return replace(saved, **own, isolated=self.isolated, restart=self.restart)
@@ -153,6 +157,11 @@ def restart(word: str) -> str:
     return word
 
 
+def names(words: Iterable[str]) -> tuple[str, ...]:
+    """Names of apps, separated by commas too, each once. Raises UsageError."""
+    return tuple(dict.fromkeys(units.name(name) for word in words for name in word.split(",")))
+
+
 def restarts(word: str) -> int:
     """The N of `on-failure:N`, 0 for `no`."""
     return int(word.partition(":")[2] or 0)
@@ -184,6 +193,7 @@ def shown(value: Any) -> list[str]:
 
 LATER = ""  # a running app gets it at its next start
 REFUSED = "refused"  # the app must be stopped first
+NOW = "now"  # it is no matter of the running app: what is stored is all there is to do
 
 
 @dataclass(frozen=True)
@@ -191,7 +201,7 @@ class Property:
     """One property: *convert* makes the field's value of the word given, or of all words where it takes *many*.
 
     A *flag* is `--KEY` of create and KEY=yes|no of set; *show* gives the words that would set a value.
-    *live* says what `set` does about a running app: LATER, REFUSED, or `MODULE:FUNCTION`, called as
+    *live* says what `set` does about a running app: LATER, REFUSED, NOW, or `MODULE:FUNCTION`, called as
     function(app, old Spec, new Spec) once the new one is stored; it may be called again after a kill, and with both
     exchanged when a later one fails. *check*, also `MODULE:FUNCTION`, is called as function(app, Spec) by create and by
     set before anything is changed; it refuses by raising, and returns the Spec to store.
@@ -223,6 +233,8 @@ def _shown_binds(binds: Iterable[Bind]) -> list[str]:
 PROPERTIES: dict[str, Property] = {
     "env": Property("K=V", "environment of its processes", env, many=True),
     "restart": Property("on-failure:N|no", "start again after a crash, N times (default: no)", restart),
+    "autostart": Property("", "start it with the system", yes, flag=True, live=NOW),
+    "after": Property("APP[,APP...]", "start these before it", names, many=True, check="dre.order:check", live=NOW),
     "bind": Property("SRC:DST[:ro]", "show SRC of the host at DST", _binds, many=True, show=_shown_binds),
 }
 PROPERTIES["ip"] = Property(

@@ -7,9 +7,10 @@ import subprocess
 import tempfile
 
 import pytest
+from app_ground import alone, make_tree
 from conftest import environment
 
-SERVICES = ["dboxd", "dre-monitor", "dscript"]
+SERVICES = ["dboxd", "dre-monitor", "dscript", "dre-keep"]
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("DRE_TEST_INSTALLED") != "1", reason="for installed packages: DRE_TEST_INSTALLED=1"
@@ -28,7 +29,7 @@ def pid(service):
 
 @pytest.fixture
 def services():
-    """/etc/default/SERVICE with scratch settings for all three, and the keys of a D-Box; all ended after."""
+    """/etc/default/SERVICE with scratch settings for all of them, and the keys of a D-Box; all ended after."""
     with tempfile.TemporaryDirectory(prefix="dre-init-", dir="/var/tmp") as scratch:
         os.chmod(scratch, 0o755)
         conf = pathlib.Path(scratch, "dre.conf")
@@ -41,7 +42,7 @@ def services():
         )
         made = call("dbox-init", "--config", str(conf))
         assert made.returncode == 0, made.stderr
-        defaults = [pathlib.Path("/etc/default", service) for service in SERVICES]
+        defaults = [pathlib.Path("/etc/default", service) for service in (*SERVICES, "dre-app")]
         assert not [path for path in defaults if path.exists()], "a service of this host is configured; not touching it"
         try:
             for path in defaults:
@@ -75,3 +76,24 @@ def test_start_status_stop(services):
         assert call(f"/etc/init.d/{service}", "stop").returncode == 0
         assert not os.path.exists(f"/proc/{last}")
         assert call(f"/etc/init.d/{service}", "status").returncode == 3
+
+
+def test_apps_start_and_stop_with_the_system(services):
+    name = "t-init"
+    config = pathlib.Path("/etc/default/dre-app").read_text().split('"')[1].split()[1]
+    tree = make_tree(pathlib.Path(config).with_name("tree"))
+    with alone():
+        try:
+            made = call("dre-app", "--config", config, "create", name, "--base", tree, "--ip", "none", "--autostart")
+            assert made.returncode == 0, made.stderr
+            assert call("/etc/init.d/dre-app", "status").returncode == 3
+            started = call("/etc/init.d/dre-app", "start")
+            assert started.returncode == 0, started.stdout + started.stderr
+            assert call("lxc-info", "-n", name, "-s", "-H").stdout == "RUNNING\n"
+            assert call("/etc/init.d/dre-app", "status").returncode == 0
+            assert call("/etc/init.d/dre-app", "start").returncode == 0
+            assert call("/etc/init.d/dre-app", "stop").returncode == 0
+            assert call("lxc-info", "-n", name, "-s", "-H").stdout == "STOPPED\n"
+            assert call("/etc/init.d/dre-app", "status").returncode == 3
+        finally:
+            call("dre-app", "--config", config, "destroy", "--force", name)

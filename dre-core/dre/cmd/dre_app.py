@@ -10,7 +10,7 @@ from dre import cli, verbs
 GROUPS = {
     "making": ("create", "destroy"),
     "setting": ("set",),
-    "service": ("log", "console", "keep"),
+    "service": ("log", "console", "keep", "autostart", "autostop"),
     "running": ("start", "stop", "restart", "freeze", "thaw", "exec", "push", "pull", "recover"),
     "reading": ("list", "status", "stat", "pid", "digest"),
     "limiting": ("limit",),

@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from dre import cgroup, lifecycle, recovery, relimit, spec, verbs
+from dre import cgroup, lifecycle, order, recovery, relimit, spec, verbs
 from dre.app import App
 from dre.cli import Context
 from dre.cmd.app import limiting
@@ -51,7 +51,11 @@ def _destroy(ctx: Context) -> None:
             raise
         if not ctx.args.force and app.state() in ("running", "frozen"):
             raise DreError(f"{app.name}: is running; stop it, or use --force")
+        others = [] if ctx.args.force else [name for name in order.dependents(ctx.conf, app.name) if name not in named]
+        if others:
+            raise DreError(f"{app.name}: {', '.join(others)} is after it; change that, or use --force")
         lifecycle.stop(app, 0.0 if ctx.args.force else STOP_WAIT)
         lifecycle.destroy(app)
 
+    named = ctx.args.names
     each_held(ctx, work, doomed=True)

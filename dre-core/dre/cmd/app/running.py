@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """dre-app start, stop, restart, freeze, thaw, exec, push, pull and recover: apps at work."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from dre import cli, keeping, lifecycle, recovery, transfer, verbs
+from dre import cli, keeping, lifecycle, order, recovery, transfer, verbs
 from dre.app import App
 from dre.cli import Context
 from dre.errors import DreError, UsageError
@@ -46,9 +46,31 @@ def each_held(ctx: Context, work: Callable[[App], object], doomed: bool = False)
     verbs.each(ctx, ctx.args.names, held)
 
 
+def start_in_order(ctx: Context, names: Sequence[str], work: Callable[[App], object] = lifecycle.start) -> None:
+    """Start the apps *names*, by *work*, each after those it is after, which are started too."""
+    failed: list[str] = []
+
+    def held(name: str) -> None:
+        failed.append(name)
+        wanting = [other for other in order.after(ctx.conf, name) if other in failed]
+        if wanting:
+            raise DreError(f"{name}: not started, for {wanting[0]} was not, which it is after")
+        with recovery.held(ctx.conf, name) as app:
+            if name in names:
+                work(app)
+            else:
+                lifecycle.start(app)
+        failed.remove(name)
+
+    found = order.sequence(ctx.conf, names)
+    try:
+        verbs.each(ctx, found, held)
+    finally:
+        keeping.ensure(ctx.conf, found, ctx.args.config)
+
+
 def _start(ctx: Context) -> None:
-    each_held(ctx, lifecycle.start)
-    keeping.ensure(ctx.conf, ctx.args.names, ctx.args.config)
+    start_in_order(ctx, ctx.args.names)
 
 
 def _stop(ctx: Context) -> None:
@@ -60,8 +82,7 @@ def _restart(ctx: Context) -> None:
         lifecycle.stop(app, ctx.args.timeout)
         lifecycle.start(app)
 
-    each_held(ctx, work)
-    keeping.ensure(ctx.conf, ctx.args.names, ctx.args.config)
+    start_in_order(ctx, ctx.args.names, work)
 
 
 def _freeze(ctx: Context) -> None:

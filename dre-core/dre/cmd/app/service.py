@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dre-app log, console and keep: a service as a person meets it, and the process that keeps services running."""
+"""dre-app log, console, keep, autostart and autostop: services as a person meets them, and as the host keeps them."""
 
 import os
 import re
@@ -7,11 +7,15 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from dre import cli, output, recovery, verbs
+from dre import app as apps
+from dre import cli, lifecycle, order, output, recovery, verbs
+from dre.app import App
 from dre.cli import Context
+from dre.cmd.app.running import STOP_WAIT, start_in_order
 from dre.errors import DreError, UsageError
 from dre.run import need
 
+AT_ONCE = 8  # apps that are stopped at a time
 # Of the shells that an app may have, the one a person would choose; asked inside, for only there it can be known.
 SHELL = "cd ~root || cd /; for shell in /bin/bash /bin/sh; do [ -x $shell ] && exec $shell -l; done"
 
@@ -32,6 +36,9 @@ def add(table: Any) -> None:
     keep = cli.verb(table, "keep", _keep, "restart what crashed and hold logs to their size, until ended")
     keep.add_argument("--while-needed", action="store_true", help="end when no app is to be restarted")
     verbs.endless(keep)
+    verbs.changing(table, "autostart", _autostart, "start the apps that are to start with the system")
+    stop = verbs.changing(table, "autostop", _autostop, "stop all apps that run, for the end of the system")
+    verbs.add_timeout(stop, STOP_WAIT)
 
 
 def _log(ctx: Context) -> None:
@@ -88,3 +95,38 @@ def _keep(ctx: Context) -> None:
     from dre import keeping
 
     keeping.serve(ctx.conf, ctx.say, stay=not ctx.args.while_needed)
+
+
+def _autostart(ctx: Context) -> None:
+    recovery.everything(ctx.conf)
+    names = [name for name in apps.names(ctx.conf) if _spec_says_autostart(App(ctx.conf, name))]
+    start_in_order(ctx, names)
+
+
+def _spec_says_autostart(app: App) -> bool:
+    try:
+        return app.spec().autostart
+    except DreError:
+        return False  # half made, or damaged: what uses it by its name will say so
+
+
+def _autostop(ctx: Context) -> None:
+    from concurrent.futures import ThreadPoolExecutor  # slow to import
+
+    def stop(name: str) -> DreError | None:
+        try:
+            with recovery.held(ctx.conf, name) as app:
+                lifecycle.stop(app, ctx.args.timeout)
+        except DreError as error:
+            return error
+        return None
+
+    alive = [name for name in apps.names(ctx.conf) if App(ctx.conf, name).state() in ("running", "frozen", "starting")]
+    failures: list[DreError] = []
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for wave in order.waves(ctx.conf, alive):
+            failures += filter(None, pool.map(stop, wave))
+    for failure in failures[1:]:
+        ctx.say(str(failure))
+    if failures:
+        raise failures[0]
