@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a killed verb left is ended here, before the next verb on that app: the only way to get an app's lock.
 
-Create is undone; destroy, load, undo, limit, set and isolate are done to their end. Reading verbs do it too, unless a
+Create is undone, and so is save; destroy, load, undo, limit, set and isolate are done to their end. Reading verbs do it too, unless a
 verb is just at work.
 """
 
@@ -46,6 +46,8 @@ def settle(app: App, doomed: bool = False) -> str | None:
             app.emit("destroyed")
     elif doomed:
         app.done()
+    elif verb == "save":
+        snapshot.resume_save(app)
     elif verb == "load":
         snapshot.resume_load(app, intent["tag"])
     elif verb == "undo":

@@ -1,27 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots of stopped apps, and undo: back to a snapshot and running again.
+"""Snapshots of apps, and undo: back to a snapshot and running again.
 
-A snapshot is `delta.tar`, what the app changed of its base, and `meta.json` with the configuration of that time. Its
-digest is the SHA-256 of the tar file, so that sha256sum(1) can check it. Memory is not in it, nor is what the app
-keeps in bound directories: that is how data outlive an undo. Wants the app's lock, as dre.lifecycle does.
+A snapshot is `delta.tar`, what the app changed of its base, and `meta.json` with the configuration of that time and
+what the base was. Its digest is the SHA-256 of the tar file, so that sha256sum(1) can check it. Memory is not in it,
+nor is what the app keeps in bound directories: that is how data outlive an undo. Wants the app's lock, as
+dre.lifecycle does.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dre import archive, event, files, lifecycle, requests
+from dre import archive, event, files, identity, lifecycle, requests
 from dre.app import App
 from dre.errors import DreError, NotFoundError
 from dre.run import run
 from dre.spec import Spec
 
 TAR_WAIT = 3600.0
+# The last is what tar says when a write ended early, which only a full disk does.
+_FULL = (b"No space left on device", b"Disk quota exceeded", b"Wrote only")
+
+Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -35,10 +42,19 @@ class Snapshot:
     path: Path
     spec: Spec
     request: str | None = None
+    description: str = ""
+    scheduled: bool = False
+    base: dict[str, Any] | None = None
+
+    @property
+    def archive(self) -> Path:
+        """The packed delta."""
+        return self.path / "delta.tar"
 
     def row(self) -> dict[str, Any]:
         """The fields that `snapshot list` gives."""
-        return {"tag": self.tag, "created": self.created, "size": self.size, "digest": self.digest}
+        shown = ("tag", "created", "size", "digest", "scheduled", "description")
+        return {key: getattr(self, key) for key in shown}
 
 
 def auto_tag() -> str:
@@ -51,11 +67,18 @@ def find(app: App, tag: str) -> Snapshot:
     """The snapshot *tag*. Raises NotFoundError."""
     path = app.home / "snapshot" / tag
     try:
-        meta = json.loads((path / "meta.json").read_text())
-        spec = Spec.from_json(json.dumps(meta["spec"]))
-        return Snapshot(tag, meta["created"], meta["size"], meta["digest"], path, spec, meta.get("request"))
+        return read(path)
     except FileNotFoundError:
         raise NotFoundError(f"{app.name}: no snapshot {tag}") from None
+
+
+def read(path: Path) -> Snapshot:
+    """The snapshot in directory *path*. Raises FileNotFoundError, or DreError where it is damaged."""
+    try:
+        meta = json.loads((path / "meta.json").read_text())
+        optional = {key: meta[key] for key in ("request", "description", "scheduled", "base") if key in meta}
+        spec = Spec.from_json(json.dumps(meta["spec"]))
+        return Snapshot(path.name, meta["created"], meta["size"], meta["digest"], path, spec, **optional)
     except (ValueError, KeyError, TypeError) as error:
         raise DreError(f"{path}/meta.json: damaged: {error}") from None
 
@@ -74,10 +97,20 @@ def newest(app: App) -> Snapshot:
     return find(app, tags[-1])
 
 
-def save(app: App, tag: str | None, request: str | None = None) -> Snapshot:
-    """Save the stopped app. Raises DreError when it runs or *tag* is taken."""
+def save(
+    app: App,
+    tag: str | None,
+    request: str | None = None,
+    *,
+    description: str = "",
+    freeze: bool = False,
+    scheduled: bool = False,
+) -> Snapshot:
+    """Save the stopped app, or with *freeze* a running one, which is frozen while its files are copied.
+
+    Raises DreError, with nothing saved, when it runs, *tag* is taken or the disk is full.
+    """
     spec = app.need()
-    _need_stopped(app, "save a snapshot")
     tag = tag or auto_tag()
     place = app.home / "snapshot" / tag
     if place.exists():
@@ -86,29 +119,93 @@ def save(app: App, tag: str | None, request: str | None = None) -> Snapshot:
             return found
         raise DreError(f"{app.name}: there is a snapshot {tag} already")
     half = place.with_name(f".{tag}.new")
-    half.mkdir(parents=True, mode=0o700)
+    more = {"request": request, "description": description, "scheduled": scheduled}
+    try:
+        half.mkdir(parents=True, mode=0o700)
+        with _still(app, freeze):
+            pack(app, half / "delta.tar")
+        describe(half, spec, more)
+        half.rename(place)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise _full(app, half.parent) from None
+    finally:
+        lifecycle.remove_tree(half)
+    files.fsync_dir(place.parent)
+    saved = find(app, tag)
+    app.emit("snapshot.saved", tag=tag, digest=saved.digest)
+    return saved
+
+
+def pack(app: App, packed: Path) -> None:
+    """Pack the delta of the app, which holds still, into the file *packed*."""
+    argv = [*archive.PACK, "-C", str(app.delta), "-f", str(packed), "."]
+    _tar(app, argv, f"pack {app.delta}", packed.parent.parent)
+
+
+def _tar(app: App, argv: Sequence[str], what: str, place: Path) -> None:
+    """Run tar, which writes to *place*. Raises DreError with its first words, for the last only say that it ends."""
+    done = run([*lifecycle.MORTAL, *argv], timeout=TAR_WAIT, check=False)
+    if any(words in done.stderr for words in _FULL):
+        raise _full(app, place)
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or [f"status {done.returncode}"]
+        raise DreError(f"{app.name}: cannot {what}: {said[0]}")
+
+
+def _full(app: App, place: Path) -> DreError:
+    return DreError(f"{app.name}: no space left in {place}; nothing was changed")
+
+
+def describe(half: Path, spec: Spec, more: dict[str, Any]) -> None:
+    """Write meta.json beside the packed delta in *half*, and make both durable."""
     packed = half / "delta.tar"
-    run([*lifecycle.MORTAL, *archive.PACK, "-C", str(app.delta), "-f", str(packed), "."], timeout=TAR_WAIT)
+    _make_durable(packed)
     meta = {
         "created": event.stamp(),
         "size": packed.stat().st_size,
-        "digest": _digest(packed),
+        "digest": digest_of(packed),
         "spec": asdict(spec),
-        "request": request,
+        "base": identity.of(spec),
+        **more,
     }
-    _durable(packed)
     files.write_atomic(half / "meta.json", json.dumps(meta, indent=1) + "\n", 0o600)
-    half.rename(place)
-    files.fsync_dir(place.parent)
-    app.emit("snapshot.saved", tag=tag, digest=meta["digest"])
-    return find(app, tag)
 
 
-def load(app: App, tag: str) -> Snapshot:
+@contextlib.contextmanager
+def _still(app: App, freeze: bool) -> Iterator[None]:
+    """The app with nothing moving: it is stopped, or where *freeze* allows it frozen for as long as this lasts."""
+    state = app.state()
+    if not freeze or state in ("stopped", "crashed"):
+        _need_stopped(app, "save a snapshot", "; or --freeze")
+        yield
+    elif state == "frozen":
+        yield  # by somebody else: so it stays
+    else:
+        app.begin(verb="save")
+        try:
+            lifecycle.freeze(app)
+            yield
+        finally:
+            resume_save(app)
+
+
+def resume_save(app: App) -> None:
+    """End a save that froze the app: it runs again. What was half saved goes with the next tidying."""
+    try:
+        if app.state() == "frozen":
+            lifecycle.thaw(app)
+    finally:
+        app.done()
+
+
+def load(app: App, tag: str, *, changed_base: bool = False, say: Say = str) -> Snapshot:
     """Put the stopped app back to snapshot *tag*, which stays."""
     app.need()
-    _need_stopped(app, "load a snapshot")
     saved = find(app, tag)
+    _need_stopped(app, "load a snapshot")
+    check_base(app, saved, changed_base, say)
     app.begin(verb="load", tag=tag)
     resume_load(app, tag)
     return saved
@@ -127,6 +224,21 @@ def resume_load(app: App, tag: str) -> None:
     lifecycle.remove_tree(app.directory / "delta.old")
 
 
+def check_base(app: App, saved: Snapshot, allowed: bool, say: Say) -> None:
+    """Raise DreError when the app's tree is not what it was at *saved*, unless that is *allowed*.
+
+    The host changes with every upgrade of a package: to refuse then would be to have no undo. It is only said.
+    """
+    spec = app.spec()
+    changed = identity.changes(saved.base, identity.of(spec)) if saved.base else None
+    if changed is None:
+        return
+    text = f"{app.name}: its base {spec.base} has changed since snapshot {saved.tag}: {changed}"
+    if spec.base != "host" and not allowed:
+        raise DreError(f"{text}; --changed-base goes on")
+    say(f"{text}; going on")
+
+
 def delete(app: App, tag: str) -> None:
     """Delete a snapshot. Raises NotFoundError."""
     app.need()
@@ -139,10 +251,31 @@ def delete(app: App, tag: str) -> None:
     app.emit("snapshot.deleted", tag=tag)
 
 
-def undo(app: App, tag: str | None, timeout: float, request: str | None = None) -> Snapshot:
+def prune(app: App, keep: int, *, scheduled: bool = False) -> list[str]:
+    """Delete all snapshots but the newest *keep*, or of the *scheduled* ones; returns the tags that went.
+
+    No unfinished verb needs one of them: it was ended before the lock was given.
+    """
+    tags = [saved.tag for saved in every(app) if saved.scheduled or not scheduled]
+    doomed = tags[:-keep]
+    for tag in doomed:
+        delete(app, tag)
+    return doomed
+
+
+def undo(
+    app: App,
+    tag: str | None,
+    timeout: float,
+    request: str | None = None,
+    *,
+    changed_base: bool = False,
+    say: Say = str,
+) -> Snapshot:
     """Back to snapshot *tag* (default the newest) and running again; *timeout* is that of the stop."""
     app.need()
     saved = find(app, tag) if tag else newest(app)
+    check_base(app, saved, changed_base, say)
     intent = {"verb": "undo", "tag": saved.tag, "stage": "load", "timeout": timeout, "request": request}
     app.begin(**intent)
     app.emit("undo.accepted", 4, tag=saved.tag, request=request)
@@ -181,26 +314,31 @@ def digest(app: App) -> str:
     return done.stdout.split()[0].decode()
 
 
-def _need_stopped(app: App, what: str) -> None:
+def _need_stopped(app: App, what: str, hint: str = "") -> None:
     state = app.state()
     if state not in ("stopped", "crashed"):
-        raise DreError(f"{app.name}: cannot {what}: it is {state}; dre-app stop {app.name}")
+        raise DreError(f"{app.name}: cannot {what}: it is {state}; dre-app stop {app.name}{hint}")
     lifecycle.sweep(app)
 
 
 def _unpack(app: App, saved: Snapshot) -> None:
     """Unpack into delta.new. Raises DreError, with the app untouched, when the archive is not what was saved."""
-    packed = saved.path / "delta.tar"
+    fresh = app.directory / "delta.new"
+    lifecycle.remove_tree(fresh)
+    fresh.mkdir(mode=0o755)
+    unpack(app, saved, fresh)
+
+
+def unpack(app: App, saved: Snapshot, into: Path) -> None:
+    """Unpack *saved* into the directory *into*. Raises DreError when the archive is not what was saved."""
     try:
-        found = _digest(packed)
+        found = digest_of(saved.archive)
     except FileNotFoundError:
         found = "none"
     if found != saved.digest:
         raise DreError(f"{app.name}: snapshot {saved.tag} is damaged: digest {found}, saved was {saved.digest}")
-    fresh = app.directory / "delta.new"
-    lifecycle.remove_tree(fresh)
-    fresh.mkdir(mode=0o755)
-    run([*lifecycle.MORTAL, *archive.UNPACK, "-C", str(fresh), "-f", str(packed)], timeout=TAR_WAIT)
+    argv = [*archive.UNPACK, "-C", str(into), "-f", str(saved.archive)]
+    _tar(app, argv, f"unpack snapshot {saved.tag}", into.parent)
 
 
 def _swap(app: App, saved: Snapshot) -> None:
@@ -223,12 +361,13 @@ def _put_back(app: App) -> None:
         old.rename(app.delta)
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _durable(path: Path) -> None:
+def _make_durable(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     with contextlib.closing(os.fdopen(fd, "rb")):
         os.fsync(fd)

@@ -69,6 +69,8 @@ class Spec:
     limits: cgroup.Limits = field(default_factory=cgroup.Limits)
     request: str | None = None
     isolated: bool = False
+    snapshot_every: float | None = None  # seconds
+    snapshot_keep: int = 4
     publish: tuple[Publish, ...] = ()
     restart: str = "no"  # or on-failure:N
     autostart: bool = False
@@ -100,6 +102,8 @@ class Spec:
         """This app with what a snapshot keeps of the configuration: all but what tells one app from another."""
         saved = replace(saved, publish=self.publish)  # another app may have been given what it had then
         saved = replace(saved, autostart=self.autostart, after=self.after)
+        # How often it is saved is how this host keeps it, and no part of what it was.
+        saved = replace(saved, snapshot_every=self.snapshot_every, snapshot_keep=self.snapshot_keep)
         own = {"name": self.name, "base": self.base, "created": self.created, "ip": self.ip, "request": self.request}
         # An undo must not connect again what was cut off; and how this host serves the app is not in a snapshot.
         return replace(saved, **own, isolated=self.isolated, restart=self.restart)
@@ -165,6 +169,23 @@ def names(words: Iterable[str]) -> tuple[str, ...]:
 def restarts(word: str) -> int:
     """The N of `on-failure:N`, 0 for `no`."""
     return int(word.partition(":")[2] or 0)
+
+
+def interval(word: str) -> float | None:
+    """Seconds between two snapshots, or None of `none`. Raises UsageError."""
+    if word == "none":
+        return None
+    seconds = units.duration(word)
+    if seconds < 300:
+        raise UsageError(f"snapshot-every {word}: the timer looks every five minutes: 5m or more")
+    return seconds
+
+
+def kept(word: str) -> int:
+    """How many snapshots of a schedule stay. Raises UsageError."""
+    if not word.isdecimal() or not 0 < int(word) <= 1000:
+        raise UsageError(f"snapshot-keep {word!r}: expected a number from 1 to 1000")
+    return int(word)
 
 
 def _one_line(what: str, text: str) -> str:
@@ -253,6 +274,13 @@ PROPERTIES["publish"] = Property(
     check="dre.publish:check_change",
     live="dre.publish:change",
 )
+PROPERTIES["snapshot-every"] = Property(
+    "DURATION|none",
+    "save a snapshot that often, while it runs too",
+    interval,
+    show=lambda value: [f"{value:g}s" if value else "none"],
+)
+PROPERTIES["snapshot-keep"] = Property("N", "how many of these snapshots stay (default: 4)", kept)
 _FIELDS = {"bind": "binds"}
 
 
