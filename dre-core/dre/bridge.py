@@ -91,8 +91,9 @@ def down(conf: Conf, force: bool = False) -> None:
         if ports and not force:
             raise DreError(f"{name}: still attached: {', '.join(ports)}; stop their containers, or use --force")
         dnsmasq.stop(conf)
-        if has_table("bridge", name):
-            nft(_remove_rule(name, "bridge"))
+        for family in ("bridge", "netdev"):
+            if has_table(family, name):
+                nft(_remove_rule(name, family))
         _nat_off(name)
         with _netlink(name) as ip:  # last, because the record goes with it
             ip.link("del", index=_index(name))

@@ -16,7 +16,7 @@ from dre import app as apps
 from dre import bridge, dnsmasq, files, lease, lxcconfig, publish
 from dre.app import App
 from dre.conf import Conf
-from dre.errors import DreError, UsageError
+from dre.errors import DreError, MissingError, UsageError
 from dre.run import run
 from dre.spec import AUTO, DHCP, Spec
 
@@ -220,3 +220,65 @@ def clear(app: App, spec: Spec) -> None:
         run(["ip", "link", "del", link], check=False)  # the kernel may have been faster
     if spec.isolated:
         _pass(app.conf, link)
+    if spec.limits.net is not None:  # Linux from 6.16 on keeps the rule for the next link of that name
+        run(["nft", "delete", "chain", "netdev", bridge.table(app.conf.bridge_if), link], check=False, timeout=10)
+
+
+def set_rate(conf: Conf, link: str, receive: int | None, send: int | None) -> None:
+    """Limit what the app on *link* receives and sends, in octets per second; None lifts a limit.
+
+    What it receives waits in a queue; what it sends too fast is dropped as it comes, for a queue there would need a
+    device of its own. Both limits or none are set; they end with the link. Raises MissingError where the kernel cannot.
+    """
+    before = rates(conf, link)
+    _set_receive(link, receive, before[0])
+    try:
+        _set_send(conf, link, send)
+    except DreError:
+        _set_receive(link, before[0], receive)
+        raise
+
+
+def rates(conf: Conf, link: str) -> tuple[int | None, int | None]:
+    """What the kernel has as limits of *link*: receive and send."""
+    queues = json.loads(run(["tc", "-j", "qdisc", "show", "dev", link, "root"], timeout=10).stdout or b"[]")
+    receive = next((int(queue["options"]["rate"]) for queue in queues if queue.get("kind") == "tbf"), None)
+    found = run(["nft", "-j", "list", "chain", "netdev", bridge.table(conf.bridge_if), link], check=False, timeout=10)
+    rules = json.loads(found.stdout)["nftables"] if found.returncode == 0 else []
+    limits = [part["limit"] for item in rules for part in item.get("rule", {}).get("expr", ()) if "limit" in part]
+    return receive, int(limits[0]["rate"]) * _UNITS[limits[0].get("rate_unit", "bytes")] if limits else None
+
+
+_UNITS = {"bytes": 1, "kbytes": 1 << 10, "mbytes": 1 << 20}
+_LEAST_BURST = 128 << 10  # two of the largest packets that a link hands over at once
+
+
+def _set_receive(link: str, rate: int | None, present: int | None) -> None:
+    if rate is None:
+        if present is not None:
+            run(["tc", "qdisc", "del", "dev", link, "root"], timeout=10)
+        return
+    burst = max(rate // 20, _LEAST_BURST)
+    queue = ["tbf", "rate", f"{rate * 8}bit", "burst", str(burst), "latency", "100ms"]
+    done = run(["tc", "qdisc", "replace", "dev", link, "root", *queue], check=False, timeout=10)
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip().partition("\n")[0]
+        kind = MissingError if "unknown" in said or "not found" in said else DreError
+        raise kind(f"{link}: this kernel cannot limit what comes in (sch_tbf): {said}")
+
+
+def _set_send(conf: Conf, link: str, rate: int | None) -> None:
+    chain = f"netdev {bridge.table(conf.bridge_if)} {link}"
+    # The kernel lets through what one second may bring, and the burst, before it begins to drop.
+    rule = "" if rate is None else f"limit rate over {rate} bytes/second burst {_LEAST_BURST} bytes drop"
+    end = f"add rule {chain} {rule}" if rule else f"delete chain {chain}"
+    try:
+        bridge.nft(f"""add table netdev {bridge.table(conf.bridge_if)}
+add chain {chain} {{ type filter hook ingress device "{link}" priority filter; }}
+flush chain {chain}
+{end}
+""")
+    except MissingError:
+        raise
+    except DreError as error:
+        raise MissingError(f"{link}: this kernel cannot limit what goes out (nft_limit at ingress): {error}") from None
