@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The saved states of the guest in the cache: booted once for an image, and once more for a set of packages of ours.
 
-    $DRE_TEST_CACHE/guest-KEY/           disk.qcow2 vmlinuz initrd.img: what image.py makes
-    $DRE_TEST_CACHE/guest-KEY/booted/    the guest after its boot, nothing of ours inside
-    $DRE_TEST_CACHE/guest-KEY/with-KEY/  the same with our packages: where tests begin
+    $DRE_TEST_CACHE/guest-KEY/                      disk.qcow2 vmlinuz initrd.img: what image.py makes
+    $DRE_TEST_CACHE/guest-KEY/booted-KEY/           the guest after its boot, nothing of ours inside
+    $DRE_TEST_CACHE/guest-KEY/booted-KEY/with-KEY/  the same with our packages: where tests begin
 
-Whoever uses a state holds a lock on it. At most two of each kind are kept, but none in use is removed.
+Each is a layer on the one before, and named by what it depends on. Whoever uses a state holds a lock on it. At most two
+of each kind are kept, but none in use is removed.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ class State:
     """A saved state that stays as long as this object is open: start guests from it."""
 
     def __init__(self, place):
-        self.kernel, self.place = place.parent, place
+        self.place = place
         self.lock = _lock(place, fcntl.LOCK_SH)
         if self.lock is None:
             raise FileNotFoundError(place)
@@ -45,7 +46,7 @@ class State:
 
     def guest(self, name="guest", peers=None):
         """One more guest."""
-        return machine.restore(self.kernel, self.place, name, peers=peers)
+        return machine.restore(_image(), self.place, name, peers=peers)
 
     def __enter__(self):
         return self
@@ -58,8 +59,8 @@ def obtain(say=lambda text: None):
     """The State with the packages of dist/ installed, made when it is not there yet; *say* hears what takes long."""
     with tempfile.TemporaryDirectory(prefix="dre-debs-") as scratch:
         debs = _packages(pathlib.Path(scratch))
-        top = CACHE / f"guest-{_image_key()}"
-        booted, place = top / "booted", top / f"with-{_digest(path.read_bytes() for path in debs)}"
+        top, booted = _image(), _booted()
+        place = booted / f"with-{_digest(path.read_bytes() for path in debs)}"
         with contextlib.suppress(FileNotFoundError):
             return State(place)
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -69,16 +70,17 @@ def obtain(say=lambda text: None):
                 shutil.rmtree(path)
             _made(top, image.make, say, "made the image")
             _made(booted, lambda made: _boot(top, made), say, "booted it")
-            _made(place, lambda made: _install(booted, made, debs), say, "installed the packages in it")
+            _made(place, lambda made: _install(top, booted, made, debs), say, "installed the packages in it")
             state = State(place)
             _prune(CACHE, "guest-*", keep=top)
-            _prune(top, "with-*", keep=place)
+            _prune(top, "booted-*", keep=booted)
+            _prune(booted, "with-*", keep=place)
             return state
 
 
 def newest():
     """The State that was used last, whatever packages it has; None when there is none."""
-    places = sorted((CACHE / f"guest-{_image_key()}").glob("with-*"), key=lambda path: path.stat().st_mtime)
+    places = sorted(_booted().glob("with-*"), key=lambda path: path.stat().st_mtime)
     return State(places[-1]) if places else None
 
 
@@ -97,12 +99,17 @@ def _digest(pieces):
     return hashlib.sha256(b"".join(hashlib.sha256(piece).digest() for piece in pieces)).hexdigest()[:12]
 
 
-def _image_key():
-    """Names what a saved machine depends on: its disk, its hardware, and the QEMU and processor it runs on."""
+def _image():
+    """The directory of the present image, whether it is there or not."""
+    return CACHE / f"guest-{_digest([image.recipe().encode()])}"
+
+
+def _booted():
+    """The directory of the booted guest. It depends on its hardware, and on the QEMU and processor it runs on."""
     version = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, check=True, timeout=60).stdout
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    processor = next((line for line in lines if line.startswith("model name")), "")
-    return _digest(fact.encode() for fact in (image.recipe(), *machine.HARDWARE, version.decode(), processor))
+    lines = pathlib.Path("/proc/cpuinfo").read_bytes().splitlines()
+    processor = next((line for line in lines if line.startswith(b"model name")), b"")
+    return _image() / f"booted-{_digest([*(word.encode() for word in machine.HARDWARE), version, processor])}"
 
 
 def _made(place, make, say, done):
@@ -125,11 +132,11 @@ def _boot(top, made):
         guest.save(made)
 
 
-def _install(booted, made, debs):
+def _install(top, booted, made, debs):
     made.mkdir()
     copy = ["cp", "--sparse=always", "--reflink=auto", booted / "ram", made / "ram"]
     subprocess.run(copy, check=True, timeout=120)
-    with machine.restore(booted.parent, booted, ram=made / "ram") as guest:
+    with machine.restore(top, booted, ram=made / "ram") as guest:
         install(guest, debs)
         guest.save(made)
 
@@ -162,7 +169,7 @@ def _prune(top, pattern, keep):
     """Of the directories of *top* like *pattern* leave *keep*, the newest others, and those in use."""
     others = sorted((path for path in top.glob(pattern) if path != keep), key=lambda path: path.stat().st_mtime)
     for path in others[: max(0, len(others) - KEPT + 1)]:
-        states = [path] if pattern == "with-*" else list(path.glob("with-*"))
+        states = [path] if pattern == "with-*" else list(path.rglob("with-*"))
         locks = [_lock(state, fcntl.LOCK_EX) for state in states]
         if all(locks):
             gone = pathlib.Path(tempfile.mkdtemp(prefix="half-", dir=CACHE))
