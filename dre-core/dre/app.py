@@ -119,10 +119,13 @@ class App:
 
     def refresh(self, spec: Spec) -> None:
         """Derive the LXC configuration anew, where host, settings or packages have changed since."""
-        config = self.directory / "config"
-        text = lxcconfig.render(self.conf, spec, self.log)
-        if not config.exists() or config.read_text() != text:
-            files.write_atomic(config, text)
+        derived = {"config": lxcconfig.render(self.conf, spec, self.log)}
+        if spec.unprivileged:
+            derived = {"mounts.json": lxcconfig.plan(spec, self.directory, self.log), **derived}
+        for name, text in derived.items():
+            path = self.directory / name
+            if not path.exists() or path.read_text() != text:
+                files.write_atomic(path, text)
 
     def intent(self) -> dict[str, Any] | None:
         """What a verb has begun and not ended, or None."""

@@ -104,6 +104,16 @@ def _range(text: str) -> str | tuple[ipaddress.IPv4Address, ipaddress.IPv4Addres
         raise UsageError(f"expected auto, no, or FIRST-LAST such as 10.231.0.224-10.231.0.254, got {text!r}") from None
 
 
+def _ids(text: str) -> tuple[int, int] | None:
+    if text == "auto":
+        return None
+    match = re.fullmatch(r"([0-9]{5,10}):([0-9]{5,10})", text)
+    first, count = map(int, match.groups()) if match else (0, 0)
+    if first < 65536 or count < 65536 or first + count >= 1 << 32:
+        raise UsageError(f"expected auto or FIRST:COUNT, both 65536 or more, such as 1879048192:6553600, got {text!r}")
+    return first, count
+
+
 def _path(text: str) -> Path:
     if not text.startswith("/") or "/../" in f"{text}/":
         raise UsageError(f"expected an absolute path, got {text!r}")
@@ -169,6 +179,7 @@ class Conf:
     core_etc_dir: Path = _key("/etc/dre", _path)
     core_log_dir: Path = _key("/var/log/dre", _path)
     app_lxc_path: Path = _key("/var/lib/lxc", _path)
+    app_ids: tuple[int, int] | None = _key("auto", _ids)
     app_log_max: int = _key("16M", _log_size)
 
     monitor_sink: Path = _key("/run/dre/events.sock", _path)

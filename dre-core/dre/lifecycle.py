@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from dre import app as apps
-from dre import cgroup, event, files, lxcconfig, network, output, publish, relimit
+from dre import cgroup, confine, event, files, lxcconfig, network, output, publish, relimit
 from dre.app import App
 from dre.conf import Conf
-from dre.errors import DreError, NotFoundError, TimedOutError, UsageError
+from dre.errors import DreError, MissingError, NotFoundError, TimedOutError, UsageError
 from dre.run import run
 from dre.spec import Spec
 
@@ -54,7 +54,7 @@ def create(app: App, spec: Spec, ip: str | None) -> Spec:
         # Written before the address is given away, so that nobody else gets it.
         app.begin(verb="create")
         try:
-            spec = replace(spec, ip=network.address(app, ip))
+            spec = confine.allot(app, replace(spec, ip=network.address(app, ip)))
             publish.check(app, spec)
         except DreError:
             remove(app)
@@ -71,7 +71,7 @@ def create(app: App, spec: Spec, ip: str | None) -> Spec:
 
 
 def _build(app: App, spec: Spec) -> None:
-    app.directory.mkdir(mode=0o755)
+    app.directory.mkdir(mode=0o710)  # what lies in a delta with the setuid bit is for nobody of the host
     for part in ("delta", "work", "rootfs"):
         (app.directory / part).mkdir(mode=0o755)
     lower = "/" if spec.base == "host" else spec.base
@@ -82,6 +82,11 @@ def _build(app: App, spec: Spec) -> None:
     app.log.parent.mkdir(parents=True, exist_ok=True)
     app.log.touch(mode=0o640)
     app.store(spec)
+    if spec.unprivileged:  # where it cannot be, say so now
+        try:
+            mount(app)
+        finally:
+            unmount(app)
 
 
 def start(app: App, crashes: int = 0) -> bool:
@@ -94,6 +99,7 @@ def start(app: App, crashes: int = 0) -> bool:
         network.complete(app, spec, app.init_pid())  # the start that made it run may have been killed before this
         return False
     relimit.check(app, spec.limits)
+    confine.check_seccomp(app, spec)
     sweep(app)
     if crashes:
         app.remember({"wanted": True, "kept": True, "told": True, "crashes": crashes})  # so that a kill loses nothing
@@ -109,10 +115,13 @@ def start(app: App, crashes: int = 0) -> bool:
     said.unlink(missing_ok=True)
     # As a program and not by the library: liblxc forks the monitor from its caller, with all that the caller
     # has open (our lock!) and in memory, and moves the caller into the monitor's control group.
+    if spec.unprivileged:
+        mount(app)  # as the hook would, but without a new interpreter
     argv = ["lxc-start", "-n", app.name, "-P", str(app.conf.app_lxc_path), "-o", str(said), "-l", "ERROR"]
     before = app.delta.stat()
     done = run(argv, check=False, timeout=LXC_WAIT)
     if done.returncode != 0:
+        unmount(app)
         network.clear(app, spec)
         raise DreError(f"{app.name}: cannot start: {_reason(said)}")
     with contextlib.suppress(FileNotFoundError):
@@ -319,25 +328,41 @@ def _await_monitor(app: App) -> None:
                 raise TimedOutError(f"{app.name}: LXC's monitor (process {noted[0]}) does not end")
 
 
-def mounted(app: App) -> bool:
-    """Whether the app's overlay is mounted."""
-    place = re.sub(r"[\s\\]", lambda match: f"\\{ord(match[0]):03o}", str(app.rootfs))
-    return any(line.split()[4] == place for line in Path("/proc/self/mountinfo").read_text().splitlines())
+def mounted(app: App) -> list[str]:
+    """Where something of the app is mounted: its overlay, and what an unprivileged one sees of the host."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        place = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split()[4])
+        if place.startswith(f"{app.directory}/"):
+            found.append(place)
+    return found
 
 
 def mount(app: App) -> None:
     """Mount the overlay of a stopped app as its start would."""
+    if app.spec().unprivileged:
+        from dre import idmap  # late, for ctypes costs some milliseconds
+
+        try:
+            idmap.mount(str(app.directory))
+        except idmap.Refused as error:
+            raise MissingError(f"{app.name}: {error}; make it privileged to do without") from None
+        except OSError as error:
+            raise DreError(f"{app.name}: cannot mount its layers: {error}") from None
+        return
     hook = {"LXC_ROOTFS_PATH": str(app.rootfs), "LXC_HOOK_TYPE": "pre-start"}
     run([str(lxcconfig.share() / "overlay")], env=hook)
 
 
 def unmount(app: App) -> None:
-    """Unmount the overlay where it is mounted."""
-    if mounted(app):
-        done = run(["umount", str(app.rootfs)], check=False)
+    """Unmount what is mounted of the app."""
+    places = mounted(app)
+    if places:
+        done = run(["umount", "--", *reversed(places)], check=False)
         if done.returncode != 0 and mounted(app):
             # LXC's hook had not unmounted it meanwhile: somebody stands in it.
-            raise DreError(f"{app.name}: cannot unmount {app.rootfs}: {done.stderr.decode(errors='replace').strip()}")
+            said = done.stderr.decode(errors="replace").strip()
+            raise DreError(f"{app.name}: cannot unmount {' '.join(mounted(app))}: {said}")
 
 
 def new_spec(app: App, **fields: Any) -> Spec:

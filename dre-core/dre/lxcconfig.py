@@ -6,6 +6,7 @@ Pure text and files: nothing here starts, stops or asks LXC. The Spec is the tru
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from dre import limits
 from dre.conf import Conf
-from dre.errors import MissingError
+from dre.errors import DreError, MissingError
 from dre.spec import DHCP, Spec
 
 INIT = "/usr/sbin/init.lxc.static"  # static: a tree need not have LXC's libraries, nor the right ones
@@ -84,32 +85,72 @@ def render(conf: Conf, spec: Spec, log: Path) -> str:
     for needed in (Path(INIT), ours / "common.conf"):
         if not needed.exists():
             raise MissingError(f"{needed} is missing; apt-get install liblxc-common dre-core")
+    places = sources(spec, home, log)
+
+    def seen(name: str) -> str:
+        return escape(f"{home}/{BINDS}/{name}" if spec.unprivileged else places[name])
+
     lines = [
         ("lxc.include", f"{ours}/common.conf"),
         ("lxc.uts.name", spec.name),
         ("lxc.rootfs.path", f"dir:{home}/rootfs"),
         ("lxc.hook.version", "1"),
-        ("lxc.hook.pre-start", f"{ours}/overlay"),
+        ("lxc.hook.pre-start", f"{ours}/overlay{_mapper(spec, home)}"),
         ("lxc.hook.post-stop", f"{ours}/overlay"),
         ("lxc.init.cmd", f"/run/dre-init --name {spec.name} -- /bin/sh /run/dre-command"),
         ("lxc.mount.entry", f"{INIT} run/dre-init none bind,ro,create=file 0 0"),
-        ("lxc.mount.entry", f"{escape(str(home))}/command run/dre-command none bind,ro,create=file 0 0"),
-        ("lxc.mount.entry", f"{escape(str(log))} run/dre-output none bind,create=file 0 0"),
-        *([("lxc.mount.entry", _status(home))] if spec.restart != "no" else []),
+        ("lxc.mount.entry", f"{seen('command')} run/dre-command none bind,ro,create=file 0 0"),
+        ("lxc.mount.entry", f"{seen('output')} run/dre-output none bind,create=file 0 0"),
+        *([("lxc.mount.entry", f"{seen('status')} {STATUS}")] if spec.restart != "no" else []),
+        ("lxc.seccomp.profile", f"{ours}/seccomp" if spec.seccomp == "default" else spec.seccomp),
+        *_ids(spec),
         *_confinement(),
         *_network(conf, spec),
         *limits.keys(spec.limits, limits.device_for(spec.limits, conf.app_lxc_path)),
     ]
     for key, value in spec.env.items():
         lines.append(("lxc.environment", f"{key}={value}"))
-    for item in spec.binds:
+    for number, item in enumerate(spec.binds):
         kind = "dir" if Path(item.source).is_dir() else "file"
         mode = "ro," if item.read_only else ""
         target = escape(item.target.lstrip("/"))
-        lines.append(("lxc.mount.entry", f"{escape(item.source)} {target} none {mode}bind,create={kind} 0 0"))
+        lines.append(("lxc.mount.entry", f"{seen(str(number))} {target} none {mode}bind,create={kind} 0 0"))
     origin = f"{conf.core_state_dir}/app/state/{spec.name}/app.json"
     head = f"# Derived by dre-app from {origin}; its next change overwrites this.\n"
     return head + "".join(f"{key} = {value}\n" for key, value in lines)
+
+
+STATUS = "run/dre-status none bind,create=file 0 0"
+BINDS = "binds"  # where dre.idmap mounts what an unprivileged app shall see of the host
+
+
+def sources(spec: Spec, home: Path, log: Path) -> dict[str, str]:
+    """Files and directories of the host that the app sees, by the names they have below BINDS."""
+    found = {"command": f"{home}/command", "output": str(log)}
+    if spec.restart != "no":
+        found["status"] = f"{home}/status"
+    return found | {str(number): item.source for number, item in enumerate(spec.binds)}
+
+
+def plan(spec: Spec, home: Path, log: Path) -> str:
+    """What dre.idmap is to mount for an unprivileged app. What the host shares by --bind need not be mappable."""
+    binds = {name: [source, not name.isdigit()] for name, source in sources(spec, home, log).items()}
+    return json.dumps({"ids": spec.ids, "binds": binds}) + "\n"
+
+
+def _mapper(spec: Spec, home: Path) -> str:
+    """The words that the hook is given for an unprivileged app: the program that mounts instead of it."""
+    module = Path(__file__).with_name("idmap.py")
+    return f" /usr/bin/python3 -IS {shlex.quote(str(module))} {shlex.quote(str(home))}" if spec.unprivileged else ""
+
+
+def _ids(spec: Spec) -> list[tuple[str, str]]:
+    if not spec.unprivileged:
+        # Root of the host with CAP_SYS_ADMIN mounts the host's disk, or makes /proc/sys writable; and it reads logs.
+        return [("lxc.cap.drop", "sys_admin syslog")]
+    if spec.ids is None:
+        raise DreError(f"{spec.name}: is to be unprivileged, but has no ids")
+    return [("lxc.idmap", f"{kind} 0 {spec.ids[0]} {spec.ids[1]}") for kind in "ug"]
 
 
 def _confinement() -> list[tuple[str, str]]:
@@ -154,10 +195,6 @@ def script(spec: Spec) -> str:
     # The shell stays to tell how the program ended. Of the signals of a stop it only waits for the program's end.
     end = "status=$?\necho $status >/run/dre-status\nexit $status\n"
     return f"exec >>/run/dre-output 2>&1\ntrap : HUP INT QUIT TERM\n{words}\n{end}"
-
-
-def _status(home: Path) -> str:
-    return f"{escape(str(home))}/status run/dre-status none bind,create=file 0 0"
 
 
 def escape(path: str) -> str:

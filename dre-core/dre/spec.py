@@ -75,12 +75,14 @@ class Spec:
     restart: str = "no"  # or on-failure:N
     autostart: bool = False
     after: tuple[str, ...] = ()  # apps that are to run before it
-    ids: tuple[int, int] | None = None  # the first host id of the app's own and their number; None: privileged
+    ids: tuple[int, int] | None = None  # the first host id of the app's own, and how many; None: it never had any
+    privileged: bool = True
+    seccomp: str = "default"  # or the path of a profile
 
     @property
     def unprivileged(self) -> bool:
-        """Whether the app has a user namespace, in which its root is none of the host."""
-        return self.ids is not None
+        """Whether the app has a user namespace, in which its root is not root of the host."""
+        return not self.privileged
 
     def to_json(self) -> str:
         """The text of app.json."""
@@ -101,12 +103,14 @@ class Spec:
     def restored(self, saved: "Spec") -> "Spec":
         """This app with what a snapshot keeps of the configuration: all but what tells one app from another."""
         saved = replace(saved, publish=self.publish)  # another app may have been given what it had then
-        saved = replace(saved, autostart=self.autostart, after=self.after)
         # How often it is saved is how this host keeps it, and no part of what it was.
         saved = replace(saved, snapshot_every=self.snapshot_every, snapshot_keep=self.snapshot_keep)
+        saved = replace(saved, autostart=self.autostart, after=self.after)
         own = {"name": self.name, "base": self.base, "created": self.created, "ip": self.ip, "request": self.request}
-        # An undo must not connect again what was cut off; and how this host serves the app is not in a snapshot.
-        return replace(saved, **own, isolated=self.isolated, restart=self.restart)
+        # An undo must not connect again what was cut off, nor loosen what confines the app; and how this host serves
+        # it is not in a snapshot.
+        held = {"isolated": self.isolated, "ids": self.ids, "privileged": self.privileged, "seccomp": self.seccomp}
+        return replace(saved, **own, **held, restart=self.restart)
 
 
 def env(words: Iterable[str]) -> dict[str, str]:
@@ -152,6 +156,13 @@ def command(words: Iterable[str]) -> tuple[str, ...]:
     if any("\0" in word for word in argv):
         raise UsageError("the command holds a NUL character")
     return argv
+
+
+def profile(word: str) -> str:
+    """`default`, or the path of a seccomp profile; dre.confine looks at the file. Raises UsageError."""
+    if word != "default" and (not word.startswith("/") or ".." in Path(word).parts):
+        raise UsageError(f"seccomp {word!r}: expected default or the absolute path of a profile")
+    return word if word == "default" else os.path.normpath(_one_line("seccomp", word))
 
 
 def restart(word: str) -> str:
@@ -257,6 +268,10 @@ PROPERTIES: dict[str, Property] = {
     "autostart": Property("", "start it with the system", yes, flag=True, live=NOW),
     "after": Property("APP[,APP...]", "start these before it", names, many=True, check="dre.order:check", live=NOW),
     "bind": Property("SRC:DST[:ro]", "show SRC of the host at DST", _binds, many=True, show=_shown_binds),
+    "privileged": Property(
+        "", "its root is root of the host", yes, flag=True, live=REFUSED, check="dre.confine:check_privileged"
+    ),
+    "seccomp": Property("default|FILE", "filter of its system calls", profile, check="dre.confine:check_seccomp"),
 }
 PROPERTIES["ip"] = Property(
     "ADDR/LEN|dhcp|none",

@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -31,8 +32,8 @@ def push(app: App, source: str, target: str) -> None:
             goal = Path(place) / Path(source).name if Path(place).is_dir() else Path(place)
             _replace(goal, stream, stat.S_IMODE(status.st_mode))
 
-        with _root(app) as root:
-            _inside(app, root, write)
+        with _root(app) as there:
+            _inside(app, there, write)
 
 
 def pull(app: App, source: str, target: str) -> None:
@@ -52,8 +53,8 @@ def pull(app: App, source: str, target: str) -> None:
                     shutil.copyfileobj(found, stream)
                     stream.flush()
 
-            with _root(app) as root:
-                _inside(app, root, read)
+            with _root(app) as there:
+                _inside(app, there, read)
         temporary.rename(goal)
     finally:
         temporary.unlink(missing_ok=True)
@@ -75,34 +76,63 @@ def _replace(goal: Path, stream: IO[bytes], mode: int) -> None:
         temporary.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the work is done: the root directory of the app, and its user namespace if it has one."""
+
+    root: str
+    namespace: int | None
+
+
 @contextlib.contextmanager
-def _root(app: App) -> Iterator[str]:
-    """The app's root directory: that of its init, or the overlay mounted for the moment."""
-    app.need()
+def _root(app: App) -> Iterator[Place]:
+    """The app as its init sees it, or with its overlay mounted for the moment."""
+    ids = app.need().ids if app.need().unprivileged else None
     state = app.state()
     pid = app.init_pid() if state in ("running", "frozen") else None
     if pid is not None:
-        yield f"/proc/{pid}/root"
+        with _user_namespace(ids) as namespace:
+            yield Place(f"/proc/{pid}/root", namespace)
     elif state in ("stopped", "crashed"):
         lifecycle.sweep(app)
         lifecycle.mount(app)
         try:
-            yield str(app.rootfs)
+            with _user_namespace(ids) as namespace:
+                yield Place(str(app.rootfs), namespace)
         finally:
             lifecycle.unmount(app)
     else:
         raise DreError(f"{app.name}: is {state}")
 
 
-def _inside(app: App, root: str, work: Callable[[], None]) -> None:
-    """Do *work* in a child with *root* as its root directory; an OSError there is raised here as DreError."""
+@contextlib.contextmanager
+def _user_namespace(ids: tuple[int, int] | None) -> Iterator[int | None]:
+    """A user namespace with these *ids*: files that are made in it belong to the app's root."""
+    if ids is None:
+        yield None
+        return
+    from dre import idmap  # late, for ctypes
+
+    fd = idmap.userns(*ids)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _inside(app: App, place: Place, work: Callable[[], None]) -> None:
+    """Do *work* in a child that cannot leave *place*; an OSError there is raised here as DreError."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            os.chroot(root)
+            if place.namespace is not None:
+                from dre import idmap
+            os.chroot(place.root)
             os.chdir("/")
+            if place.namespace is not None:
+                idmap.enter(place.namespace)
             work()
             code = 0
         except OSError as error:

@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from dre import cgroup, lifecycle, order, recovery, relimit, spec, verbs
+from dre import cgroup, confine, lifecycle, order, recovery, relimit, spec, verbs
 from dre.app import App
 from dre.cli import Context
 from dre.cmd.app import limiting
@@ -18,6 +18,8 @@ def add(table: Any) -> None:
     create.add_argument("--base", default="host", metavar="host|TREE", help="what it shares (default: host)")
     limiting.add_options(create)
     spec.add_options(create)
+    text = "its root is a user of the host (default with a tree as base)"
+    create.add_argument("--unprivileged", action="store_true", default=None, help=text)
     create.add_argument("command", nargs="*", metavar="CMD", help="after --: its program (default: idle)")
     destroy = verbs.changing(table, "destroy", _destroy, "remove stopped apps and their snapshots")
     destroy.add_argument("--force", action="store_true", help="stop them first")
@@ -29,13 +31,16 @@ def _create(ctx: Context) -> None:
     with recovery.held(ctx.conf, args.name) as app:
         if args.again and app.exists() and app.spec().request == args.request_id:
             return  # done by the call that was killed before it could say so
+        base = lifecycle.base(ctx.conf, args.base)
+        fields = spec.from_options(args)
+        fields["privileged"] = confine.privileged(base, args.privileged, args.unprivileged)
         wanted = lifecycle.new_spec(
             app,
-            base=lifecycle.base(ctx.conf, args.base),
+            base=base,
             command=spec.command(args.command),
             limits=cgroup.Limits(**limiting.chosen(args)),
             request=args.request_id,
-            **spec.from_options(args),
+            **fields,
         )
         relimit.check(app, wanted.limits)
         lifecycle.create(app, spec.checked(app, wanted, spec.PROPERTIES), args.ip)
