@@ -9,7 +9,6 @@ import contextlib
 import importlib
 import json
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,8 +217,8 @@ class App:
             return []
         return [path.name for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))]
 
-    def row(self, cpu: float | None = None) -> dict[str, Any]:
-        """The fields that `list` and `status` give; *cpu* needs two looks, so that is the caller's."""
+    def row(self) -> dict[str, Any]:
+        """The fields that `list` and `status` give; cpu needs two looks, which dre.stat takes."""
         try:
             spec = self.spec()
         except DreError:
@@ -235,7 +234,7 @@ class App:
             "state": state,
             "ip": [address.partition("/")[0]] if address else [],
             "pid": pid,
-            "cpu": cpu,
+            "cpu": None,
             "memory": used.memory if used.running else None,
             "memory_limit": used.memory_limit if used.running else limits.memory,
             "cpu_limit": used.cpu_limit if used.running else limits.cpu,
@@ -284,48 +283,3 @@ def started(pid: int) -> int | None:
 def parent(pid: int) -> int:
     """The parent of process *pid*. Raises OSError when it is gone."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One look at an app for `stat`: what it used, and what its link carried, at a moment."""
-
-    moment: float
-    used: Usage
-    received: int
-    sent: int
-
-    @classmethod
-    def take(cls, app: App) -> "Sample":
-        """Look now."""
-        spec = app.need()
-        received, sent = _traffic(app.conf, spec)
-        return cls(time.monotonic(), app.usage(), received, sent)
-
-    def rates(self, before: "Sample | None") -> dict[str, float | None]:
-        """cpu, io_read, io_write, net_rx and net_tx since *before*; None while there is nothing to compare with."""
-        keys = ("cpu", "io_read", "io_write", "net_rx", "net_tx")
-        if before is None or not (self.used.running and before.used.running):
-            return dict.fromkeys(keys)
-        span = max(self.moment - before.moment, 1e-6)
-        changes = (
-            (self.used.cpu_ns - before.used.cpu_ns) / 1e7,
-            (self.used.io_read or 0) - (before.used.io_read or 0),
-            (self.used.io_write or 0) - (before.used.io_write or 0),
-            self.received - before.received,
-            self.sent - before.sent,
-        )
-        # A restart between two looks begins the counters again.
-        return {key: round(max(change, 0) / span, 1) for key, change in zip(keys, changes, strict=True)}
-
-
-def _traffic(conf: Conf, spec: Spec) -> tuple[int, int]:
-    """Octets the app received and sent; the host's end of the link counts the other way round."""
-    link = lxcconfig.link(conf, spec)
-    if link is None:
-        return 0, 0
-    counters = Path("/sys/class/net") / link / "statistics"
-    try:
-        return int((counters / "tx_bytes").read_text()), int((counters / "rx_bytes").read_text())
-    except OSError:
-        return 0, 0

@@ -6,16 +6,22 @@ This module knows no settings, no LXC library and no policy; what limits are mad
 """
 
 import errno
+import functools
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from dre.errors import DreError
 
 ROOT = Path("/sys/fs/cgroup")
 _SERVED = ("blkio", "blkio.throttle.io_service_bytes")
 _USED = "memory.usage_in_bytes"
+# Held processes took processor time to become so; memory may be taken from a group that does nothing, and on version 2
+# its writes may come later.
+_BEATS_V1 = (("cpuacct", "cpuacct.usage"), ("memory", _USED))
+_BEATS_V2 = (("", "cpu.stat"), ("", "memory.current"), ("", "io.stat"))
 _NO_LIMIT = 1 << 60  # version 1 says "no limit" with a number near 2^63
 PRESSURE = ("cpu", "memory", "io")
 
@@ -39,16 +45,11 @@ class Usage:
 
 @dataclass(frozen=True)
 class Strain:
-    """How a group suffers: *periods* of its quota, how many of them *throttled*, processes killed for want of memory.
-
-    *pressure* gives for cpu, memory and io the percent of the last 10 s in which some, or all, processes waited; None
-    where the kernel does not count it.
-    """
+    """How a group suffers: *periods* of its quota, in how many *throttled*, processes killed for want of memory."""
 
     periods: int = 0
     throttled: int = 0
     oom_kills: int | None = None
-    pressure: Pressure | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Group:
                 self.paths[controller] = top / _container(path)
 
     @classmethod
-    def of(cls, pid: int) -> "Group":
+    def of(cls, pid: int) -> Self:
         """The groups of process *pid*. Raises OSError when it is gone."""
         return cls(Path(f"/proc/{pid}/cgroup").read_text())
 
@@ -136,8 +137,16 @@ class Group:
             periods=_field(cpu, "nr_periods"),
             throttled=_field(cpu, "nr_throttled"),
             oom_kills=_field(told, killed[1]) if told else None,
-            pressure=self._pressure(),
         )
+
+    def pressure(self) -> Pressure | None:
+        """For cpu, memory and io the percent of the last 10 s in which some, or all, processes waited for it.
+
+        None where the kernel does not count it. It renews these every 2 s.
+        """
+        # Not through `file`: on a hybrid host it is in the group of version 2, whoever has the controllers.
+        told = {kind: self._at("", f"{kind}.pressure", optional=True) for kind in PRESSURE}
+        return {kind: _shares(text) for kind, text in told.items()} if any(told.values()) else None
 
     def frozen(self) -> bool:
         """Whether its processes are held."""
@@ -189,13 +198,6 @@ class Group:
             sum(map(int, re.findall(r"Write (\d+)", text))),
         )
 
-    def _pressure(self) -> Pressure | None:
-        # Not through `file`: on a hybrid host it is in the group of version 2, whoever has the controllers.
-        if "" not in self.paths:
-            return None
-        told = {kind: self._at("", f"{kind}.pressure", optional=True) for kind in PRESSURE}
-        return {kind: _shares(text) for kind, text in told.items()} if any(told.values()) else None
-
     def _text(self, controller: str, name: str, optional: bool = False) -> str:
         return self._at("" if self.v2 else controller, name, optional)
 
@@ -224,8 +226,17 @@ class HeldGroup(Group):
     def __init__(self, membership: str, root: Path = ROOT) -> None:
         super().__init__(membership, root)
         self._open: dict[tuple[str, str], int | None] = {}
+        beats = [(key, name) for key, name in (_BEATS_V2 if self.v2 else _BEATS_V1) if key in self.paths]
+        self._beats = [self._descriptor(*file) for file in beats if (self.paths[file[0]] / file[1]).exists()]
+
+    def pulse(self) -> tuple[bytes, ...]:
+        """What tells whether anything has happened: while it is the same, so is all else but pressure and limits."""
+        return tuple([os.pread(fd, 4096, 0) for fd in self._beats])
 
     def _load(self, key: str, name: str) -> str:
+        return os.pread(self._descriptor(key, name), 1 << 16, 0).decode()
+
+    def _descriptor(self, key: str, name: str) -> int:
         try:
             fd = self._open[key, name]
         except KeyError:
@@ -236,7 +247,7 @@ class HeldGroup(Group):
             self._open[key, name] = fd
         if fd is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.paths[key] / name))
-        return os.pread(fd, 1 << 16, 0).decode()
+        return fd
 
     def close(self) -> None:
         """Let go of the files."""
@@ -286,6 +297,7 @@ def _field(text: str, key: str) -> int:
     return int(text[begin + len(key) + 1 : end if end >= 0 else None])
 
 
+@functools.lru_cache(maxsize=1024)  # of hundreds of idle groups it stays the same
 def _shares(text: str) -> dict[str, float]:
     """avg10 of each line of a pressure file: some, and full where the kernel has that."""
     return {kind: float(share) for kind, share in re.findall(r"(some|full) avg10=([0-9.]+)", text)}

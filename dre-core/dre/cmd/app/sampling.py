@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dre-app stat: what apps use, once or again and again."""
+
+import io
+import time
+from typing import Any
+
+from dre import cli, recovery, stat, units, verbs
+from dre.cli import Context
+
+COLUMNS = (
+    ("NAME", "name", 12),
+    ("STATE", "state", 8),
+    ("CPU%", "cpu", 6),
+    ("MEMORY", "memory", 11),
+    ("LIMIT", "memory_limit", 11),
+    ("PIDS", "pids", 5),
+    ("READ/S", "io_read", 10),
+    ("WRITE/S", "io_write", 10),
+    ("RX/S", "net_rx", 10),
+    ("TX/S", "net_tx", 10),
+    ("HELD%", "throttled", 6),
+    ("OOM", "oom_kills", 4),
+    ("CPU-P", "cpu_pressure", 6),
+    ("MEM-P", "memory_pressure", 6),
+    ("IO-P", "io_pressure", 6),
+)
+
+
+def add(table: Any) -> None:
+    """Add these verbs to *table*."""
+    verb = cli.verb(table, "stat", _stat, "print use of cpu, memory, pids, io and net")
+    verb.add_argument("--interval", type=verbs.kind(units.duration), metavar="S", help="look again every S seconds")
+    verb.add_argument(
+        "--count", type=verbs.count, metavar="N", help="look N times (default: 1, with --interval no end)"
+    )
+    verb.add_argument("names", nargs="*", metavar="NAME", type=verbs.name)
+
+
+def _stat(ctx: Context) -> None:
+    cli.need_root("dre-app stat")
+    args = ctx.args
+    for name in args.names:
+        recovery.look(ctx.conf, name).need()
+    watch = stat.Watch(ctx.conf, args.names)
+    rounds = args.count or (1 if args.interval is None else None)
+    interval = 1.0 if args.interval is None else args.interval
+    ctx.out.header(COLUMNS)
+    told: dict[str, tuple[dict[str, Any], str]] = {}
+    due = time.monotonic()
+    while True:
+        for row in watch.look():
+            if row["name"] not in told or told[row["name"]][0] is not row:
+                told[row["name"]] = row, _line(ctx, row)
+            ctx.out.stream.write(told[row["name"]][1])
+        ctx.out.stream.flush()
+        if rounds is not None:
+            rounds -= 1
+            if rounds == 0:
+                return
+        due = max(due + interval, time.monotonic())
+        time.sleep(max(due - time.monotonic(), 0))
+
+
+def _line(ctx: Context, row: dict[str, Any]) -> str:
+    """What the output makes of *row*; of hundreds of idle apps it stays the same."""
+    out = cli.Output(ctx.out.as_json, io.StringIO())
+    out.row(row if out.as_json else flat(row), COLUMNS)
+    text: str = out.stream.getvalue()  # type: ignore[attr-defined]
+    return text
+
+
+def flat(row: dict[str, Any]) -> dict[str, Any]:
+    """*row* with the pressure that some processes feel as fields of its own, for columns."""
+    pressure = row["pressure"] or {}
+    return {**row, **{f"{kind}_pressure": felt.get("some") for kind, felt in pressure.items()}}
