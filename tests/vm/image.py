@@ -85,6 +85,8 @@ def make(made):
 
 def _debian(work, root):
     command = [
+        # Killed, it leaves neither processes nor mounts behind.
+        *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"),
         "mmdebstrap",
         "--mode=root",
         "--variant=minbase",

@@ -67,7 +67,7 @@ def obtain(say=lambda text: None):
         with (CACHE / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for path in CACHE.glob("half-*"):  # of a maker that was killed
-                shutil.rmtree(path)
+                _remove(path)
             _made(top, image.make, say, "made the image")
             _made(booted, lambda made: _boot(top, made), say, "booted it")
             _made(place, lambda made: _install(top, booted, made, debs), say, "installed the packages in it")
@@ -122,7 +122,7 @@ def _made(place, make, say, done):
         make(scratch / "made")
         (scratch / "made").rename(place)
     finally:
-        shutil.rmtree(scratch)
+        _remove(scratch)
     say(f"guest: {done} in {time.monotonic() - begun:.0f} s: {place}")
 
 
@@ -174,6 +174,11 @@ def _prune(top, pattern, keep):
         if all(locks):
             gone = pathlib.Path(tempfile.mkdtemp(prefix="half-", dir=CACHE))
             path.rename(gone / "gone")
-            shutil.rmtree(gone)
+            _remove(gone)
         for lock in filter(None, locks):
             lock.close()
+
+
+def _remove(directory):
+    """Remove all of it, but never what is mounted in it."""
+    subprocess.run(["rm", "-rf", "--one-file-system", directory], check=True, timeout=300)
