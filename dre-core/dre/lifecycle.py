@@ -121,6 +121,29 @@ def start(app: App, crashes: int = 0) -> bool:
     before = app.delta.stat()
     done = run(argv, check=False, timeout=LXC_WAIT)
     if done.returncode != 0:
+    begun(app, spec, crashes)
+    return True
+
+
+def make_ready(app: App, spec: Spec, crashes: int = 0) -> None:
+    """What must be there before LXC starts or restores the stopped app."""
+    relimit.check(app, spec.limits)
+    confine.check_seccomp(app, spec)
+    sweep(app)
+    if crashes:
+        app.remember({"wanted": True, "kept": True, "told": True, "crashes": crashes})  # so that a kill loses nothing
+    app.refresh(spec)
+    for item in spec.binds:
+        if not Path(item.source).exists():
+            raise DreError(f"{app.name}: cannot start: {item.source}, which it binds, does not exist")
+    network.prepare(app, spec)
+    output.begin(app, again=crashes > 0)
+    if spec.restart != "no":
+        app.status.write_bytes(b"")
+
+
+def begun(app: App, spec: Spec, crashes: int = 0) -> int | None:
+    """What follows once LXC has started or restored the app: it is noted, told, and wholly connected. Its init."""
         unmount(app)
         network.clear(app, spec)
         raise DreError(f"{app.name}: cannot start: {_reason(said)}")
@@ -136,7 +159,7 @@ def start(app: App, crashes: int = 0) -> bool:
     except DreError:
         stop(app, 0.0)
         raise
-    return True
+    return pid
 
 
 def _reason(said: Path) -> str:
@@ -315,7 +338,8 @@ def sweep(app: App) -> None:
 
 def tidy(app: App) -> None:
     """Remove half-made and half-removed files; only when no intent needs them."""
-    for path in (app.directory / "delta.new", app.directory / "delta.old", *app.home.glob("snapshot/.*")):
+    halves = (*app.home.glob("snapshot/.*"), *app.home.glob("checkpoint/.*"))
+    for path in (app.directory / "delta.new", app.directory / "delta.old", *halves):
         remove_tree(path)
 
 

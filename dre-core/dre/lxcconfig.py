@@ -97,8 +97,8 @@ def render(conf: Conf, spec: Spec, log: Path) -> str:
         ("lxc.hook.version", "1"),
         ("lxc.hook.pre-start", f"{ours}/overlay{_mapper(spec, home)}"),
         ("lxc.hook.post-stop", f"{ours}/overlay"),
-        ("lxc.init.cmd", f"/run/dre-init --name {spec.name} -- /bin/sh /run/dre-command"),
-        ("lxc.mount.entry", f"{INIT} run/dre-init none bind,ro,create=file 0 0"),
+        ("lxc.init.cmd", f"{_inside(spec)} --name {spec.name} -- /bin/sh /run/dre-command"),
+        ("lxc.mount.entry", _init(conf, spec)),
         ("lxc.mount.entry", f"{seen('command')} run/dre-command none bind,ro,create=file 0 0"),
         ("lxc.mount.entry", f"{seen('output')} run/dre-output none bind,create=file 0 0"),
         *([("lxc.mount.entry", f"{seen('status')} {STATUS}")] if spec.restart != "no" else []),
@@ -151,6 +151,32 @@ def _ids(spec: Spec) -> list[tuple[str, str]]:
     if spec.ids is None:
         raise DreError(f"{spec.name}: is to be unprivileged, but has no ids")
     return [("lxc.idmap", f"{kind} 0 {spec.ids[0]} {spec.ids[1]}") for kind in "ug"]
+
+
+def init_copy(conf: Conf) -> Path:
+    """A copy of LXC's init alone in a directory, made when it is not there. Another version gets another directory:
+    processes of running apps, and of saved ones, are of the one they were started with.
+    """
+    status = Path(INIT).stat()
+    place = conf.core_state_dir / "app/init" / f"{status.st_size}-{status.st_mtime_ns}"
+    if not (place / "init").exists():
+        place.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(place / "init", Path(INIT).read_bytes(), 0o755)
+    return place / "init"
+
+
+def _inside(spec: Spec) -> str:
+    return "/run/dre-init" if spec.unprivileged else "/run/dre-init/init"
+
+
+def _init(conf: Conf, spec: Spec) -> str:
+    """The mount of LXC's init, which unmounts its own file; CRIU could not save that, so it is in a directory.
+
+    What CRIU cannot save anyway has the file itself.
+    """
+    if spec.unprivileged:
+        return f"{INIT} run/dre-init none bind,ro,create=file 0 0"
+    return f"{escape(str(init_copy(conf).parent))} run/dre-init none bind,ro,create=dir 0 0"
 
 
 def _confinement() -> list[tuple[str, str]]:

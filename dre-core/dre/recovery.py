@@ -6,7 +6,9 @@ verb is just at work.
 """
 
 import contextlib
-from collections.abc import Iterator
+import importlib
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from dre import app as apps
 from dre import lifecycle, network, relimit, setting, snapshot
@@ -66,6 +68,8 @@ def settle(app: App, doomed: bool = False) -> str | None:
 def _without_intent(app: App) -> str | None:
     """A create killed before its intent, or a destroy killed after it, leaves a directory without app.json."""
     gone = app.home.with_name(f".{app.name}.gone")
+    if verb in _LATE:
+        _late(verb).settled(app, intent)
     if gone.exists() or (app.home.exists() and not (app.home / "app.json").exists()):
         lifecycle.remove(app)
         return "destroy"
@@ -86,4 +90,14 @@ def everything(conf: Conf) -> list[tuple[str, str]]:
                 lifecycle.sweep(app)
         if verb:
             ended.append((name, verb))
+    elif verb in _LATE:
+        _late(verb).resume(app, intent)
     return ended
+# Verbs of modules that few commands need; what such a one may have left at work must have ended before all else.
+_LATE = {"checkpoint": "dre.checkpoint", "checkpoint-restart": "dre.checkpoint"}
+
+
+def _late(verb: str) -> Any:
+    return importlib.import_module(_LATE[verb])
+
+

@@ -14,15 +14,21 @@ from pathlib import Path
 from dre.errors import DreError, MissingError, TimedOutError
 
 # Which Debian package brings a program that may be missing; asked only to word the error.
+    "criu": "criu",
 PACKAGES = {
     "dnsmasq": "dnsmasq-base",
+    "ip6tables-restore": "iptables",
+    "iptables-restore": "iptables",
     "ip": "iproute2",
+    "lxc-checkpoint": "lxc",
     "lxc-attach": "lxc",
     "mmdebstrap": "mmdebstrap",
     "nft": "nftables",
     "nsenter": "util-linux",
     "openssl": "openssl",
     "sec": "sec",
+    "setsid": "util-linux",
+    "ssh": "openssh-client",
     "setpriv": "util-linux",
     "tar": "tar",
     "udhcpc": "udhcpc",

@@ -118,6 +118,8 @@ def save(
         if request is not None and found.request == request:
             return found
         raise DreError(f"{app.name}: there is a snapshot {tag} already")
+    if (app.home / "checkpoint" / tag).exists():  # undo TAG must mean one of them
+        raise DreError(f"{app.name}: there is a checkpoint {tag} already")
     half = place.with_name(f".{tag}.new")
     more = {"request": request, "description": description, "scheduled": scheduled}
     try:

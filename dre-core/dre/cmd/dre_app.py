@@ -16,6 +16,7 @@ GROUPS = {
     "sampling": ("stat",),
     "limiting": ("limit",),
     "linking": ("isolate", "rejoin"),
+    "checkpointing": ("checkpoint",),
     "saving": ("snapshot", "undo"),
 }
 
