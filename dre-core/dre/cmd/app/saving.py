@@ -2,6 +2,7 @@
 """dre-app snapshot and undo: states of an app that it can be put back to."""
 
 import argparse
+import importlib
 from typing import Any
 
 from dre import cli, recovery, requests, schedule, snapshot, verbs
