@@ -11,7 +11,7 @@ import re
 import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,11 @@ def base(conf: Conf, text: str) -> str:
     return os.path.realpath(path)
 
 
-def create(app: App, spec: Spec, ip: str | None) -> Spec:
-    """Make the app, stopped. *ip* is as network.address wants it; the Spec with what it gives is returned."""
+def create(app: App, spec: Spec, ip: str | None, fill: Callable[[Path], None] | None = None) -> Spec:
+    """Make the app, stopped. *ip* is as network.address wants it; the Spec with what it gives is returned.
+
+    *fill* puts into the empty delta what the app begins with.
+    """
     if app.exists():
         raise DreError(f"{app.name}: there is such an app already")
     if os.path.lexists(app.directory):
@@ -61,7 +64,7 @@ def create(app: App, spec: Spec, ip: str | None) -> Spec:
             raise
         files.write_atomic(app.home / "app.json", spec.to_json(), 0o600)
     try:
-        _build(app, spec)
+        _build(app, spec, fill)
     except BaseException:
         remove(app)
         raise
@@ -70,13 +73,15 @@ def create(app: App, spec: Spec, ip: str | None) -> Spec:
     return spec
 
 
-def _build(app: App, spec: Spec) -> None:
+def _build(app: App, spec: Spec, fill: Callable[[Path], None] | None) -> None:
     app.directory.mkdir(mode=0o710)  # what lies in a delta with the setuid bit is for nobody of the host
     for part in ("delta", "work", "rootfs"):
         (app.directory / part).mkdir(mode=0o755)
     lower = "/" if spec.base == "host" else spec.base
     # A link, so that nothing of the tree can be reached by removing the app's directory.
     (app.directory / "lower").symlink_to(lower)
+    if fill is not None:
+        fill(app.delta)
     if spec.base == "host":
         lxcconfig.hide(app.conf, app.delta)
     app.log.parent.mkdir(parents=True, exist_ok=True)
@@ -98,19 +103,7 @@ def start(app: App, crashes: int = 0) -> bool:
     if state == "running":
         network.complete(app, spec, app.init_pid())  # the start that made it run may have been killed before this
         return False
-    relimit.check(app, spec.limits)
-    confine.check_seccomp(app, spec)
-    sweep(app)
-    if crashes:
-        app.remember({"wanted": True, "kept": True, "told": True, "crashes": crashes})  # so that a kill loses nothing
-    app.refresh(spec)
-    for item in spec.binds:
-        if not Path(item.source).exists():
-            raise DreError(f"{app.name}: cannot start: {item.source}, which it binds, does not exist")
-    network.prepare(app, spec)
-    output.begin(app, again=crashes > 0)
-    if spec.restart != "no":
-        app.status.write_bytes(b"")
+    make_ready(app, spec, crashes)
     said = output.of_lxc(app)
     said.unlink(missing_ok=True)
     # As a program and not by the library: liblxc forks the monitor from its caller, with all that the caller
@@ -121,6 +114,13 @@ def start(app: App, crashes: int = 0) -> bool:
     before = app.delta.stat()
     done = run(argv, check=False, timeout=LXC_WAIT)
     if done.returncode != 0:
+        unmount(app)
+        network.clear(app, spec)
+        raise DreError(f"{app.name}: cannot start: {_reason(said)}")
+    with contextlib.suppress(FileNotFoundError):
+        # LXC makes and removes names in the root directory as it starts; without this each start would change
+        # the digest of the delta.
+        os.utime(app.rootfs, ns=(before.st_atime_ns, before.st_mtime_ns))
     begun(app, spec, crashes)
     return True
 
@@ -144,13 +144,6 @@ def make_ready(app: App, spec: Spec, crashes: int = 0) -> None:
 
 def begun(app: App, spec: Spec, crashes: int = 0) -> int | None:
     """What follows once LXC has started or restored the app: it is noted, told, and wholly connected. Its init."""
-        unmount(app)
-        network.clear(app, spec)
-        raise DreError(f"{app.name}: cannot start: {_reason(said)}")
-    with contextlib.suppress(FileNotFoundError):
-        # LXC makes and removes names in the root directory as it starts; without this each start would change
-        # the digest of the delta.
-        os.utime(app.rootfs, ns=(before.st_atime_ns, before.st_mtime_ns))
     pid = app.init_pid()
     _note(app, pid, kept=spec.restart != "no", crashes=crashes)
     app.emit("started", pid=pid)

@@ -7,7 +7,7 @@ verb is just at work.
 
 import contextlib
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from dre import app as apps
@@ -42,6 +42,8 @@ def settle(app: App, doomed: bool = False) -> str | None:
     if intent is None:
         return _without_intent(app)
     verb = str(intent["verb"])
+    if verb in _LATE:
+        _late(verb).settled(app, intent)
     if verb in ("create", "destroy"):
         lifecycle.remove(app)
         if verb == "destroy":
@@ -60,16 +62,24 @@ def settle(app: App, doomed: bool = False) -> str | None:
         relimit.resume(app, intent)
     elif verb == "set":
         setting.resume(app, intent)
+    elif verb in _LATE:
+        _late(verb).resume(app, intent)
     else:
         raise DreError(f"{app.name}: {app.home}/intent.json names no verb of this version: {verb}")
     return verb
 
 
+# Verbs of modules that few commands need; what such a one may have left at work must have ended before all else.
+_LATE = {"checkpoint": "dre.checkpoint", "checkpoint-restart": "dre.checkpoint"}
+
+
+def _late(verb: str) -> Any:
+    return importlib.import_module(_LATE[verb])
+
+
 def _without_intent(app: App) -> str | None:
     """A create killed before its intent, or a destroy killed after it, leaves a directory without app.json."""
     gone = app.home.with_name(f".{app.name}.gone")
-    if verb in _LATE:
-        _late(verb).settled(app, intent)
     if gone.exists() or (app.home.exists() and not (app.home / "app.json").exists()):
         lifecycle.remove(app)
         return "destroy"
@@ -90,14 +100,4 @@ def everything(conf: Conf) -> list[tuple[str, str]]:
                 lifecycle.sweep(app)
         if verb:
             ended.append((name, verb))
-    elif verb in _LATE:
-        _late(verb).resume(app, intent)
     return ended
-# Verbs of modules that few commands need; what such a one may have left at work must have ended before all else.
-_LATE = {"checkpoint": "dre.checkpoint", "checkpoint-restart": "dre.checkpoint"}
-
-
-def _late(verb: str) -> Any:
-    return importlib.import_module(_LATE[verb])
-
-
