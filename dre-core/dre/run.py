@@ -14,22 +14,22 @@ from pathlib import Path
 from dre.errors import DreError, MissingError, TimedOutError
 
 # Which Debian package brings a program that may be missing; asked only to word the error.
-    "criu": "criu",
 PACKAGES = {
+    "criu": "criu",
     "dnsmasq": "dnsmasq-base",
+    "ip": "iproute2",
     "ip6tables-restore": "iptables",
     "iptables-restore": "iptables",
-    "ip": "iproute2",
-    "lxc-checkpoint": "lxc",
     "lxc-attach": "lxc",
+    "lxc-checkpoint": "lxc",
     "mmdebstrap": "mmdebstrap",
     "nft": "nftables",
     "nsenter": "util-linux",
     "openssl": "openssl",
     "sec": "sec",
+    "setpriv": "util-linux",
     "setsid": "util-linux",
     "ssh": "openssh-client",
-    "setpriv": "util-linux",
     "tar": "tar",
     "udhcpc": "udhcpc",
     "unshare": "util-linux",

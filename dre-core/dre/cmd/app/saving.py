@@ -67,12 +67,12 @@ def _undo(ctx: Context) -> None:
     with recovery.held(ctx.conf, args.name) as app:
         if args.again and requests.completed(ctx.conf, args.request_id):
             return  # the lock gave us the app only after the killed undo had been ended
-        snapshot.undo(app, args.tag, args.timeout, args.request_id, changed_base=args.changed_base, say=ctx.say)
-
         if args.tag and args.tag not in app.snapshots() and (app.home / "checkpoint" / args.tag).exists():
             checkpoint = importlib.import_module("dre.checkpoint")  # few undos need it
             checkpoint.restart(app, args.tag, args.timeout, args.request_id, undo=True)
             return
+        snapshot.undo(app, args.tag, args.timeout, args.request_id, changed_base=args.changed_base, say=ctx.say)
+
 
 def _save(ctx: Context) -> None:
     args = ctx.args
