@@ -13,7 +13,7 @@ import shlex
 import socket
 from pathlib import Path
 
-from dre import limits
+from dre import files, limits
 from dre.conf import Conf
 from dre.errors import DreError, MissingError
 from dre.spec import DHCP, Spec
