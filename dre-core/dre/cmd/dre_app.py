@@ -13,7 +13,7 @@ GROUPS = {
     "service": ("log", "console", "keep", "autostart", "autostop"),
     "running": ("start", "stop", "restart", "freeze", "thaw", "exec", "push", "pull", "recover"),
     "reading": ("list", "status", "pid", "digest"),
-    "sampling": ("stat",),
+    "sampling": ("stat", "top"),
     "limiting": ("limit",),
     "linking": ("isolate", "rejoin"),
     "checkpointing": ("checkpoint",),

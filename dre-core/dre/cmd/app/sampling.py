@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dre-app stat: what apps use, once or again and again."""
+"""dre-app stat and top: what apps use, once or again and again, for programs and for people."""
 
 import io
 import time
@@ -7,6 +7,7 @@ from typing import Any
 
 from dre import cli, recovery, stat, units, verbs
 from dre.cli import Context
+from dre.errors import UsageError
 
 COLUMNS = (
     ("NAME", "name", 12),
@@ -35,14 +36,38 @@ def add(table: Any) -> None:
         "--count", type=verbs.count, metavar="N", help="look N times (default: 1, with --interval no end)"
     )
     verb.add_argument("names", nargs="*", metavar="NAME", type=verbs.name)
+    verbs.endless(verb, lambda args: args.interval is not None and args.count is None)
+    top = cli.verb(table, "top", _top, "show what apps use, on a terminal, until q")
+    text = "look again every S seconds (default: 2)"
+    top.add_argument("--interval", type=verbs.kind(_interval), default=2.0, metavar="S", help=text)
+    top.add_argument("names", nargs="*", metavar="NAME", type=verbs.name)
+    verbs.endless(top)
+
+
+def _interval(text: str) -> float:
+    value = units.duration(text)
+    if value < 0.1:
+        raise UsageError(f"{text!r} is less than 100 ms")
+    return value
+
+
+def _top(ctx: Context) -> None:
+    cli.need_root("dre-app top")
+    from dre import top
+
+    top.show(_watch(ctx).look, ctx.args.interval)
+
+
+def _watch(ctx: Context) -> stat.Watch:
+    for name in ctx.args.names:
+        recovery.look(ctx.conf, name).need()
+    return stat.Watch(ctx.conf, ctx.args.names)
 
 
 def _stat(ctx: Context) -> None:
     cli.need_root("dre-app stat")
     args = ctx.args
-    for name in args.names:
-        recovery.look(ctx.conf, name).need()
-    watch = stat.Watch(ctx.conf, args.names)
+    watch = _watch(ctx)
     rounds = args.count or (1 if args.interval is None else None)
     interval = 1.0 if args.interval is None else args.interval
     ctx.out.header(COLUMNS)
