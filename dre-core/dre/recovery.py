@@ -96,8 +96,11 @@ def everything(conf: Conf) -> list[tuple[str, str]]:
         with app.locked():
             verb = settle(app)
             lifecycle.tidy(app)
-            if app.exists() and app.state() in ("stopped", "partial"):
+            state = app.state() if app.exists() else None
+            if state in ("stopped", "partial"):
                 lifecycle.sweep(app)
+            elif state == "crashed":
+                lifecycle.unmount(app)  # the rest waits for its next start, for it is to be seen that it crashed
         if verb:
             ended.append((name, verb))
     return ended

@@ -2,12 +2,13 @@
 """What an app is made of, as text: nothing that a user gives can become another key, argument or command."""
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from dre import app, conf, lxcconfig, spec
 from dre.cgroup import Limits
-from dre.errors import UsageError
+from dre.errors import DreError, UsageError
 from dre.spec import Bind, Spec
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,3 +107,25 @@ def test_apparmor_is_named_only_where_the_kernel_has_it_without_the_profile(tmp_
     assert lxcconfig._confinement() == [("lxc.apparmor.profile", "unconfined")]
     profiles.write_text("lxc-container-default (enforce)\nlxc-container-default-cgns (enforce)\n")
     assert lxcconfig._confinement() == []
+
+
+def test_what_confines_an_app_is_not_undone():
+    own = replace(SPEC, base="/tree", privileged=False, ids=(1879048192, 65536), seccomp="/etc/own.seccomp")
+    saved = replace(own, privileged=True, ids=(1000000, 65536), seccomp="default", command=("old",))
+    restored = own.restored(saved)
+    assert (restored.privileged, restored.ids, restored.seccomp) == (False, (1879048192, 65536), "/etc/own.seccomp")
+    assert restored.command == ("old",)
+
+
+def test_an_unprivileged_app_sees_the_host_through_its_map():
+    lines = config(replace(SPEC, base="/tree", privileged=False, ids=(1879048192, 65536)))
+    assert [value for key, value in lines if key == "lxc.idmap"] == ["u 0 1879048192 65536", "g 0 1879048192 65536"]
+    assert any(value.startswith("/var/lib/lxc/web1/binds/0 data none ro,bind") for _, value in lines)
+    assert not any("/srv" in value or "/var/log" in value for _, value in lines)
+    with pytest.raises(DreError, match="has no ids"):
+        config(replace(SPEC, privileged=False))
+
+
+def test_a_privileged_app_has_no_sys_admin():
+    assert ("lxc.cap.drop", "sys_admin syslog") in config()
+    assert not [value for key, value in config() if key == "lxc.idmap"]
