@@ -89,10 +89,7 @@ class Machine:
         self.end()
 
     def call(self, command, timeout=60, stdin=b"", **variables):
-        """Run an argv, or a text for sh, as root in the guest; CompletedProcess with text, whatever the status.
-
-        The call waits for whoever holds its stdout too: a daemon started in it needs a stdout of its own.
-        """
+        """Run an argv, or a text for sh, as root in the guest; CompletedProcess with text, whatever the status."""
         return self.agent.call(command, timeout, stdin, **variables)
 
     def ok(self, command, timeout=60, stdin=b"", **variables):
@@ -162,7 +159,7 @@ class Machine:
         """The serial console and, if the agent still answers, the end of the journal."""
         text = self.console.read_text(errors="replace")[-4000:] if self.console.exists() else ""
         with contextlib.suppress(Exception):
-            text += "\n--- journal ---\n" + self.call("journalctl -b --no-pager -n 60", timeout=20).stdout
+            text += "\n--- journal ---\n" + self.call("journalctl -b --no-pager -n 80", timeout=20).stdout
         return text
 
     def end(self, keep=False):

@@ -17,6 +17,17 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENVIRONMENT = {"PATH": PATH, "HOME": "/root", "USER": "root", "LC_ALL": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
 GRACE = 20  # seconds between the guest's own time-out of a command and ours
 
+# The agent waits for the last one who has a program's stdout, however long that daemon lives: so it gets files instead.
+WRAPPER = """
+place=$(mktemp -d /run/call.XXXXXX)
+timeout --kill-after=5 "$@" >$place/out 2>$place/err
+code=$?
+cat $place/err >&2
+cat $place/out
+rm -r $place
+exit $code
+"""
+
 
 class Refused(Exception):
     """The other side answered, and its answer is an error."""
@@ -113,14 +124,14 @@ class Agent:
         self.wire = Wire(path, time.monotonic() + timeout)
         self.synchronised = False
 
-    def sync(self, timeout=120):
-        """Ask until the agent answers to this very question: it may not have started yet."""
+    def sync(self, timeout=120, patience=5):
+        """Ask, every *patience* seconds, until the agent answers to this very question: it may not have started yet."""
         deadline = time.monotonic() + timeout
         while True:
             number = secrets.randbelow(1 << 31)
             self.wire.send({"execute": "guest-sync-delimited", "arguments": {"id": number}}, deadline, prefix=b"\xff")
             with contextlib.suppress(TimeoutError):
-                if self._synchronised(number, min(deadline, time.monotonic() + 5)):
+                if self._synchronised(number, min(deadline, time.monotonic() + patience)):
                     self.synchronised = True
                     return
             if time.monotonic() > deadline:
@@ -150,35 +161,36 @@ class Agent:
     def call(self, command, timeout=60, stdin=b"", **variables):
         """Run *command*, an argv or a text for sh, and return its CompletedProcess with text.
 
-        Raises subprocess.TimeoutExpired when it has not ended in *timeout* seconds; it was killed in the guest then.
+        A signal is a status above 128, as in a shell. Raises subprocess.TimeoutExpired when it has not ended in
+        *timeout* seconds; it was killed in the guest then.
         """
         argv = ["/bin/sh", "-c", command] if isinstance(command, str) else [str(word) for word in command]
         begun = time.monotonic()
         pid = self.ask(
             "guest-exec",
-            path="/usr/bin/timeout",
+            path="/bin/sh",
             # The guest kills it, so that it is gone; the loop below only sees to an agent that says nothing.
-            arg=["--kill-after=5", str(timeout), *argv],
+            arg=["-c", WRAPPER, "call", str(timeout), *argv],
             env=[f"{key}={text}" for key, text in (ENVIRONMENT | variables).items()],
             **{"input-data": base64.b64encode(stdin).decode(), "capture-output": True},
         )["pid"]
         status = self._ended(pid, begun + timeout + GRACE)
         out, err = (base64.b64decode(status.get(key, "")).decode(errors="replace") for key in ("out-data", "err-data"))
-        code = status["exitcode"] if "exitcode" in status else -status["signal"]
+        code = status["exitcode"] if "exitcode" in status else 128 + status["signal"]
         if code in (124, 137) and time.monotonic() - begun >= timeout:
             raise subprocess.TimeoutExpired(argv, timeout, out, err)
         return subprocess.CompletedProcess(argv, code, out, err)
 
     def _ended(self, pid, deadline):
-        pause = 0.02
+        begun = time.monotonic()
         while True:
             status = self.ask("guest-exec-status", pid=pid)
             if status["exited"]:
                 return status
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > deadline:
                 raise TimeoutError(f"process {pid} of the guest outlived its time-out")
-            time.sleep(pause)
-            pause = min(0.5, pause * 1.5)
+            time.sleep(min(1.0, 0.02 + (now - begun) / 10))  # each question costs the guest some time
 
     def write(self, octets, target):
         """Make or replace the guest's file *target*."""
