@@ -9,12 +9,12 @@ import contextlib
 import importlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dre import cgroup, event, files, lxcconfig, run, units
+from dre import cgroup, files, units
 from dre.cgroup import Usage
 from dre.conf import Conf
 from dre.errors import DreError, NotFoundError
@@ -22,6 +22,7 @@ from dre.spec import DHCP, Spec
 
 FIELDS = ("name", "state", "ip", "pid", "cpu", "memory", "memory_limit", "cpu_limit", "pids", "created", "base")
 IDLE = Usage(cpu_ns=0, memory=0, memory_limit=None, cpu_limit=None, pids=0, running=False)
+SOCKETS = Path("/proc/net/unix")  # the names of all sockets of this host, those of LXC's monitors among them
 _STATES = {
     "RUNNING": "running",
     "FROZEN": "frozen",
@@ -111,6 +112,8 @@ class App:
 
     def store(self, spec: Spec) -> None:
         """Make *spec* the app's, in our file and in the LXC configuration derived from it."""
+        from dre import lxcconfig  # here and below: a list needs none of it
+
         files.write_atomic(self.home / "app.json", spec.to_json(), 0o600)
         command = self.directory / "command"
         files.write_atomic(command, lxcconfig.script(spec), 0o700)
@@ -118,6 +121,8 @@ class App:
 
     def refresh(self, spec: Spec) -> None:
         """Derive the LXC configuration anew, where host, settings or packages have changed since."""
+        from dre import lxcconfig
+
         derived = {"config": lxcconfig.render(self.conf, spec, self.log)}
         if spec.unprivileged:
             derived = {"mounts.json": lxcconfig.plan(spec, self.directory, self.log), **derived}
@@ -157,12 +162,25 @@ class App:
 
     def state(self) -> str:
         """running, stopped, frozen, starting, stopping, partial or crashed."""
-        found = self.container().state if (self.directory / "config").exists() else "STOPPED"
+        return self._now()[0]
+
+    def _now(self, sockets: str | None = None) -> tuple[str, int | None]:
+        """The state, and the init's pid where `start` noted it. Asks LXC, which is slow, only where that cannot do.
+
+        *sockets* is the text of /proc/net/unix, for who looks at many.
+        """
+        record = self.record()
+        pid = _alive(record.get("init"))
+        if pid is not None:
+            with contextlib.suppress(OSError, DreError):  # it ended while we looked; a kernel without that group
+                return "frozen" if cgroup.Group.of(pid).frozen() else "running", pid
+        served = (self.directory / "config").exists() and self._commanded(sockets)
+        found = self.container().state if served else "STOPPED"
         if found in _STATES:
-            return _STATES[found]
+            return _STATES[found], None
         if not self.exists() or self.intent() is not None:
-            return "partial"
-        return "crashed" if self.record().get("wanted") else "stopped"
+            return "partial", None
+        return "crashed" if record.get("wanted") else "stopped", None
 
     def record(self) -> dict[str, Any]:
         """What `start` noted: wanted, init and monitor as [pid, start time]; empty when nothing is noted.
@@ -184,24 +202,26 @@ class App:
 
     def init_pid(self) -> int | None:
         """The host's pid of the app's init, or None. Asks LXC only when what `start` noted is not true any more."""
-        noted = self.record().get("init")
-        if noted and started(noted[0]) == noted[1]:
-            return int(noted[0])
+        noted = _alive(self.record().get("init"))
+        if noted is not None:
+            return noted
         if not (self.directory / "config").exists() or not self._commanded():
             return None
+        from dre import run
+
         argv = ["lxc-info", "-n", self.name, "-P", str(self.conf.app_lxc_path), "-p", "-H"]
         answer = run.run(argv, check=False, timeout=10).stdout.strip()
         return int(answer) if answer.isdigit() and int(answer) > 0 else None
 
-    def _commanded(self) -> bool:
+    def _commanded(self, sockets: str | None = None) -> bool:
         """Whether a monitor of LXC serves the app: a look at its command socket is cheaper than to ask it."""
         name = f"{self.directory}/command"
         # LXC replaces a name that would not fit into a socket's address by a number.
-        return len(name) > 100 or f"@{name}\n" in Path("/proc/net/unix").read_text()
+        return len(name) > 100 or f"@{name}\n" in (SOCKETS.read_text() if sockets is None else sockets)
 
-    def usage(self) -> Usage:
-        """What the app uses now; IDLE when it does not run."""
-        pid = self.init_pid()
+    def usage(self, pid: int | None = None) -> Usage:
+        """What the app, whose init is *pid*, uses now; IDLE when it does not run."""
+        pid = self.init_pid() if pid is None else pid
         if pid is None:
             return IDLE
         try:
@@ -217,16 +237,19 @@ class App:
             return []
         return [path.name for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))]
 
-    def row(self) -> dict[str, Any]:
-        """The fields that `list` and `status` give; cpu needs two looks, which dre.stat takes."""
+    def row(self, sockets: str | None = None) -> dict[str, Any]:
+        """The fields that `list` and `status` give; cpu needs two looks, which dre.stat takes.
+
+        *sockets* is the text of SOCKETS, for who asks for many rows.
+        """
         try:
             spec = self.spec()
         except DreError:
             spec = None  # partial: what is known is the name
-        state = self.state()
+        state, pid = self._now(sockets)
         alive = state in ("running", "frozen", "stopping")
-        pid = self.init_pid() if alive else None
-        used = self.usage() if alive else IDLE
+        pid = self.init_pid() if alive and pid is None else pid
+        used = self.usage(pid) if alive else IDLE
         limits = spec.limits if spec else cgroup.Limits()
         address = self.address() if spec else None
         return {
@@ -247,6 +270,8 @@ class App:
 
     def emit(self, what: str, sev: int = 6, **data: Any) -> None:
         """Tell the monitor that the app has changed."""
+        from dre import event
+
         event.emit(self.conf, f"app.{what}", f"{event.host()}/app:{self.name}", {"name": self.name, **data}, sev)
 
 
@@ -268,6 +293,11 @@ def usage(conf: Conf, name: str) -> Usage:
     found = App(conf, units.name(name))
     found.need()
     return found.usage()
+
+
+def _alive(noted: Sequence[int] | None) -> int | None:
+    """The pid of a process noted with its start time, when it is still that process."""
+    return noted[0] if noted and started(noted[0]) == noted[1] else None
 
 
 def started(pid: int) -> int | None:

@@ -7,13 +7,9 @@ without a JSON parser. The names map one to one to CloudEvents 1.0.
 
 import contextlib
 import dataclasses
-import datetime
 import json
 import os
 import re
-import secrets
-import select
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -61,14 +57,16 @@ class Event:
 def stamp(seconds: float | None = None) -> str:
     """The event time form of *seconds* since the epoch (default now): `2026-11-23T08:00:00.123Z`."""
     moment = time.time() if seconds is None else seconds
-    whole = datetime.datetime.fromtimestamp(moment, datetime.timezone.utc)
-    return whole.strftime("%Y-%m-%dT%H:%M:%S.") + f"{whole.microsecond // 1000:03d}Z"
+    whole, part = divmod(round(moment * 1e6), 1_000_000)  # as datetime rounds
+    return time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(whole)) + f"{part // 1000:03d}Z"
 
 
 def seconds(text: str) -> float:
     """Seconds since the epoch of an event time. Raises EventError."""
     if not _TIME.fullmatch(text):
         raise EventError(f"{text!r} is not an event time such as 2026-11-23T08:00:00.123Z")
+    import datetime  # slow, and not wanted by who only emits
+
     try:
         return datetime.datetime.fromisoformat(text[:-1] + "+00:00").timestamp()
     except ValueError as error:
@@ -77,7 +75,7 @@ def seconds(text: str) -> float:
 
 def new_id() -> str:
     """A fresh event id: 16 hexadecimal digits from the system's random source."""
-    return secrets.token_hex(8)
+    return os.urandom(8).hex()
 
 
 def format(event: Event) -> bytes:
@@ -176,6 +174,9 @@ def emit(conf: Conf, type: str, source: str, data: Mapping[str, Any], sev: int =
 
 def send(sink: Path, line: bytes, wait: float = ACK_WAIT) -> bool:
     """Send *line* to the intake's socket; True when the intake answered that it is spooled."""
+    import select
+    import socket  # slow, and a list emits nothing
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as connection:
         try:
             connection.connect(str(sink))

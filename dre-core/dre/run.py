@@ -4,7 +4,6 @@
 import contextlib
 import os
 import selectors
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -211,6 +210,8 @@ def missing(program: str) -> MissingError:
 
 def need(program: str) -> str:
     """The path of *program*; raises MissingError when it is not in PATH."""
+    import shutil  # slow: it knows archives
+
     path = shutil.which(program)
     if path is None:
         raise missing(program)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dre import cli, requests, units
+from dre import cli, units
 from dre.cli import Context
 from dre.errors import DreError, UsageError
 
@@ -52,7 +52,8 @@ def parser(
     if asked is None and "--serve" in (argv or ()):
         made.set_defaults(function=lambda ctx: _serve(ctx, parser(prog, description, groups, None)))
         return made
-    table = made.add_subparsers(title="verbs", metavar="VERB", parser_class=VerbParser)
+    # With the name given argparse need not work it out, for which it imports what knows archives and terminals.
+    table = made.add_subparsers(title="verbs", metavar="VERB", parser_class=VerbParser, prog=prog)
     for module in [asked] if asked else dict.fromkeys(groups.values()):
         importlib.import_module(module).add(table)
     return made
@@ -96,6 +97,8 @@ def changing(verbs: Any, name: str, function: Verb, help: str) -> argparse.Argum
             return function(ctx)
         return _remembered(ctx, name, function)
 
+    from dre import requests  # not for a list
+
     verb = cli.verb(verbs, name, answer, help)
     text = "asked again with the same ID, answer as the first time and do nothing"
     verb.add_argument("--request-id", type=kind(requests.identity), metavar="ID", help=text)
@@ -104,6 +107,8 @@ def changing(verbs: Any, name: str, function: Verb, help: str) -> argparse.Argum
 
 def _remembered(ctx: Context, name: str, function: Verb) -> int:
     unasked = ("function", "verb", "endless", "config", "json", "quiet", "debug", "request_id")
+    from dre import requests
+
     argv = {"verb": name, **{key: value for key, value in vars(ctx.args).items() if key not in unasked}}
     with requests.asked(ctx.conf, ctx.args.request_id, argv) as request:
         if request.outcome is None:
@@ -136,7 +141,8 @@ def family(verbs: Any, name: str, help: str, *inner: str) -> Any:
     def missing(ctx: Context) -> None:
         raise UsageError(f"{name}: a verb is missing: {', '.join(inner[:-1])} or {inner[-1]}")
 
-    return cli.verb(verbs, name, missing, help).add_subparsers(title="verbs", metavar="VERB", parser_class=VerbParser)
+    made = cli.verb(verbs, name, missing, help)
+    return made.add_subparsers(title="verbs", metavar="VERB", parser_class=VerbParser, prog=made.prog)
 
 
 def kind(convert: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dre import app as apps
-from dre import cgroup, cli, recovery, verbs
+from dre import cgroup, cli, verbs
 from dre.app import App
 from dre.cli import Context
 from dre.errors import DreError, NotFoundError
@@ -30,11 +30,14 @@ def add(table: Any) -> None:
 
 def _list(ctx: Context) -> None:
     cli.need_root("dre-app list")
-    rows = [App(ctx.conf, name).row() for name in apps.names(ctx.conf)]
+    sockets = apps.SOCKETS.read_text()
+    rows = [App(ctx.conf, name).row(sockets=sockets) for name in apps.names(ctx.conf)]
     ctx.out.table(rows, LIST_COLUMNS)
 
 
 def _status(ctx: Context) -> int:
+    from dre import recovery  # here and below: with all that it can end, more than the rest of a list
+
     cli.need_root("dre-app status")
     app = recovery.look(ctx.conf, ctx.args.name)
     if not app.home.exists():
@@ -48,6 +51,8 @@ def _status(ctx: Context) -> int:
 
 
 def _pid(ctx: Context) -> None:
+    from dre import recovery
+
     cli.need_root("dre-app pid")
     app = recovery.look(ctx.conf, ctx.args.name)
     app.need()
@@ -74,8 +79,9 @@ def _process(pid: int) -> dict[str, Any] | None:
 
 def _digest(ctx: Context) -> None:
     cli.need_root("dre-app digest")
+    from dre import recovery, snapshot
+
     app = recovery.look(ctx.conf, ctx.args.name)
-    from dre import snapshot
 
     found = snapshot.digest(app)
     if ctx.out.as_json:

@@ -4,7 +4,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dre import cli, keeping, lifecycle, order, recovery, transfer, verbs
+from dre import cli, keeping, lifecycle, order, recovery, verbs
 from dre.app import App
 from dre.cli import Context
 from dre.errors import DreError, UsageError
@@ -107,11 +107,15 @@ def _exec(ctx: Context) -> int:
 
 
 def _push(ctx: Context) -> None:
+    from dre import transfer
+
     with recovery.held(ctx.conf, ctx.args.name) as app:
         transfer.push(app, ctx.args.source, ctx.args.target)
 
 
 def _pull(ctx: Context) -> None:
+    from dre import transfer
+
     cli.need_root("dre-app pull")
     with recovery.held(ctx.conf, ctx.args.name) as app:
         transfer.pull(app, ctx.args.source, ctx.args.target)
