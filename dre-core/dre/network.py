@@ -203,6 +203,8 @@ def complete(app: App, spec: Spec, init: int | None) -> None:
     if spec.isolated:
         apply_isolation(app, spec)
     publish.turn_back(app, spec)
+    if spec.limits.net is not None:
+        limit(app, spec, spec.limits.net)
     if spec.ip == DHCP and init is not None:
         lease.acquire(app, init, wait=not spec.isolated)
         publish.begin(app, spec)
@@ -222,6 +224,17 @@ def clear(app: App, spec: Spec) -> None:
         _pass(app.conf, link)
     if spec.limits.net is not None:  # Linux from 6.16 on keeps the rule for the next link of that name
         run(["nft", "delete", "chain", "netdev", bridge.table(app.conf.bridge_if), link], check=False, timeout=10)
+
+
+def limit(app: App, spec: Spec, rate: int | None) -> None:
+    """Limit the network of the running app to *rate* each way, and read it back; None lifts it."""
+    link = lxcconfig.link(app.conf, spec)
+    if link is None or not _exists(link) or rates(app.conf, link) == (rate, rate):
+        return
+    set_rate(app.conf, link, rate, rate)
+    taken = rates(app.conf, link)
+    if taken != (rate, rate):
+        raise DreError(f"{link}: the kernel made {taken} of a network rate of {rate}")
 
 
 def set_rate(conf: Conf, link: str, receive: int | None, send: int | None) -> None:

@@ -64,6 +64,11 @@ def _become(app: App, spec: Spec, new: Limits) -> Limits:
                 group = cgroup.Group.of(pid)
                 new = limits.apply(group, spec.limits, new, device)
                 undo.callback(limits.apply, group, new, spec.limits, device)
+                if new.net != spec.limits.net:
+                    from dre import network  # late: it imports what knows of limits
+
+                    undo.callback(network.limit, app, spec, spec.limits.net)
+                    network.limit(app, spec, new.net)
             app.store(replace(spec, limits=new))
             undo.pop_all()
     except DreError as error:

@@ -7,7 +7,7 @@ import pathlib
 import subprocess
 
 import pytest
-from app_ground import LXC, Ground, kernel
+from app_ground import BRIDGE, LXC, Ground, kernel
 
 V2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
 FILES = {
@@ -119,6 +119,32 @@ def test_io_rate(app):
     assert kernel(init(app), "io" if V2 else "blkio", THROTTLE) == wanted
     app("limit", "t-limit", "--io", "none")
     assert number not in kernel(init(app), "io" if V2 else "blkio", THROTTLE)
+
+
+def test_network_rate(app):
+    address = json.loads(app("status", "t-limit", "--json"))["ip"][0]
+
+    def rate():
+        (link,) = os.listdir(f"/sys/class/net/{BRIDGE}/brif")
+        shown = json.loads(subprocess.run(["tc", "-j", "qdisc", "show", "dev", link], capture_output=True).stdout)
+        return [queue["options"]["rate"] for queue in shown if queue["kind"] == "tbf"]
+
+    app("limit", "t-limit", "--net", "1M", "--pids", "50")
+    assert rate() == [1 << 20]
+    assert subprocess.run(["ping", "-c1", "-W5", address], capture_output=True).returncode == 0
+    file = place(init(app), "pids") / "pids.max"
+    subprocess.run(["mount", "--bind", file, file], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", file], check=True)
+        app("limit", "t-limit", "--net", "2M", "--pids", "9", code=1)
+    finally:
+        subprocess.run(["umount", file], check=True)
+    assert rate() == [1 << 20]
+    app("restart", "t-limit")
+    assert rate() == [1 << 20]
+    assert json.loads(app("limit", "t-limit", "--json"))["net_limit"] == 1 << 20
+    app("limit", "t-limit", "--net", "none")
+    assert rate() == []
 
 
 def test_bad_values(app):

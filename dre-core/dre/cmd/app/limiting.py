@@ -11,7 +11,7 @@ from dre.cgroup import Limits
 from dre.cli import Context
 from dre.errors import UsageError
 
-KEYS = tuple(field.name for field in fields(Limits) if field.name != "net")
+KEYS = tuple(field.name for field in fields(Limits))
 NAMES = {  # in --json; the first two are fields of every row of list and stat
     "cpu": "cpu_limit",
     "memory": "memory_limit",
