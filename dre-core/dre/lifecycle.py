@@ -219,7 +219,12 @@ def _end(app: App, init: int, monitor: int, timeout: float, frozen: bool) -> Non
     if frozen:
         container.unfreeze()  # a frozen process cannot obey
     # Not left to init.lxc, which would kill one second after its TERM: a database may need longer.
-    terminate(init)
+    halt = app.spec().halt
+    if halt is None:
+        terminate(init)
+    else:
+        with contextlib.suppress(ProcessLookupError), _watched(init) as fd:
+            signal.pidfd_send_signal(fd, halt)
     if _ended(monitor, timeout):
         return
     container.stop()

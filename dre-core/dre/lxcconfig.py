@@ -97,8 +97,7 @@ def render(conf: Conf, spec: Spec, log: Path) -> str:
         ("lxc.hook.version", "1"),
         ("lxc.hook.pre-start", f"{ours}/overlay{_mapper(spec, home)}"),
         ("lxc.hook.post-stop", f"{ours}/overlay"),
-        ("lxc.init.cmd", f"{_inside(spec)} --name {spec.name} -- /bin/sh /run/dre-command"),
-        ("lxc.mount.entry", _init(conf, spec)),
+        *_program(conf, spec),
         ("lxc.mount.entry", f"{seen('command')} run/dre-command none bind,ro,create=file 0 0"),
         ("lxc.mount.entry", f"{seen('output')} run/dre-output none bind,create=file 0 0"),
         *([("lxc.mount.entry", f"{seen('status')} {STATUS}")] if spec.restart != "no" else []),
@@ -118,6 +117,15 @@ def render(conf: Conf, spec: Spec, log: Path) -> str:
     origin = f"{conf.core_state_dir}/app/state/{spec.name}/app.json"
     head = f"# Derived by dre-app from {origin}; its next change overwrites this.\n"
     return head + "".join(f"{key} = {value}\n" for key, value in lines)
+
+
+def _program(conf: Conf, spec: Spec) -> list[tuple[str, str]]:
+    """LXC's small init with the program below it, or an init of the app's own."""
+    start = "/bin/sh /run/dre-command"
+    if spec.halt is not None:
+        return [("lxc.init.cmd", start), ("lxc.signal.halt", str(spec.halt))]
+    command = f"{_inside(spec)} --name {spec.name} -- {start}"
+    return [("lxc.init.cmd", command), ("lxc.mount.entry", _init(conf, spec))]
 
 
 STATUS = "run/dre-status none bind,create=file 0 0"
@@ -216,7 +224,7 @@ def _network(conf: Conf, spec: Spec) -> list[tuple[str, str]]:
 def script(spec: Spec) -> str:
     """The shell script that becomes the app's program: no argument can be lost or become code on this way."""
     words = " ".join(map(shlex.quote, spec.command or IDLE))
-    if spec.restart == "no":
+    if spec.restart == "no" or spec.halt is not None:
         return f"exec >>/run/dre-output 2>&1\nexec {words}\n"
     # The shell stays to tell how the program ended. Of the signals of a stop it only waits for the program's end.
     end = "status=$?\necho $status >/run/dre-status\nexit $status\n"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a killed verb left is ended here, before the next verb on that app: the only way to get an app's lock.
 
-Create is undone, and so is save; destroy, load, undo, limit, set and isolate are done to their end. Reading verbs do it too, unless a
-verb is just at work.
+Create is undone, and so is save; adopt, destroy, load, undo, limit, set and isolate are done to their end. Reading
+verbs do it too, unless a verb is just at work.
 """
 
 import contextlib
@@ -10,8 +10,8 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
-from dre import app as apps
 from dre import lifecycle, network, relimit, setting, snapshot
+from dre import app as apps
 from dre.app import App
 from dre.conf import Conf
 from dre.errors import DreError, TimedOutError
@@ -44,7 +44,9 @@ def settle(app: App, doomed: bool = False) -> str | None:
     verb = str(intent["verb"])
     if verb in _LATE:
         _late(verb).settled(app, intent)
-    if verb in ("create", "destroy"):
+    if verb == "adopt":  # although doomed: left half adopted, it would next be taken for half made
+        importlib.import_module("dre.adopt").resume(app, intent)
+    elif verb in ("create", "destroy"):
         lifecycle.remove(app)
         if verb == "destroy":
             app.emit("destroyed")

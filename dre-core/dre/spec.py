@@ -73,6 +73,7 @@ class Spec:
     snapshot_keep: int = 4
     publish: tuple[Publish, ...] = ()
     restart: str = "no"  # or on-failure:N
+    halt: int | None = None  # its command is an init of its own, which ends at this signal
     autostart: bool = False
     after: tuple[str, ...] = ()  # apps that are to run before it
     ids: tuple[int, int] | None = None  # the first host id of the app's own, and how many; None: it never had any

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dre import cli, verbs
 
 GROUPS = {
-    "making": ("create", "destroy"),
+    "making": ("create", "adopt", "destroy"),
     "setting": ("set",),
     "service": ("log", "console", "keep", "autostart", "autostop"),
     "running": ("start", "stop", "restart", "freeze", "thaw", "exec", "push", "pull", "recover"),

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dre-app create and destroy: apps come and go."""
+"""dre-app create, adopt and destroy: apps come and go."""
 
 from typing import Any
 
-from dre import cgroup, confine, lifecycle, order, recovery, relimit, spec, verbs
+from dre import adopt, cgroup, confine, lifecycle, order, recovery, relimit, spec, verbs
 from dre.app import App
 from dre.cli import Context
 from dre.cmd.app import limiting
@@ -21,6 +21,12 @@ def add(table: Any) -> None:
     text = "its root is a user of the host (default with a tree as base)"
     create.add_argument("--unprivileged", action="store_true", default=None, help=text)
     create.add_argument("command", nargs="*", metavar="CMD", help="after --: its program (default: idle)")
+    take = verbs.changing(table, "adopt", _adopt, "make a stopped LXC container an app")
+    verbs.add_name(take)
+    text = "its address (default: what it had, or the next free one)"
+    take.add_argument("--ip", metavar="ADDR/LEN|dhcp|none", help=text)
+    take.add_argument("--privileged", action="store_true", help="its root is root of the host")
+    take.add_argument("command", nargs="*", metavar="CMD", help="after --: its program in place of its own init")
     destroy = verbs.changing(table, "destroy", _destroy, "remove stopped apps and their snapshots")
     destroy.add_argument("--force", action="store_true", help="stop them first")
     verbs.add_names(destroy)
@@ -46,6 +52,12 @@ def _create(ctx: Context) -> None:
         lifecycle.create(app, spec.checked(app, wanted, spec.PROPERTIES), args.ip)
 
 
+def _adopt(ctx: Context) -> None:
+    with recovery.held(ctx.conf, ctx.args.name) as app:
+        for said in adopt.adopt(app, ctx.args.ip, spec.command(ctx.args.command), ctx.args.privileged):
+            ctx.say(f"{app.name}: {said}")
+
+
 def _destroy(ctx: Context) -> None:
     def work(app: App) -> None:
         try:
@@ -59,6 +71,7 @@ def _destroy(ctx: Context) -> None:
         others = [] if ctx.args.force else [name for name in order.dependents(ctx.conf, app.name) if name not in named]
         if others:
             raise DreError(f"{app.name}: {', '.join(others)} is after it; change that, or use --force")
+        adopt.need_unshared(app)
         lifecycle.stop(app, 0.0 if ctx.args.force else STOP_WAIT)
         lifecycle.destroy(app)
 
