@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dre import event, files, units
+from dre import event, files, trees, units
 from dre.conf import Conf
 from dre.errors import DreError, NotFoundError, UsageError
 from dre.run import follow, need, run
@@ -161,8 +161,7 @@ class Store:
 
     @contextlib.contextmanager
     def _locked(self, name: str, timeout: float = 10.0) -> Iterator[None]:
-        digest = hashlib.sha256(os.fsencode(self.directory.absolute())).hexdigest()[:8]
-        with files.lock(self.conf.core_run_dir / "lock" / f"base-{units.name(name)}-{digest}", timeout):
+        with files.lock(trees.lock_file(self.conf, self.directory / units.name(name)), timeout):
             self._recover(name)
             yield
 

@@ -143,3 +143,44 @@ def test_under_a_lock_no_step_of_several_processes_is_lost(tmp_path):
         with adder:
             assert adder.wait(60) == 0
     assert counter.read_text() == "200"
+
+
+def test_a_small_tree_is_removed_and_nothing_behind_its_links(tmp_path):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    tree = tmp_path / "tree"
+    (tree / "a/b").mkdir(parents=True)
+    (tree / "a/b/file").touch()
+    (tree / "a/link").symlink_to(kept)
+    os.mkfifo(tree / "fifo")
+    assert files.remove_small(tree) is True
+    assert not tree.exists() and (kept / "file").exists()
+
+
+def test_a_large_or_deep_tree_is_left_to_others(tmp_path):
+    wide = tmp_path / "wide"
+    wide.mkdir()
+    for number in range(201):
+        (wide / str(number)).touch()
+    deep = tmp_path / "deep"
+    (deep / "/".join("d" * 20)).mkdir(parents=True)
+    assert files.remove_small(wide) is False and files.remove_small(deep) is False
+    assert len(list(wide.iterdir())) == 201 and deep.exists()
+    assert files.remove_small(wide, 201) is True
+    (tmp_path / "link").symlink_to(deep)
+    assert files.remove_small(tmp_path / "link") is False
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts")
+def test_another_file_system_is_not_entered(tmp_path):
+    inner = tmp_path / "tree/inner"
+    inner.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", inner], check=True)
+    try:
+        (inner / "file").touch()
+        assert files.remove_small(tmp_path / "tree") is False
+        assert (inner / "file").exists()
+    finally:
+        subprocess.run(["umount", inner], check=True)
+    assert files.remove_small(tmp_path / "tree") is True
