@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dre import app as apps
-from dre import cgroup, confine, event, files, lxcconfig, network, output, publish, relimit
+from dre import cgroup, confine, event, files, lxcconfig, network, output, publish, relimit, trees
 from dre.app import App
 from dre.conf import Conf
 from dre.errors import DreError, MissingError, NotFoundError, TimedOutError, UsageError
@@ -52,8 +52,10 @@ def create(app: App, spec: Spec, ip: str | None, fill: Callable[[Path], None] | 
     if os.path.lexists(app.directory):
         raise DreError(f"{app.name}: taken by an LXC container that dre-app did not make: {app.directory}")
     remove(app)  # what is left of one that lxc-destroy removed
-    app.home.mkdir(parents=True, mode=0o700)
-    with network.reserved(app.conf):
+    with trees.used(app.conf, spec.base), network.reserved(app.conf):
+        if spec.base != "host" and not os.path.isdir(spec.base):
+            raise NotFoundError(f"{spec.base}: no such tree: it has just been deleted")
+        app.home.mkdir(parents=True, mode=0o700)
         # Written before the address is given away, so that nobody else gets it.
         app.begin(verb="create")
         try:
@@ -215,9 +217,8 @@ def stop(app: App, timeout: float) -> bool:
 
 
 def _end(app: App, init: int, monitor: int, timeout: float, frozen: bool) -> None:
-    container = app.container()
     if frozen:
-        container.unfreeze()  # a frozen process cannot obey
+        app.container().unfreeze()  # a frozen process cannot obey
     # Not left to init.lxc, which would kill one second after its TERM: a database may need longer.
     halt = app.spec().halt
     if halt is None:
@@ -227,7 +228,7 @@ def _end(app: App, init: int, monitor: int, timeout: float, frozen: bool) -> Non
             signal.pidfd_send_signal(fd, halt)
     if _ended(monitor, timeout):
         return
-    container.stop()
+    app.container().stop()
     if not _ended(monitor, KILL_WAIT):
         raise TimedOutError(f"{app.name}: not ended {KILL_WAIT:g} s after it was killed")
 
@@ -318,7 +319,7 @@ def remove(app: App) -> None:
 
 def remove_tree(path: Path) -> None:
     """Remove *path* and what is below it, on its own file system alone and not through links."""
-    if os.path.lexists(path):
+    if os.path.lexists(path) and not files.remove_small(path):
         run([*MORTAL, "rm", "-rf", "--one-file-system", "--", str(path)], timeout=600)
 
 
