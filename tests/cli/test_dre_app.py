@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """dre-app's arguments, exit codes and output, on scratch directories and without starting anything."""
 
+import concurrent.futures
+import fcntl
 import json
 import os
 import pathlib
@@ -145,3 +147,27 @@ def test_tree_is_only_linked(app, tmp_path):
     assert os.readlink(tmp_path / "lxc/web1/lower") == str(tmp_path / "tree")
     app("destroy", "web1")
     assert sorted(map(str, pathlib.Path(tmp_path / "tree").rglob("*"))) == before
+
+
+@root
+def test_create_waits_for_who_changes_its_tree(run, settings, tmp_path):
+    """dre-base holds the tree's lock while it deletes or replaces it; the name of the lock is what dre-base made."""
+    tree = tmp_path / "state/base/one"
+    for part in ("bin", "etc", "var/lib/dpkg"):
+        (tree / part).mkdir(parents=True)
+    (tree / "bin/sh").touch()
+    (tree / "var/lib/dpkg/status").touch()
+    config = settings(DRE_APP_LXC_PATH=tmp_path / "lxc", DRE_BRIDGE_ADDRESS="10.231.101.1/24")
+    (tmp_path / "lxc").mkdir()
+    run("dre-base", "--config", config, "delete", "one")  # refused: it has no manifest
+    (lock,) = (tmp_path / "run/lock").glob("base-one-*")
+    with lock.open() as stream, concurrent.futures.ThreadPoolExecutor() as pool:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        create = pool.submit(run, "dre-app", "--config", config, "create", "web1", "--base", "one", "--ip", "none")
+        concurrent.futures.wait([create], timeout=1.5)
+        assert not create.done()
+        tree.rename(tmp_path / "gone")
+        fcntl.flock(stream, fcntl.LOCK_UN)
+        done = create.result()
+    assert (done.returncode, b"no such tree" in done.stderr) == (3, True), done.stderr
+    assert os.listdir(tmp_path / "lxc") == [] and not (tmp_path / "state/app/state/web1").exists()
