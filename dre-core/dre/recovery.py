@@ -10,7 +10,6 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
-from dre import lifecycle, network, relimit, setting, snapshot
 from dre import app as apps
 from dre.app import App
 from dre.conf import Conf
@@ -20,6 +19,8 @@ from dre.errors import DreError, TimedOutError
 @contextlib.contextmanager
 def held(conf: Conf, name: str, doomed: bool = False, timeout: float = 60.0) -> Iterator[App]:
     """The app *name*, locked, with nothing unfinished. With *doomed* it is about to be destroyed: do not undo first."""
+    from dre import lifecycle  # here and below: reading verbs call look, and seldom find anything to end
+
     app = App(conf, name)
     with app.locked(timeout):
         settle(app, doomed)
@@ -38,6 +39,8 @@ def look(conf: Conf, name: str) -> App:
 
 def settle(app: App, doomed: bool = False) -> str | None:
     """End what is unfinished, and return its verb."""
+    from dre import lifecycle, network, relimit, setting, snapshot
+
     intent = app.intent() if app.home.exists() else None
     if intent is None:
         return _without_intent(app)
@@ -81,6 +84,8 @@ def _late(verb: str) -> Any:
 
 def _without_intent(app: App) -> str | None:
     """A create killed before its intent, or a destroy killed after it, leaves a directory without app.json."""
+    from dre import lifecycle
+
     gone = app.home.with_name(f".{app.name}.gone")
     if gone.exists() or (app.home.exists() and not (app.home / "app.json").exists()):
         lifecycle.remove(app)
@@ -90,6 +95,8 @@ def _without_intent(app: App) -> str | None:
 
 def everything(conf: Conf) -> list[tuple[str, str]]:
     """Settle every app and sweep the stopped ones; returns (name, verb that was ended)."""
+    from dre import lifecycle
+
     ended = []
     place = apps.state_dir(conf)
     hidden = [path.name[1:-5] for path in place.glob(".*.gone")] if place.exists() else []
