@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dre import app as apps
-from dre import cgroup, confine, event, files, lxcconfig, network, output, publish, relimit, trees
+from dre import cgroup, confine, event, files, lxcconfig, network, output, publish, relimit, sshd, trees
 from dre.app import App
 from dre.conf import Conf
 from dre.errors import DreError, MissingError, NotFoundError, TimedOutError, UsageError
@@ -151,6 +151,7 @@ def begun(app: App, spec: Spec, crashes: int = 0) -> int | None:
     app.emit("started", pid=pid)
     try:
         network.complete(app, spec, pid)
+        sshd.await_ready(app, spec, pid)
     except DreError:
         stop(app, 0.0)
         raise

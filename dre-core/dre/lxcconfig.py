@@ -13,7 +13,7 @@ import shlex
 import socket
 from pathlib import Path
 
-from dre import files, limits
+from dre import files, limits, sshd
 from dre.conf import Conf
 from dre.errors import DreError, MissingError
 from dre.spec import DHCP, Spec
@@ -223,12 +223,14 @@ def _network(conf: Conf, spec: Spec) -> list[tuple[str, str]]:
 
 def script(spec: Spec) -> str:
     """The shell script that becomes the app's program: no argument can be lost or become code on this way."""
+    begin = "exec >>/run/dre-output 2>&1\n"
     words = " ".join(map(shlex.quote, spec.command or IDLE))
-    if spec.restart == "no" or spec.halt is not None:
-        return f"exec >>/run/dre-output 2>&1\nexec {words}\n"
+    if (spec.restart == "no" and spec.sshd_port is None) or spec.halt is not None:
+        return f"{begin}exec {words}\n"
     # The shell stays to tell how the program ended. Of the signals of a stop it only waits for the program's end.
-    end = "status=$?\necho $status >/run/dre-status\nexit $status\n"
-    return f"exec >>/run/dre-output 2>&1\ntrap : HUP INT QUIT TERM\n{words}\n{end}"
+    before, after = ("", "") if spec.sshd_port is None else (sshd.script(spec), sshd.AFTER)
+    told = "" if spec.restart == "no" else "echo $status >/run/dre-status\n"
+    return f"{begin}{before}trap : HUP INT QUIT TERM\n{words}\nstatus=$?\n{after}{told}exit $status\n"
 
 
 def escape(path: str) -> str:

@@ -72,6 +72,8 @@ class Spec:
     snapshot_every: float | None = None  # seconds
     snapshot_keep: int = 4
     publish: tuple[Publish, ...] = ()
+    sshd_port: int | None = None
+    ssh_keys: tuple[str, ...] = ()  # lines of authorized_keys
     restart: str = "no"  # or on-failure:N
     halt: int | None = None  # its command is an init of its own, which ends at this signal
     autostart: bool = False
@@ -98,12 +100,14 @@ class Spec:
         data["binds"] = tuple(Bind(**item) for item in data["binds"])
         data["limits"] = cgroup.Limits(**data["limits"])
         data["publish"] = tuple(Publish(**item) for item in data.get("publish", ()))
+        data["ssh_keys"] = tuple(data.get("ssh_keys", ()))
         data["ids"] = tuple(data["ids"]) if data.get("ids") else None
         return cls(**data)
 
     def restored(self, saved: "Spec") -> "Spec":
         """This app with what a snapshot keeps of the configuration: all but what tells one app from another."""
-        saved = replace(saved, publish=self.publish)  # another app may have been given what it had then
+        # Another app may have been given the port it had then, and a key may have been withdrawn.
+        saved = replace(saved, publish=self.publish, sshd_port=self.sshd_port, ssh_keys=self.ssh_keys)
         # How often it is saved is how this host keeps it, and no part of what it was.
         saved = replace(saved, snapshot_every=self.snapshot_every, snapshot_keep=self.snapshot_keep)
         saved = replace(saved, autostart=self.autostart, after=self.after)
@@ -248,6 +252,7 @@ class Property:
     show: Callable[[Any], list[str]] = shown
     live: str = LATER
     check: str = ""
+    bare: str | None = None  # the word that the option without one stands for
 
     def value(self, given: Any) -> Any:
         """The field's value of what an option or a word gave. Raises UsageError."""
@@ -297,7 +302,21 @@ PROPERTIES["snapshot-every"] = Property(
     show=lambda value: [f"{value:g}s" if value else "none"],
 )
 PROPERTIES["snapshot-keep"] = Property("N", "how many of these snapshots stay (default: 4)", kept)
-_FIELDS = {"bind": "binds"}
+PROPERTIES["sshd-port"] = Property(
+    "N|none",
+    "have an sshd in it answer there (without N: DRE_DEFAULT_SSHD_PORT)",
+    lambda word: hook("dre.sshd:port")(word),
+    check="dre.sshd:check",
+    bare="default",
+)
+PROPERTIES["ssh-key"] = Property(
+    "FILE",
+    "public keys that may log in (default: root's of the host)",
+    lambda words: hook("dre.sshd:keys")(words),
+    many=True,
+    check="dre.sshd:check",
+)
+_FIELDS = {"ssh-key": "ssh_keys", "bind": "binds"}
 
 
 def field_of(key: str) -> str:
@@ -312,6 +331,8 @@ def add_options(verb: argparse.ArgumentParser) -> None:
             verb.add_argument(f"--{key}", action="store_true", default=None, help=item.help)
         elif item.many:
             verb.add_argument(f"--{key}", action="append", metavar=item.metavar, help=item.help)
+        elif item.bare:
+            verb.add_argument(f"--{key}", nargs="?", const=item.bare, metavar=item.metavar, help=item.help)
         else:
             verb.add_argument(f"--{key}", metavar=item.metavar, help=item.help)
 

@@ -23,15 +23,15 @@ SETTINGS |= {"DRE_BRIDGE_DNS": "no", "DRE_BRIDGE_DHCP": "no"}
 PROGRAMS = ("sh", "sleep", "cat", "ls", "dd", "true", "env", "mkdir", "rm", "sync", "kill", "ln", "stat", "mkfifo")
 
 
-def make_tree(place):
+def make_tree(place, more=()):
     """A root file system of a few programs of the host and their libraries; merged /usr, as Debian has it."""
     tree = pathlib.Path(place)
     for directory in ("usr/bin", "usr/lib", "usr/lib64", "usr/sbin", "etc", "proc", "sys", "dev", "run", "tmp", "root"):
         (tree / directory).mkdir(parents=True)
     for link in ("bin", "lib", "lib64", "sbin"):
         (tree / link).symlink_to(f"usr/{link}")
-    for program in PROGRAMS:
-        path = shutil.which(program, path="/usr/bin:/bin")
+    for program in (*PROGRAMS, *more):
+        path = shutil.which(program, path="/usr/bin:/bin:/usr/sbin")
         shutil.copy(path, tree / "usr/bin" / program)
         for library in re.findall(r"(/\S+) \(0x", subprocess.run(["ldd", path], capture_output=True, text=True).stdout):
             target = tree / library.lstrip("/")
