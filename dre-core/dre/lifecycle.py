@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dre import app as apps
-from dre import cgroup, confine, event, files, lxcconfig, network, output, publish, relimit, sshd, trees
+from dre import cgroup, confine, event, files, lxcconfig, names, network, output, publish, relimit, sshd, trees
 from dre.app import App
 from dre.conf import Conf
 from dre.errors import DreError, MissingError, NotFoundError, TimedOutError, UsageError
@@ -89,6 +89,7 @@ def _build(app: App, spec: Spec, fill: Callable[[Path], None] | None) -> None:
     app.log.parent.mkdir(parents=True, exist_ok=True)
     app.log.touch(mode=0o640)
     app.store(spec)
+    names.write(app, spec)
     if spec.unprivileged:  # where it cannot be, say so now
         try:
             mount(app)
@@ -106,6 +107,7 @@ def start(app: App, crashes: int = 0) -> bool:
         network.complete(app, spec, app.init_pid())  # the start that made it run may have been killed before this
         return False
     make_ready(app, spec, crashes)
+    names.write(app, spec)
     said = output.of_lxc(app)
     said.unlink(missing_ok=True)
     # As a program and not by the library: liblxc forks the monitor from its caller, with all that the caller

@@ -251,7 +251,7 @@ def hide(conf: Conf, delta: Path) -> None:
             continue  # hidden with the directory that holds it
         hidden = _parents(delta, path)
         if hidden is not None and not os.path.lexists(hidden):
-            _like(Path(path), hidden)
+            like(Path(path), hidden)
             os.setxattr(hidden, "trusted.overlay.opaque", b"y")
     for path in HIDDEN_FILES:
         hidden = _parents(delta, path)
@@ -271,11 +271,11 @@ def _parents(delta: Path, path: str) -> Path | None:
     for part in parent.parts[1:]:
         here /= part
         if not here.is_dir():
-            _like(Path("/") / here.relative_to(delta), here)
+            like(Path("/") / here.relative_to(delta), here)
     return here / Path(path).name
 
 
-def _like(original: Path, made: Path) -> None:
+def like(original: Path, made: Path) -> None:
     """Make directory *made* with the mode and owner of *original*."""
     made.mkdir()
     with contextlib.suppress(FileNotFoundError):
