@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import ipaddress
 import os
-import secrets
 import socket
 import struct
 import zlib
@@ -144,7 +143,7 @@ def _make(name: str) -> None:
         if (_NET / temporary / "bridge").exists():
             ip.link("del", index=_index(temporary))
         # A given address stays; else the bridge would take that of its ports, and change it as they come and go.
-        mac = "02:" + secrets.token_bytes(5).hex(":")
+        mac = "02:" + os.urandom(5).hex(":")
         ip.link("add", ifname=temporary, kind="bridge", br_stp_state=0, br_forward_delay=0, address=mac)
         index = _index(temporary)
         ip.link("set", index=index, ifalias=MARK)

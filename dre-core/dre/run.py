@@ -210,9 +210,9 @@ def missing(program: str) -> MissingError:
 
 def need(program: str) -> str:
     """The path of *program*; raises MissingError when it is not in PATH."""
-    import shutil  # slow: it knows archives
-
-    path = shutil.which(program)
+    # Not by shutil, which knows archives and is slow to import.
+    found = (os.path.join(directory, program) for directory in os.get_exec_path())
+    path = next((path for path in found if os.access(path, os.X_OK)), None)
     if path is None:
         raise missing(program)
     return path

@@ -8,8 +8,9 @@ imported: a list shall not pay for what makes, moves and limits.
 import argparse
 import importlib
 import io
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from dre import cli, units
@@ -184,15 +185,47 @@ def add_timeout(verb: argparse.ArgumentParser, default: float) -> None:
     verb.add_argument("--timeout", type=kind(units.duration), default=default, metavar="S", help=text)
 
 
-def each(ctx: Context, names: Sequence[str], work: Callable[[str], object]) -> None:
-    """Do *work* on every name, whatever becomes of the others; the first failure is the answer, the others are said."""
-    failures: list[DreError] = []
-    for item in names:
+def each(
+    ctx: Context,
+    names: Sequence[str],
+    work: Callable[[str], object],
+    behind: Callable[[str], Iterable[str]] | None = None,
+) -> None:
+    """Do *work* on every name, whatever becomes of the others; the first failure is the answer, the others are said.
+
+    With *behind* on several at once, each when those that this gives for it have ended; *names* has them before it.
+    """
+
+    def tried(item: str) -> DreError | None:
         try:
             work(item)
         except DreError as error:
-            failures.append(error)
+            return error
+        return None
+
+    ended = _at_once(names, tried, behind) if behind and len(names) > 1 else map(tried, names)
+    failures = [error for error in ended if error is not None]
     for failure in failures[1:]:
         sys.stderr.write(f"{ctx.prog}: {failure}\n")
     if failures:
         raise failures[0]
+
+
+def _at_once(
+    names: Sequence[str], work: Callable[[str], DreError | None], behind: Callable[[str], Iterable[str]]
+) -> list[DreError | None]:
+    from concurrent import futures  # slow, and most calls are for one
+
+    done: dict[str, futures.Future[DreError | None]] = {}
+
+    def turn(item: str) -> DreError | None:
+        # Those were given out before this one, so they are at work or done, whatever the number of threads.
+        futures.wait([done[other] for other in behind(item) if other in done])
+        return work(item)
+
+    # Most of the work is in programs that are waited for, and they wait for the kernel.
+    with futures.ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
+        for item in names:
+            if item not in done:
+                done[item] = pool.submit(turn, item)
+    return [done[item].result() for item in names]

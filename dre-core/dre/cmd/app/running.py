@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dre-app start, stop, restart, freeze, thaw, exec, push, pull and recover: apps at work."""
+"""dre-app start, stop, restart, freeze, thaw and recover: apps at work."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,8 +7,7 @@ from typing import Any
 from dre import cli, keeping, lifecycle, order, recovery, verbs
 from dre.app import App
 from dre.cli import Context
-from dre.errors import DreError, UsageError
-from dre.run import need
+from dre.errors import DreError
 
 STOP_WAIT = 10.0
 
@@ -22,17 +21,6 @@ def add(table: Any) -> None:
         verbs.add_names(verb)
     verbs.add_names(verbs.changing(table, "freeze", _freeze, "hold all processes of apps"))
     verbs.add_names(verbs.changing(table, "thaw", _thaw, "let frozen apps go on"))
-    execute = cli.verb(table, "exec", _exec, "run a program in a running app; its exit status passes through")
-    verbs.add_name(execute)
-    execute.add_argument("command", nargs="*", metavar="CMD", help="after --: the program and its arguments")
-    push = verbs.changing(table, "push", _push, "copy a file into an app")
-    verbs.add_name(push)
-    push.add_argument("source", metavar="SRC", help="file of the host")
-    push.add_argument("target", metavar="DST", help="path in the app")
-    pull = cli.verb(table, "pull", _pull, "copy a file out of an app")
-    verbs.add_name(pull)
-    pull.add_argument("source", metavar="SRC", help="path in the app")
-    pull.add_argument("target", metavar="DST", help="file of the host")
     cli.verb(table, "recover", _recover, "end what killed commands left unfinished")
 
 
@@ -64,7 +52,7 @@ def start_in_order(ctx: Context, names: Sequence[str], work: Callable[[App], obj
 
     found = order.sequence(ctx.conf, names)
     try:
-        verbs.each(ctx, found, held)
+        verbs.each(ctx, found, held, lambda name: order.after(ctx.conf, name))
     finally:
         keeping.ensure(ctx.conf, found, ctx.args.config)
 
@@ -74,7 +62,13 @@ def _start(ctx: Context) -> None:
 
 
 def _stop(ctx: Context) -> None:
-    each_held(ctx, lambda app: lifecycle.stop(app, ctx.args.timeout))
+    def held(name: str) -> None:
+        with recovery.held(ctx.conf, name) as app:
+            lifecycle.stop(app, ctx.args.timeout)
+
+    names = [name for wave in order.waves(ctx.conf, ctx.args.names) for name in wave]
+    before = {name: order.after(ctx.conf, name) for name in names}
+    verbs.each(ctx, names, held, lambda name: [other for other in names if name in before[other]])
 
 
 def _restart(ctx: Context) -> None:
@@ -91,34 +85,6 @@ def _freeze(ctx: Context) -> None:
 
 def _thaw(ctx: Context) -> None:
     each_held(ctx, lifecycle.thaw)
-
-
-def _exec(ctx: Context) -> int:
-    cli.need_root("dre-app exec")
-    if not ctx.args.command:
-        raise UsageError("exec: the command after -- is missing")
-    app = recovery.look(ctx.conf, ctx.args.name)
-    app.need()
-    state = app.state()
-    if state != "running":
-        raise DreError(f"{app.name}: cannot exec: it is {state}")
-    words = ("-n", app.name, "-P", str(ctx.conf.app_lxc_path), "--clear-env", "--", *ctx.args.command)
-    return ctx.become(need("lxc-attach"), *words)
-
-
-def _push(ctx: Context) -> None:
-    from dre import transfer
-
-    with recovery.held(ctx.conf, ctx.args.name) as app:
-        transfer.push(app, ctx.args.source, ctx.args.target)
-
-
-def _pull(ctx: Context) -> None:
-    from dre import transfer
-
-    cli.need_root("dre-app pull")
-    with recovery.held(ctx.conf, ctx.args.name) as app:
-        transfer.pull(app, ctx.args.source, ctx.args.target)
 
 
 def _recover(ctx: Context) -> None:

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dre-app exec, push and pull: programs and files in apps. Apart from the verbs that start and stop, to be quick."""
+
+from typing import Any
+
+from dre import cli, recovery, verbs
+from dre.cli import Context
+from dre.errors import DreError, UsageError
+from dre.run import need
+
+
+def add(table: Any) -> None:
+    """Add these verbs to *table*."""
+    execute = cli.verb(table, "exec", _exec, "run a program in a running app; its exit status passes through")
+    verbs.add_name(execute)
+    execute.add_argument("command", nargs="*", metavar="CMD", help="after --: the program and its arguments")
+    push = verbs.changing(table, "push", _push, "copy a file into an app")
+    verbs.add_name(push)
+    push.add_argument("source", metavar="SRC", help="file of the host")
+    push.add_argument("target", metavar="DST", help="path in the app")
+    pull = cli.verb(table, "pull", _pull, "copy a file out of an app")
+    verbs.add_name(pull)
+    pull.add_argument("source", metavar="SRC", help="path in the app")
+    pull.add_argument("target", metavar="DST", help="file of the host")
+
+
+def _exec(ctx: Context) -> int:
+    cli.need_root("dre-app exec")
+    if not ctx.args.command:
+        raise UsageError("exec: the command after -- is missing")
+    app = recovery.look(ctx.conf, ctx.args.name)
+    app.need()
+    state = app.state()
+    if state != "running":
+        raise DreError(f"{app.name}: cannot exec: it is {state}")
+    words = ("-n", app.name, "-P", str(ctx.conf.app_lxc_path), "--clear-env", "--", *ctx.args.command)
+    return ctx.become(need("lxc-attach"), *words)
+
+
+def _push(ctx: Context) -> None:
+    from dre import transfer
+
+    with recovery.held(ctx.conf, ctx.args.name) as app:
+        transfer.push(app, ctx.args.source, ctx.args.target)
+
+
+def _pull(ctx: Context) -> None:
+    from dre import transfer
+
+    cli.need_root("dre-app pull")
+    with recovery.held(ctx.conf, ctx.args.name) as app:
+        transfer.pull(app, ctx.args.source, ctx.args.target)
