@@ -117,6 +117,8 @@ class App:
         files.write_atomic(self.home / "app.json", spec.to_json(), 0o600)
         command = self.directory / "command"
         files.write_atomic(command, lxcconfig.script(spec), 0o700)
+        if spec.restart != "no":
+            self.status.touch(mode=0o600)
         self.refresh(spec)
 
     def refresh(self, spec: Spec) -> None:

@@ -16,7 +16,7 @@ NAME = "t-log"
 def app(run, settings, tmp_path):
     with Ground(run, settings) as ground:
         tree = app_ground.make_tree(tmp_path / "tree")
-        ground("create", NAME, "--base", tree, "--ip", "none", "--", "sh", "-c", "cat /mark; echo oops >&2; sleep 999")
+        ground("create", NAME, "--privileged", "--base", tree, "--ip", "none", "--", "sh", "-c", "cat /mark; echo oops >&2; sleep 999")
         yield ground
 
 

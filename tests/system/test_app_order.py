@@ -59,10 +59,12 @@ def test_started_with_the_system_in_order_and_stopped_in_the_reverse(app):
 
 
 def test_what_it_is_after_fails_and_so_it_is_not_started(app):
-    app.create(DB)
+    data = app.place / "data"
+    data.mkdir()
+    app.create(DB, "--bind", f"{data}:/data")
     app.create(WEB, "--after", DB, "--autostart")
     app.create(LONE, "--autostart")
-    (LXC / DB / "command").unlink()
+    data.rmdir()
     assert f"{DB}: cannot start" in app("autostart", code=1)
     assert states(app) == {WEB: "stopped", DB: "stopped", LONE: "running"}
     assert f"{WEB}: not started, for {DB} was not" in app("start", WEB, code=1)

@@ -65,6 +65,11 @@ def end_keeper(app):
         wait_for(lambda: keeper(app) is None)
 
 
+def end(app, status):
+    """Let the program end so; by a link, that it reads all or nothing."""
+    app("exec", NAME, "--", "sh", "-c", f"echo {status} >/told; ln /told /end")
+
+
 def init(app):
     return json.loads(app("status", NAME, "--json"))["pid"]
 
@@ -112,11 +117,10 @@ def test_whatever_dies_is_started_again(app):
 def test_after_n_crashes_it_gives_up_until_an_ordered_start(app):
     create(app, "on-failure:1")
     app("start", NAME)
-    end = app_ground.LXC / NAME / "rootfs/end"
     first = init(app)
-    end.write_text("3\n")
+    end(app, 3)
     assert running_again(app, first)
-    end.write_text("4\n")
+    end(app, 4)
     assert wait_for(lambda: "app.gave-up" in app.events(), timeout=20)
     assert state(app) == "crashed"
     lines = [json.loads(line) for line in (app.place / "state/spool/event/emitted.jsonl").read_text().splitlines()]
@@ -124,14 +128,14 @@ def test_after_n_crashes_it_gives_up_until_an_ordered_start(app):
     assert [(data["status"], data["crashes"]) for data in crashes] == [(3, 1), (4, 2)]
     app("start", NAME)
     pid = init(app)
-    end.write_text("5\n")
+    end(app, 5)
     assert running_again(app, pid), "an ordered start does not count from the first again"
 
 
 def test_an_end_with_0_and_an_ordered_stop_are_no_crash(app):
     create(app, "on-failure:3")
     app("start", NAME)
-    (app_ground.LXC / NAME / "rootfs/end").write_text("0\n")
+    end(app, 0)
     assert wait_for(lambda: state(app) == "stopped", timeout=20)
     app("start", NAME)
     app("stop", NAME)
