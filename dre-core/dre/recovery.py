@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from dre import app as apps
-from dre import lifecycle, network, relimit, setting, snapshot
 from dre.app import App
 from dre.conf import Conf
 from dre.errors import DreError, TimedOutError

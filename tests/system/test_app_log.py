@@ -16,7 +16,8 @@ NAME = "t-log"
 def app(run, settings, tmp_path):
     with Ground(run, settings) as ground:
         tree = app_ground.make_tree(tmp_path / "tree")
-        ground("create", NAME, "--privileged", "--base", tree, "--ip", "none", "--", "sh", "-c", "cat /mark; echo oops >&2; sleep 999")
+        text = "cat /mark; echo oops >&2; sleep 999"
+        ground("create", NAME, "--privileged", "--base", tree, "--ip", "none", "--", "sh", "-c", text)
         yield ground
 
 
