@@ -7,6 +7,7 @@ LXC's hook, so it imports nothing of ours. Needs Linux 5.19; says so by Refused 
 """
 
 import ctypes
+import errno
 import json
 import os
 import stat
@@ -179,7 +180,7 @@ def _map(fd: int, path: str, namespace: int) -> None:
     """Make the detached mount *fd* of *path* show ids as *namespace* has them. Raises Refused."""
     attr = _Attr(set=_ATTR_IDMAP, userns=namespace)
     try:
-        _syscall("map", _MOUNT_SETATTR, fd, "", _AT_EMPTY_PATH, ctypes.byref(attr), ctypes.sizeof(attr))
+        _syscall("mount_setattr", _MOUNT_SETATTR, fd, "", _AT_EMPTY_PATH, ctypes.byref(attr), ctypes.sizeof(attr))
     except OSError as error:
         raise Refused(f"the file system of {path} cannot be mounted with mapped ids: {error.strerror}") from None
 
@@ -212,6 +213,8 @@ def _syscall(what: str, number: int, *words: Any) -> int:
 def _checked(result: int, what: str) -> int:
     if result < 0:
         error = ctypes.get_errno()
+        if error == errno.ENOSYS:
+            raise Refused(f"the kernel has no {what.split()[0]}; Linux 5.19 has all that is needed")
         raise OSError(error, f"{what}: {os.strerror(error)}")
     return result
 

@@ -357,7 +357,7 @@ def _await_monitor(app: App) -> None:
 def mounted(app: App) -> list[str]:
     """Where something of the app is mounted: its overlay, and what an unprivileged one sees of the host."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         place = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split()[4])
         if place.startswith(f"{app.directory}/"):
             found.append(place)
