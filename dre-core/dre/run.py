@@ -211,7 +211,7 @@ def missing(program: str) -> MissingError:
 def need(program: str) -> str:
     """The path of *program*; raises MissingError when it is not in PATH."""
     # Not by shutil, which knows archives and is slow to import.
-    found = (os.path.join(directory, program) for directory in os.get_exec_path())
+    found = (f"{directory}/{program}" for directory in os.get_exec_path())
     path = next((path for path in found if os.access(path, os.X_OK)), None)
     if path is None:
         raise missing(program)
