@@ -267,10 +267,11 @@ def sweep(name: str, taken: set[str], root: Path = ROOT) -> None:
         for group in directory.glob(f"lxc.*.{name}*"):
             match = wanted.fullmatch(group.name)
             if match and (match[1] == name or match[1] not in taken):
-                _remove(group)
+                remove(group)
 
 
-def _remove(group: Path) -> None:
+def remove(group: Path) -> None:
+    """Remove the group at *group* and those inside; what has a process in it stays."""
     for directory, _, _ in os.walk(group, topdown=False):
         try:
             Path(directory).rmdir()

@@ -7,6 +7,7 @@ an app's, and stored, stands in dre.relimit; the network rate is dre.network's.
 
 import errno
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -132,6 +133,47 @@ def check(limits: Limits, device: str | None, root: Path = ROOT) -> None:
         for item in settings(limits, key, v2, device, root):
             if not item.optional and item.file not in (_LIMIT, "memory.max") and not _offered(item, root):
                 raise MissingError(f"this kernel cannot limit {text}: {item.file} is missing")
+
+
+def read(group: Group, device: str | None) -> Limits:
+    """The limits that *group* has in the kernel; what the kernel has no file for is no limit."""
+    if group.v2:
+        amount, _, period = _told(group, "cpu", "cpu.max").partition(" ")
+        weight = _count(_told(group, "cpu", "cpu.weight"))
+        everywhere = ""
+        memory, swap = (_count(_told(group, "memory", name)) for name in ("memory.max", "memory.swap.max"))
+        io = re.search(r" rbps=(\d+)", _of_device(_told(group, "io", "io.max"), device))
+    else:
+        amount, period = (_told(group, "cpu", f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        given = _count(_told(group, "cpu", "cpu.shares"))
+        weight = None if given is None else -(-given * EVERYBODY // shares(EVERYBODY))
+        everywhere = (group.root / "cpuset/cpuset.cpus").read_text().strip() if "cpuset" in group.paths else ""
+        memory, both = (_count(_told(group, "memory", name)) for name in (_LIMIT, _SWAP_V1))
+        swap = both - memory if both is not None and memory is not None else None
+        io = re.search(r" (\d+)", _of_device(_told(group, "blkio", _THROTTLE[0]), device))
+    cpus = _told(group, "cpuset", "cpuset.cpus")
+    quota = _count(amount)
+    return Limits(
+        cpu=None if quota is None else quota * 100 / int(period),
+        weight=None if weight == EVERYBODY else weight,
+        cpus=None if cpus == everywhere else cpus,
+        memory=memory,
+        swap=0 if memory is None else swap,
+        pids=_count(_told(group, "pids", "pids.max")),
+        io=int(io[1]) if io else None,
+    )
+
+
+def _told(group: Group, controller: str, name: str) -> str:
+    try:
+        return group.read(controller, name)
+    except (FileNotFoundError, DreError):
+        return ""
+
+
+def _count(text: str) -> int | None:
+    """A limit as a file has it; None when it is no limit."""
+    return int(text) if text.isdigit() and int(text) < 1 << 60 else None
 
 
 def apply(group: Group, old: Limits, new: Limits, device: str | None) -> Limits:

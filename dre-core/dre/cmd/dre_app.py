@@ -16,6 +16,7 @@ GROUPS = {
     "reading": ("list", "status", "pid", "digest"),
     "sampling": ("stat", "top"),
     "limiting": ("limit",),
+    "grouping": ("cgroup",),
     "linking": ("isolate", "rejoin"),
     "checkpointing": ("checkpoint",),
     "saving": ("snapshot", "undo"),
