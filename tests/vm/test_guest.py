@@ -12,7 +12,7 @@ import pytest
 def test_it_has_the_present_time(guest):
     before = time.time()
     inside = float(guest.ok("date +%s.%N"))
-    assert before - 1 < inside < time.time() + 1
+    assert before - 5 < inside < time.time() + 5  # a saved state is minutes old, or days
 
 
 def test_status_output_and_input_pass_through(guest):
