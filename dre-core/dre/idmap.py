@@ -27,7 +27,7 @@ _CLONE_TREE, _MOVE_EMPTY_PATH, _CLOEXEC = 1, 4, 1
 _SET_STRING, _CREATE = 1, 6
 _ATTR_NODEV, _ATTR_IDMAP = 0x4, 0x100000
 _NEWNS, _NEWUSER = 0x20000, 0x10000000
-_MS_REC, _MS_PRIVATE = 0x4000, 0x40000
+_MS_REC, _MS_SLAVE = 0x4000, 0x80000
 _DETACH_NOFOLLOW = 2 | 8
 _SET_SECUREBITS, _NO_SETUID_FIXUP = 28, 4
 
@@ -146,7 +146,9 @@ def _overlay(directory: str, root: str, first: int, namespace: int) -> int:
         for name, path in (("lower", f"{directory}/lower"), ("app", directory))
     }
     _checked(_libc.unshare(_NEWNS), "unshare")
-    _checked(_libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None), "mount / private")
+    # What is mounted here must not be seen outside. Slave, not private: LXC's AppArmor profile, which its hooks run
+    # under, allows only that.
+    _checked(_libc.mount(None, b"/", None, _MS_REC | _MS_SLAVE, None), "mount / slave")
     # overlayfs takes paths, so the layers need places in this namespace.
     _checked(_libc.mount(b"tmpfs", os.fsencode(root), b"tmpfs", 0, b"mode=0700"), f"mount {root}")
     for name, fd in layers.items():
