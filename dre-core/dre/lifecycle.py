@@ -340,7 +340,8 @@ def sweep(app: App) -> None:
 
 def tidy(app: App) -> None:
     """Remove half-made and half-removed files; only when no intent needs them."""
-    halves = (*app.home.glob("snapshot/.*"), *app.home.glob("checkpoint/.*"))
+    halves = [path for part in ("snapshot/.*", "checkpoint/.*", ".*.tmp") for path in app.home.glob(part)]
+    halves += app.directory.glob(".*.tmp")
     for path in (app.directory / "delta.new", app.directory / "delta.old", *halves):
         remove_tree(path)
 

@@ -252,6 +252,7 @@ def hide(conf: Conf, delta: Path) -> None:
         hidden = _parents(delta, path)
         if hidden is not None and not os.path.lexists(hidden):
             like(Path(path), hidden)
+        if hidden is not None and hidden.is_dir() and not hidden.is_symlink():
             os.setxattr(hidden, "trusted.overlay.opaque", b"y")
     for path in HIDDEN_FILES:
         hidden = _parents(delta, path)
@@ -270,6 +271,8 @@ def _parents(delta: Path, path: str) -> Path | None:
     here = delta
     for part in parent.parts[1:]:
         here /= part
+        if os.path.lexists(here) and (here.is_symlink() or not here.is_dir()):
+            return None  # of a delta that came from elsewhere: below it nothing of the host is seen
         if not here.is_dir():
             like(Path("/") / here.relative_to(delta), here)
     return here / Path(path).name

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a killed verb left is ended here, before the next verb on that app: the only way to get an app's lock.
 
-Create is undone, and so is save; adopt, destroy, load, undo, limit, set and isolate are done to their end. Reading
-verbs do it too, unless a verb is just at work.
+Create is undone, and so are clone and save; adopt, destroy, load, undo, limit, set, isolate and rename are done to
+their end. Reading verbs do it too, unless a verb is just at work.
 """
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dre import app as apps
@@ -19,20 +19,54 @@ from dre.errors import DreError, TimedOutError
 @contextlib.contextmanager
 def held(conf: Conf, name: str, doomed: bool = False, timeout: float = 60.0) -> Iterator[App]:
     """The app *name*, locked, with nothing unfinished. With *doomed* it is about to be destroyed: do not undo first."""
+    with held_all(conf, [name], doomed, timeout) as (app,):
+        yield app
+
+
+@contextlib.contextmanager
+def held_all(conf: Conf, names: Sequence[str], doomed: bool = False, timeout: float = 60.0) -> Iterator[list[App]]:
+    """As `held`, several apps at once, in the order of *names*."""
     from dre import lifecycle  # here and below: reading verbs call look, and seldom find anything to end
 
-    app = App(conf, name)
-    with app.locked(timeout):
-        settle(app, doomed)
-        lifecycle.tidy(app)
-        yield app
+    found = [App(conf, name) for name in names]
+    with _locked(found, timeout):
+        for app in found:
+            settle(app, doomed)
+            lifecycle.tidy(app)
+        yield found
+
+
+@contextlib.contextmanager
+def _locked(wanted: Sequence[App], timeout: float = 60.0) -> Iterator[None]:
+    """The locks of the apps, and of the other names of unfinished renames; always in one order, so that none waits
+    for another that waits for it."""
+
+    def needed() -> set[str]:
+        return set().union(*map(_partners, wanted))
+
+    while True:
+        names = needed()
+        with contextlib.ExitStack() as locks:
+            for name in sorted(names):
+                locks.enter_context(App(wanted[0].conf, name).locked(timeout))
+            if needed() <= names:
+                yield
+                return
+
+
+def _partners(app: App) -> set[str]:
+    intent = app.intent()
+    return {intent["old"], intent["new"]} if intent and intent["verb"] == "rename" else {app.name}
 
 
 def look(conf: Conf, name: str) -> App:
     """The app *name* for reading: what is unfinished is ended first, unless its verb is still at work."""
     app = App(conf, name)
-    if app.home.exists() and (app.intent() is not None or not app.exists()):
-        with contextlib.suppress(TimedOutError), app.locked(timeout=0):
+    intent = app.intent() if app.home.exists() else None
+    if intent is not None and intent.get("stage") == "commit":
+        return app  # only another host knows, and a look shall not wait for that
+    if app.home.exists() and (intent is not None or not app.exists()):
+        with contextlib.suppress(TimedOutError), _locked([app], timeout=0):
             settle(app)
     return app
 
@@ -53,6 +87,8 @@ def settle(app: App, doomed: bool = False) -> str | None:
         lifecycle.remove(app)
         if verb == "destroy":
             app.emit("destroyed")
+    elif verb == "rename":
+        importlib.import_module("dre.copying").resume_rename(*(App(app.conf, intent[key]) for key in ("old", "new")))
     elif doomed:
         app.done()
     elif verb == "save":
@@ -75,7 +111,7 @@ def settle(app: App, doomed: bool = False) -> str | None:
 
 
 # Verbs of modules that few commands need; what such a one may have left at work must have ended before all else.
-_LATE = {"checkpoint": "dre.checkpoint", "checkpoint-restart": "dre.checkpoint"}
+_LATE = {"checkpoint": "dre.checkpoint", "checkpoint-restart": "dre.checkpoint", "migrate": "dre.migrate"}
 
 
 def _late(verb: str) -> Any:
@@ -102,7 +138,7 @@ def everything(conf: Conf) -> list[tuple[str, str]]:
     hidden = [path.name[1:-5] for path in place.glob(".*.gone")] if place.exists() else []
     for name in sorted({*apps.names(conf), *hidden}):
         app = App(conf, name)
-        with app.locked():
+        with _locked([app]):
             verb = settle(app)
             lifecycle.tidy(app)
             state = app.state() if app.exists() else None

@@ -20,6 +20,7 @@ GROUPS = {
     "linking": ("isolate", "rejoin"),
     "checkpointing": ("checkpoint",),
     "saving": ("snapshot", "undo"),
+    "copying": ("clone", "rename"),
 }
 
 

@@ -24,7 +24,7 @@ def add(table: Any) -> None:
     """Add these verbs to *table*."""
     undo = verbs.changing(table, "undo", _undo, "back to a snapshot and running again")
     verbs.add_timeout(undo, UNDO_STOP_WAIT)
-    _add_changed_base(undo)
+    add_changed_base(undo)
     verbs.add_name(undo)
     undo.add_argument("tag", nargs="?", metavar="TAG", type=verbs.name, help="default: the newest")
     _add_snapshot(verbs.family(table, "snapshot", "states of the files of apps", *INNER))
@@ -38,7 +38,7 @@ def _add_snapshot(table: Any) -> None:
     verbs.add_name(save)
     save.add_argument("tag", nargs="?", metavar="TAG", type=verbs.name, help="default: named by the time, and printed")
     load = verbs.changing(table, "load", _load, "put a stopped app back to a snapshot")
-    _add_changed_base(load)
+    add_changed_base(load)
     delete = verbs.changing(table, "delete", _delete, "delete a snapshot")
     for verb in (load, delete):
         verbs.add_name(verb)
@@ -50,7 +50,8 @@ def _add_snapshot(table: Any) -> None:
     verbs.changing(table, "run", _run, "save the apps whose --snapshot-every has passed, and print which")
 
 
-def _add_changed_base(verb: argparse.ArgumentParser) -> None:
+def add_changed_base(verb: argparse.ArgumentParser) -> None:
+    """Add --changed-base."""
     text = "go on although the tree it is based on has changed since"
     verb.add_argument("--changed-base", action="store_true", help=text)
 
