@@ -130,7 +130,7 @@ def _mount(directory: str, plan: dict[str, Any], namespace: int) -> None:
 
 def _bound(source: str, needed: bool, namespace: int) -> int:
     """A detached mount of *source*, mapped; if it cannot be and is not *needed*, as it is: owners look like nobody."""
-    fd = _syscall("open_tree", _OPEN_TREE, _AT_FDCWD, source, _CLONE_TREE | os.O_CLOEXEC)
+    fd = _syscall(f"open_tree {source}", _OPEN_TREE, _AT_FDCWD, source, _CLONE_TREE | os.O_CLOEXEC)
     try:
         _map(fd, source, namespace)
     except Refused:
@@ -142,7 +142,7 @@ def _bound(source: str, needed: bool, namespace: int) -> int:
 def _overlay(directory: str, root: str, first: int, namespace: int) -> int:
     """The detached overlay of the app, made in a mount namespace of this process's own."""
     layers = {
-        name: _syscall("open_tree", _OPEN_TREE, _AT_FDCWD, path, _CLONE_TREE | os.O_CLOEXEC)
+        name: _syscall(f"open_tree {path}", _OPEN_TREE, _AT_FDCWD, path, _CLONE_TREE | os.O_CLOEXEC)
         for name, path in (("lower", f"{directory}/lower"), ("app", directory))
     }
     _checked(_libc.unshare(_NEWNS), "unshare")

@@ -178,3 +178,10 @@ def test_what_is_refused(app, tmp_path):
         assert "--unprivileged needs a tree" in app("create", f"{NAME}3", *words, code=2)
     both = ("--base", app.tree, "--privileged", "--unprivileged")
     assert "exclude each other" in app("create", f"{NAME}3", *both, code=2)
+
+
+def test_what_is_missing_is_named(app):
+    (LXC / NAME / "command").unlink()
+    said = app("start", NAME, code=1)
+    assert f"cannot mount its layers: open_tree {LXC / NAME / 'command'}: No such file" in said
+    assert picture(NAME)["mounts"] == []
