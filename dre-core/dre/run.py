@@ -32,6 +32,7 @@ PACKAGES = {
     "tar": "tar",
     "udhcpc": "udhcpc",
     "unshare": "util-linux",
+    "usermod": "passwd",
 }
 
 
