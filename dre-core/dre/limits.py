@@ -46,7 +46,7 @@ def _v1(limits: Limits, key: str, device: str | None, root: Path) -> list[Settin
     if key == "weight":
         return [Setting("cpu", "cpu.shares", str(shares(limits.weight or EVERYBODY)))]
     if key == "cpus":
-        return [Setting("cpuset", "cpuset.cpus", limits.cpus or (root / "cpuset/cpuset.cpus").read_text().strip())]
+        return [Setting("cpuset", "cpuset.cpus", limits.cpus or _everywhere(root))]
     if key == "memory":
         # The sum of both is what the kernel limits, so that no limit of one is no limit of the sum.
         both = "-1" if limits.memory is None or limits.swap is None else str(limits.memory + limits.swap)
@@ -67,7 +67,7 @@ def _v2(limits: Limits, key: str, device: str | None, root: Path) -> list[Settin
     if key == "weight":
         return [Setting("cpu", "cpu.weight", str(limits.weight or EVERYBODY))]
     if key == "cpus":
-        return [Setting("cpuset", "cpuset.cpus", limits.cpus or "")]
+        return [Setting("cpuset", "cpuset.cpus", limits.cpus or _everywhere(root))]
     if key == "memory":
         swap = "max" if limits.memory is None or limits.swap is None else str(limits.swap)
         return [
@@ -80,6 +80,11 @@ def _v2(limits: Limits, key: str, device: str | None, root: Path) -> list[Settin
         rate = "max" if limits.io is None else str(limits.io)
         return [Setting("io", "io.max", f"{device} rbps={rate} wbps={rate}")]
     return []
+
+
+def _everywhere(root: Path) -> str:
+    """All processors. Version 2 has no list for that, but cannot take one away from a group with processes in it."""
+    return (root / ("cpuset.cpus.effective" if unified(root) else "cpuset/cpuset.cpus")).read_text().strip()
 
 
 GROUP_KEYS = ("memory", "cpu", "weight", "cpus", "pids", "io")  # memory first: the one that is refused most often
@@ -140,14 +145,12 @@ def read(group: Group, device: str | None) -> Limits:
     if group.v2:
         amount, _, period = _told(group, "cpu", "cpu.max").partition(" ")
         weight = _count(_told(group, "cpu", "cpu.weight"))
-        everywhere = ""
         memory, swap = (_count(_told(group, "memory", name)) for name in ("memory.max", "memory.swap.max"))
         io = re.search(r" rbps=(\d+)", _of_device(_told(group, "io", "io.max"), device))
     else:
         amount, period = (_told(group, "cpu", f"cpu.cfs_{name}_us") for name in ("quota", "period"))
         given = _count(_told(group, "cpu", "cpu.shares"))
         weight = None if given is None else -(-given * EVERYBODY // shares(EVERYBODY))
-        everywhere = (group.root / "cpuset/cpuset.cpus").read_text().strip() if "cpuset" in group.paths else ""
         memory, both = (_count(_told(group, "memory", name)) for name in (_LIMIT, _SWAP_V1))
         swap = both - memory if both is not None and memory is not None else None
         io = re.search(r" (\d+)", _of_device(_told(group, "blkio", _THROTTLE[0]), device))
@@ -156,7 +159,7 @@ def read(group: Group, device: str | None) -> Limits:
     return Limits(
         cpu=None if quota is None else quota * 100 / int(period),
         weight=None if weight == EVERYBODY else weight,
-        cpus=None if cpus == everywhere else cpus,
+        cpus=cpus if cpus and cpus != _everywhere(group.root) else None,
         memory=memory,
         swap=0 if memory is None else swap,
         pids=_count(_told(group, "pids", "pids.max")),
@@ -238,6 +241,8 @@ def _before(group: Group, item: Setting, device: str | None) -> Setting | None:
         now = _of_device(text, device)
         nothing = f"{device} 0" if item.controller == "blkio" else f"{device} rbps=max wbps=max"
         text = now or nothing
+    elif item.controller == "cpuset":
+        text = text or _everywhere(group.root)
     return replace(item, value=text)
 
 
@@ -247,7 +252,7 @@ def _of_device(text: str, device: str | None) -> str:
 
 def _write(group: Group, item: Setting) -> None:
     try:
-        group.write(item.controller, item.file, item.value or "\n")
+        group.write(item.controller, item.file, item.value)
     except OSError as error:
         if error.errno == errno.EBUSY and item.controller == "memory":
             raise DreError(f"{item.file}: more than {item.value} is in use") from None
