@@ -81,8 +81,8 @@ def down(conf: Conf, force: bool = False) -> None:
     name = conf.bridge_if
     with _locked(conf):
         if not (_NET / name).exists():
-            dnsmasq.stop(conf)
-            _remove_table(name)  # its bridge may have been removed by hand
+            dnsmasq.stop(conf)  # its bridge may have been removed by hand
+            _remove_tables(name)
             return
         if not _ours(name):
             raise DreError(f"{name}: not made by dre-bridge; left as it is")
@@ -90,10 +90,8 @@ def down(conf: Conf, force: bool = False) -> None:
         if ports and not force:
             raise DreError(f"{name}: still attached: {', '.join(ports)}; stop their containers, or use --force")
         dnsmasq.stop(conf)
-        for family in ("bridge", "netdev"):
-            if has_table(family, name):
-                nft(_remove_rule(name, family))
         _nat_off(name)
+        _remove_tables(name)
         with _netlink(name) as ip:  # last, because the record goes with it
             ip.link("del", index=_index(name))
 
@@ -180,7 +178,8 @@ def _nat_off(name: str) -> None:
         for link in {*(_record(name) or ())} - keep:
             _forward(link, False)
         _forward(name, False)
-    _remove_table(name)
+    if _table_exists(name):
+        nft(_remove_rule(name))
 
 
 def _rules(name: str, network: ipaddress.IPv4Network) -> str:
@@ -206,9 +205,11 @@ def _remove_rule(name: str, family: str = "ip") -> str:
     return f"add {which}\ndelete {which}\n"  # `delete` alone fails where there is none
 
 
-def _remove_table(name: str) -> None:
-    if _table_exists(name):
-        nft(_remove_rule(name))
+def _remove_tables(name: str) -> None:
+    """Of all of ours for the bridge; dre.network and dre.publish make the last three."""
+    for family, which in (("ip", name), ("bridge", name), ("netdev", name), ("ip", f"{name}-publish")):
+        if _table_exists(which, family):
+            nft(_remove_rule(which, family))
 
 
 def has_table(family: str, name: str) -> bool:
@@ -217,10 +218,10 @@ def has_table(family: str, name: str) -> bool:
     return f"table {family} {table(name)}" in done.stdout.decode().splitlines()
 
 
-def _table_exists(name: str) -> bool | None:
+def _table_exists(name: str, family: str = "ip") -> bool | None:
     """None where the caller cannot know: no privilege, or no nft."""
     try:
-        return has_table("ip", name)
+        return has_table(family, name)
     except DreError:
         return None
 

@@ -16,17 +16,17 @@ from dre.errors import DreError
 END_WAIT = 5.0  # seconds from SIGTERM to the end
 
 
-def find(pid_file: Path, lost: bool = False) -> int | None:
-    """The process that was told to write *pid_file*, or None; with *lost*, also one that had no time to write it."""
+def find(program: str, pid_file: Path, lost: bool = False) -> int | None:
+    """The *program* that was told to write *pid_file*, or None; with *lost*, also one that had no time to write it."""
     try:
         pid = int(pid_file.read_text())
     except (FileNotFoundError, ValueError):
         pid = 0
-    if _owns(pid, pid_file):
+    if _is(pid, program, pid_file):
         return pid
     if lost:
         for entry in os.listdir("/proc"):
-            if entry.isdecimal() and _owns(int(entry), pid_file):
+            if entry.isdecimal() and _is(int(entry), program, pid_file):
                 return int(entry)
     return None
 
@@ -39,20 +39,37 @@ def command(pid: int) -> list[str]:
         return []
 
 
-def end(pid_file: Path, lost: bool = False) -> None:
-    """End the process that was told to write *pid_file*, if it runs. Raises DreError when it does not end."""
-    pid = find(pid_file, lost)
+def end(program: str, pid_file: Path, lost: bool = False) -> None:
+    """End the *program* that was told to write *pid_file*, if it runs. Raises DreError when it does not end."""
+    pid = find(program, pid_file, lost)
     if pid is not None:
         with contextlib.suppress(ProcessLookupError):
             fd = os.pidfd_open(pid)
             try:
+                if not _is(pid, program, pid_file):
+                    return  # it has ended, and the number was given away, before we held it
                 signal.pidfd_send_signal(fd, signal.SIGTERM)
                 if not select.select([fd], [], [], END_WAIT)[0]:
-                    raise DreError(f"process {pid} ({command(pid)[:1]}) does not end")
+                    raise DreError(f"{program} (process {pid}) does not end")
             finally:
                 os.close(fd)
     pid_file.unlink(missing_ok=True)
 
 
-def _owns(pid: int, pid_file: Path) -> bool:
-    return pid > 0 and any(str(pid_file) in word for word in command(pid))
+def settle(program: str, pid_file: Path) -> None:
+    """Take what has just been started out of the control group of whoever called us: it shall not end with that.
+
+    Only where systemd watches groups; where the top group takes no process, as in a container, it stays where it is.
+    """
+    pid = find(program, pid_file)
+    for place in ("", "unified", "systemd"):
+        group = Path("/sys/fs/cgroup", place, "cgroup.procs")
+        if pid is not None and group.exists():
+            with contextlib.suppress(OSError):
+                group.write_text(str(pid))
+
+
+def _is(pid: int, program: str, pid_file: Path) -> bool:
+    words = command(pid) if pid > 0 else []
+    # Not just anything that names the file: somebody may be looking at it.
+    return bool(words) and Path(words[0]).name == program and any(word.endswith(str(pid_file)) for word in words)

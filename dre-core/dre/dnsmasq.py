@@ -44,7 +44,7 @@ def ensure(conf: Conf) -> None:
         stop(conf)
         return
     argv = _argv(conf, leases)
-    pid = daemon.find(_pid_file(conf))
+    pid = daemon.find("dnsmasq", _pid_file(conf))
     if pid is not None and daemon.command(pid) == argv:
         return
     if shutil.which("dnsmasq") is None:
@@ -52,16 +52,17 @@ def ensure(conf: Conf) -> None:
     stop(conf)
     hosts(conf).mkdir(parents=True, exist_ok=True)
     run(argv, timeout=10)
+    daemon.settle("dnsmasq", _pid_file(conf))
 
 
 def stop(conf: Conf) -> None:
     """End it; does nothing when it does not run."""
-    daemon.end(_pid_file(conf), lost=True)
+    daemon.end("dnsmasq", _pid_file(conf), lost=True)
 
 
 def running(conf: Conf) -> bool:
     """Whether it runs."""
-    return daemon.find(_pid_file(conf)) is not None
+    return daemon.find("dnsmasq", _pid_file(conf)) is not None
 
 
 def hosts(conf: Conf) -> Path:

@@ -16,12 +16,17 @@ from dre.run import need, run
 TRIES, PAUSE, AGAIN = 5, 2, 3  # questions, seconds between them, seconds before all of it is done again
 
 
-def acquire(app: App, init: int, wait: bool) -> None:
-    """Have the running app ask; with *wait* until it has an address. Raises TimedOutError, and MissingError."""
-    if daemon.find(_pid_file(app)) is not None:
-        return
+def check() -> None:
+    """Raise MissingError where the programs are not installed."""
     for program in ("nsenter", "udhcpc"):
         need(program)
+
+
+def acquire(app: App, init: int, wait: bool) -> None:
+    """Have the running app ask; with *wait* until it has an address. Raises TimedOutError, and MissingError."""
+    if daemon.find("udhcpc", _pid_file(app)) is not None:
+        return
+    check()
     said = app.lease_file.with_suffix(".said")
     client = ["udhcpc", "-i", "eth0", "-p", str(_pid_file(app)), "-s", f"{lxcconfig.share()}/lease", "-R"]
     client += ["-t", str(TRIES if wait else 1), "-T", str(PAUSE), "-A", str(AGAIN), "-n" if wait else "-b"]
@@ -33,12 +38,13 @@ def acquire(app: App, init: int, wait: bool) -> None:
     if done.returncode != 0:
         last = [*said.read_text(errors="replace").splitlines(), "no message"][0]
         raise TimedOutError(f"{app.name}: no address by DHCP on {app.conf.bridge_if}: {last}")
+    daemon.settle("udhcpc", _pid_file(app))
 
 
 def release(app: App) -> None:
     """End the client of an app that has ended, and forget its address."""
     if _pid_file(app).exists() or app.lease_file.exists():
-        daemon.end(_pid_file(app))
+        daemon.end("udhcpc", _pid_file(app))
         for file in (app.lease_file, app.lease_file.with_suffix(".said")):
             file.unlink(missing_ok=True)
 

@@ -43,6 +43,7 @@ def address(app: App, wanted: str | None) -> str | None:
     if wanted == DHCP:
         if dnsmasq.dhcp_range(app.conf) is None and not bridge.foreign(app.conf.bridge_if):
             raise UsageError(f"--ip dhcp: {app.conf.bridge_if} gives no addresses: set DRE_BRIDGE_DHCP")
+        lease.check()
         return wanted
     given = {spec.ip for _, spec in others(app)} - {None, DHCP}
     taken = {app.conf.bridge_address.ip, *(ipaddress.IPv4Interface(str(ip)).ip for ip in given)}
@@ -194,8 +195,8 @@ def prepare(app: App, spec: Spec) -> None:
     if spec.isolated:
         apply_isolation(app, spec)
     if spec.ip != DHCP:
-        dnsmasq.name(app.conf, app.name, spec.ip)
         publish.begin(app, spec)
+        dnsmasq.name(app.conf, app.name, spec.ip)
 
 
 def complete(app: App, spec: Spec, init: int | None) -> None:

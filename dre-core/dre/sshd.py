@@ -23,7 +23,7 @@ DEFAULT_PORT = 0  # in a Spec still to be checked: the one of the settings
 KEYS = Path("/root/.ssh")  # whose authorized_keys and *.pub may log in when nobody is named
 PROGRAM = "usr/sbin/sshd"
 ENDED = "dre-app: sshd ended with status"
-_HOST_KEY = "/etc/ssh/dre_host_ed25519_key"
+_HOST_KEY = "/etc/ssh/ssh_host_dre_ed25519_key"
 _READY = "run/dre-sshd.pid"
 _WAIT = 20.0  # seconds until it listens; a slow machine makes a key first
 _KEY = re.compile(r"(?:[^#]*[ \t])?(?:ssh-|ecdsa-|sk-)[a-z0-9@.-]+ [A-Za-z0-9+/]{40,}={0,2}(?: .*)?")

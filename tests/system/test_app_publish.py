@@ -77,32 +77,31 @@ def test_an_app_reaches_nothing_on_the_loopback_of_the_host(app):
     with socket.create_server(("127.0.0.1", PORT + 5)):
         app("exec", NAME, "--", "ip", "addr", "del", "127.0.0.1/8", "dev", "lo")
         app("exec", NAME, "--", "ip", "route", "add", "127.0.0.1", "via", GATEWAY)
-        with open(
-            f"/proc/{json.loads(app('status', NAME, '--json'))['pid']}/root/proc/sys/net/ipv4/conf/eth0/arp_filter"
-        ):
-            pass
-        subprocess.run(
-            ["nsenter", f"--net=/proc/{json.loads(app('status', NAME, '--json'))['pid']}/ns/net"]
-            + ["sh", "-c", "echo 1 >/proc/sys/net/ipv4/conf/eth0/route_localnet"],
-            check=True,
-        )
-        before = guarded()
-        assert ask("127.0.0.1", PORT + 5, prefix=("lxc-attach", "-n", NAME, "--")) is None
-        assert guarded() > before  # it was sent, and it was dropped
+        init = json.loads(app("status", NAME, "--json"))["pid"]
+        allow = "echo 1 >/proc/sys/net/ipv4/conf/eth0/route_localnet"
+        subprocess.run(["nsenter", f"--net=/proc/{init}/ns/net", "sh", "-c", allow], check=True)
+        with counted() as packets:
+            assert ask("127.0.0.1", PORT + 5, prefix=("lxc-attach", "-n", NAME, "--")) is None
+            assert packets() > 0  # it was sent, and it was dropped
 
 
-def guarded():
+@contextlib.contextmanager
+def counted():
     """How many packets for the loopback came from the bridge, by a counter of the test's own."""
     table = "dret2-witness"
-    listed = subprocess.run(["nft", "-j", "list", "table", "ip", table], capture_output=True, check=False)
-    if listed.returncode != 0:
-        rule = f'iifname "{net_ground.BRIDGE}" ip daddr 127.0.0.0/8 counter'
-        script = f"table ip {table} {{ chain c {{ type filter hook prerouting priority -400; {rule}; }}; }}"
-        subprocess.run(["nft", script], check=True)
-        return 0
-    subprocess.run(["nft", "delete", "table", "ip", table], check=True)
-    found = [item["rule"] for item in json.loads(listed.stdout)["nftables"] if "rule" in item]
-    return next(part["counter"]["packets"] for part in found[0]["expr"] if "counter" in part)
+    rule = f'iifname "{net_ground.BRIDGE}" ip daddr 127.0.0.0/8 counter'
+    script = f"table ip {table} {{ chain c {{ type filter hook prerouting priority -400; {rule}; }}; }}"
+    subprocess.run(["nft", script], check=True)
+
+    def packets():
+        listed = subprocess.run(["nft", "-j", "list", "table", "ip", table], capture_output=True, check=True)
+        found = next(item["rule"] for item in json.loads(listed.stdout)["nftables"] if "rule" in item)
+        return next(part["counter"]["packets"] for part in found["expr"] if "counter" in part)
+
+    try:
+        yield packets
+    finally:
+        subprocess.run(["nft", "delete", "table", "ip", table], check=True)
 
 
 def test_a_taken_port_is_refused(app):
@@ -123,6 +122,19 @@ def test_a_taken_port_is_refused(app):
     assert rules() == [OTHER]
     app("destroy", "--force", OTHER)
     assert rules() == []
+
+
+def test_no_rule_is_left_when_the_bridge_goes(app):
+    app("create", NAME, "--publish", f"{PORT}:80")
+    app("start", NAME)
+    app("isolate", NAME)
+    assert net_ground.BRIDGE in subprocess.run(["nft", "list", "ruleset"], capture_output=True).stdout.decode()
+    app.bridge("down", "--force")
+    assert net_ground.BRIDGE not in subprocess.run(["nft", "list", "ruleset"], capture_output=True).stdout.decode()
+    app("stop", "--timeout", "1", NAME)
+    app("rejoin", NAME)
+    app("start", NAME)
+    assert rules() == [NAME]
 
 
 @pytest.mark.parametrize("word", ["80", "0:80", "80:65536", "a:80:80", "1.2.3:80:80", "80:80/icmp", '80:80"; flush'])

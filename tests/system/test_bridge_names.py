@@ -68,6 +68,8 @@ def test_nobody_else_is_answered(app):
         assert address(NAME, server=GATEWAY, prefix=outside) is None
     status = pathlib.Path(f"/proc/{daemon(app)}/status").read_text()
     assert re.search(r"^Uid:\t(?!0\t)", status, re.M)  # not root
+    # Nor one of the caller's group, with which systemd would end it.
+    assert "0::/\n" in pathlib.Path(f"/proc/{daemon(app)}/cgroup").read_text()
 
 
 def test_it_comes_back_and_ends_with_the_bridge(app):
