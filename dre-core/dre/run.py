@@ -6,9 +6,10 @@ import os
 import selectors
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from dre.errors import DreError, MissingError, TimedOutError
 
@@ -217,3 +218,33 @@ def need(program: str) -> str:
     if path is None:
         raise missing(program)
     return path
+
+
+@contextlib.contextmanager
+def talk(argv: Sequence[str], said: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """*argv* at work, to be written to and read from; what it writes to stderr goes into the file *said*.
+
+    At the end it gets no more input and is killed if that does not end it. Raises MissingError.
+    """
+    try:
+        child = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except FileNotFoundError:
+        raise missing(argv[0]) from None
+    try:
+        yield child
+    finally:
+        for pipe in (child.stdin, child.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                if pipe:
+                    pipe.close()
+        try:
+            child.wait(5)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()

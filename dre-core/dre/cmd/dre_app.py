@@ -19,6 +19,7 @@ GROUPS = {
     "grouping": ("cgroup",),
     "linking": ("isolate", "rejoin"),
     "checkpointing": ("checkpoint",),
+    "moving": ("migrate", "receive"),
     "saving": ("snapshot", "undo"),
     "copying": ("clone", "rename"),
 }

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An app moves to another host: the sending end, and what becomes of a move that was killed.
+
+The stages of its intent: `pack` (stopped, its delta is packed), `send`, `commit` (the other side was asked to make and
+start it) and `gone` (it did). Until `commit` the app is ours and goes back to what it was; in `commit` the other side
+knows, and nothing is done here before it was asked; after that the app is theirs. Wants the app's lock.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dre import event, lifecycle, manifest, requests, snapshot
+from dre.app import App
+from dre.errors import DreError
+from dre.peer import LOCAL, LostError, Peer, Way, connected
+
+TRIES, PAUSE = 6, 1.0  # connections, one after the other, and seconds between the first two; then twice as long each
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How an app is to move: its *new* name there, what stays here, octets per second."""
+
+    new: str
+    keep: bool = False
+    without_snapshots: bool = False
+    rate: int | None = None
+
+
+def migrate(
+    app: App, way: Way, wish: Wish, stop_wait: float, request: str | None, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Move the app; returns its row there, with `down`, the seconds in which it did not run."""
+    spec = app.need()
+    state = app.state()
+    if state not in ("running", "stopped", "crashed"):
+        raise DreError(f"{app.name}: cannot migrate: it is {state}")
+    if way.host == LOCAL and wish.new == app.name:
+        raise DreError(f"{app.name}: is on this host; --as gives it another name")
+    left = _left_behind(app)
+    if left and not (wish.keep or wish.without_snapshots):
+        raise DreError(
+            f"{app.name}: {left} would be lost; --keep leaves the app here, stopped; --without-snapshots gives them up"
+        )
+    described = manifest.of(app, spec)
+    with connected(way) as peer:  # before anything is stopped
+        peer.ask("check", "0" * 32, name=wish.new, app=described)
+    intent = {
+        "verb": "migrate",
+        "stage": "pack",
+        "way": asdict(way),
+        "wish": asdict(wish),
+        "id": "",
+        "ran": state == "running",
+        "request": request,
+    }
+    app.begin(**intent)
+    return _go(app, way, wish, intent, described, stop_wait, progress)
+
+
+def _left_behind(app: App) -> str:
+    count = len(app.snapshots())
+    checkpoints = app.home / "checkpoint"
+    more = len(list(checkpoints.iterdir())) if checkpoints.exists() else 0
+    words = [f"its {count} snapshots" if count else "", f"its {more} checkpoints" if more else ""]
+    return " and ".join(filter(None, words))
+
+
+def _go(
+    app: App,
+    way: Way,
+    wish: Wish,
+    intent: dict[str, Any],
+    described: dict[str, Any],
+    stop_wait: float,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    down = time.monotonic()
+    try:
+        lifecycle.stop(app, stop_wait)
+        packed = _packed(app)
+        packed.parent.mkdir(exist_ok=True, mode=0o700)
+        snapshot.pack(app, packed)
+        with packed.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        offer = {
+            "name": wish.new,
+            "app": described,
+            "size": packed.stat().st_size,
+            "digest": digest,
+            "start": intent["ran"],
+            "from": event.host(),
+        }
+        # The same for the same content: a transfer that was interrupted goes on where it ended.
+        seed = f"{event.host()} {app.name} {app.spec().created} {wish.new} {digest}"
+        intent = {**intent, "stage": "send", "id": hashlib.sha256(seed.encode()).hexdigest()[:32]}
+        app.begin(**intent)
+        intent = _send(app, way, wish, intent, offer, progress)
+    except (DreError, OSError):
+        _back(app, intent)
+        raise
+    answer = _commit(app, way, intent)
+    _leave(app, way, intent)
+    row: dict[str, Any] = answer["row"]
+    return {**row, "host": way.host, "down": round(time.monotonic() - down, 3) if intent["ran"] else None}
+
+
+def _packed(app: App) -> Path:
+    return app.home / "migrate" / "delta.tar"
+
+
+def _send(
+    app: App, way: Way, wish: Wish, intent: dict[str, Any], offer: dict[str, Any], progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Bring the archive over, on as many connections as it takes; returns the intent with its last id."""
+    size = offer["size"]
+
+    def told(octets: int) -> None:
+        progress(f"{app.name}: {octets * 100 // size} % of {size >> 20} MiB at {way.host}")
+
+    def work(peer: Peer) -> dict[str, Any]:
+        nonlocal intent
+        answer = peer.ask("offer", intent["id"], **offer)
+        if answer["stage"] == "aborted":  # an earlier move of the same, which was given up for good
+            intent = {**intent, "id": os.urandom(16).hex()}
+            app.begin(**intent)
+            answer = peer.ask("offer", intent["id"], **offer)
+        digest = peer.send(intent["id"], _packed(app), int(answer["offset"]), wish.rate, told)
+        if digest != offer["digest"]:
+            raise DreError(f"{way.host}: has digest {digest}, sent was {offer['digest']}")
+        return answer
+
+    _persistently(way, work)
+    progress("")
+    return intent
+
+
+def _persistently(way: Way, work: Callable[[Peer], dict[str, Any]]) -> dict[str, Any]:
+    """Do *work* on a connection, and again on another where one is lost."""
+    for attempt in range(TRIES):
+        try:
+            with connected(way) as peer:
+                return work(peer)
+        except LostError:
+            if attempt == TRIES - 1:
+                raise
+            time.sleep(PAUSE * 2**attempt)
+    raise AssertionError
+
+
+def _commit(app: App, way: Way, intent: dict[str, Any]) -> dict[str, Any]:
+    """Let the other side take the app over; where it cannot, the app is ours again."""
+    app.begin(**{**intent, "stage": "commit"})
+    try:
+        return _persistently(way, lambda peer: peer.ask("commit", intent["id"]))
+    except LostError as error:
+        raise _undecided(app, way, error) from None
+    except DreError as error:
+        if _aborted(app, way, intent):
+            _back(app, intent)
+            raise
+        raise DreError(f"{app.name}: is at {way.host} all the same, which said: {error}") from None
+
+
+def _undecided(app: App, way: Way, error: DreError) -> DreError:
+    return DreError(
+        f"{app.name}: may run at {way.host} by now, so it is not started here: {error}; once {way.host} answers,"
+        f" dre-app recover decides"
+    )
+
+
+def _aborted(app: App, way: Way, intent: dict[str, Any]) -> bool:
+    """Whether the other side will never run the app; False when it has taken it over. Raises when it does not say."""
+    try:
+        stage = _persistently(way, lambda peer: peer.ask("abort", intent["id"]))["stage"]
+    except DreError as error:
+        raise _undecided(app, way, error) from None
+    return bool(stage == "aborted")
+
+
+def _back(app: App, intent: dict[str, Any]) -> None:
+    """The app is ours, and as it was before."""
+    lifecycle.remove_tree(app.home / "migrate")
+    try:
+        if intent["ran"]:
+            lifecycle.start(app)
+    finally:
+        app.done()
+
+
+def _leave(app: App, way: Way, intent: dict[str, Any]) -> None:
+    """The app is theirs: nothing of it runs here any more, ever."""
+    app.begin(**{**intent, "stage": "gone"})
+    wish = intent["wish"]
+    lifecycle.remove_tree(app.home / "migrate")
+    app.emit("migrated", 5, to=way.host, id=intent["id"], **{"as": wish["new"]})
+    requests.complete(app.conf, intent["request"])
+    if wish["keep"]:
+        app.store(replace(app.spec(), autostart=False))
+        app.done()
+    else:
+        lifecycle.destroy(app)
+    try:
+        with connected(way) as peer:
+            peer.ask("forget", intent["id"])
+    except DreError:
+        pass  # it forgets by itself, later
+
+
+def settled(app: App, intent: dict[str, Any]) -> None:
+    """Nothing of ours outlives the command."""
+
+
+def resume(app: App, intent: dict[str, Any]) -> None:
+    """End a move that was killed: not begun, or done. Raises DreError when only the other side knows, and is silent."""
+    way = Way(**intent["way"])
+    if intent["stage"] == "commit":
+        if _aborted(app, way, intent):
+            _back(app, intent)
+        else:
+            _leave(app, way, intent)
+    elif intent["stage"] == "gone":
+        _leave(app, way, intent)
+    else:
+        _back(app, intent)
