@@ -110,13 +110,12 @@ class App:
         except (ValueError, KeyError, TypeError) as error:
             raise DreError(f"{path}: damaged: {error}") from None
 
-    def store(self, spec: Spec) -> None:
-        """Make *spec* the app's, in our file and in the LXC configuration derived from it."""
+    def store(self, spec: Spec, durable: bool = True) -> None:
+        """Make *spec* the app's, in our file, in its program, and in what is derived anew at each start."""
         from dre import lxcconfig  # here and below: a list needs none of it
 
-        files.write_atomic(self.home / "app.json", spec.to_json(), 0o600)
-        command = self.directory / "command"
-        files.write_atomic(command, lxcconfig.script(spec), 0o700)
+        files.write_atomic(self.home / "app.json", spec.to_json(), 0o600, durable)
+        files.write_atomic(self.directory / "command", lxcconfig.script(spec), 0o700, durable)
         if spec.restart != "no":
             self.status.touch(mode=0o600)
         self.refresh(spec)
@@ -131,7 +130,7 @@ class App:
         for name, text in derived.items():
             path = self.directory / name
             if not path.exists() or path.read_text() != text:
-                files.write_atomic(path, text)
+                files.write_atomic(path, text, durable=False)
 
     def intent(self) -> dict[str, Any] | None:
         """What a verb has begun and not ended, or None."""

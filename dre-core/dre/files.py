@@ -21,9 +21,11 @@ def fsync_dir(path: str | os.PathLike[str]) -> None:
         os.close(fd)
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes | str, mode: int = 0o644) -> None:
+def write_atomic(path: str | os.PathLike[str], data: bytes | str, mode: int = 0o644, durable: bool = True) -> None:
     """Replace *path* by *data* so that a reader, or a crash, sees the old file or the new one.
 
+    Not *durable* it is quicker, for what can be derived again or is of no worth before something else is durable:
+    a power failure may then leave an empty file.
     The temporary file lies beside *path* as `.<name>.<pid>.tmp`. Raises OSError.
     """
     target = Path(path)
@@ -35,13 +37,24 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str, mode: int = 0o
             os.fchmod(stream.fileno(), mode)
             stream.write(octets)
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         temporary.rename(target)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         raise
-    fsync_dir(target.parent)
+    if durable:
+        fsync_dir(target.parent)
+
+
+def fsync(path: str | os.PathLike[str]) -> None:
+    """Make the content of *path* durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def remove_small(path: str | os.PathLike[str], most: int = 200) -> bool:

@@ -64,12 +64,16 @@ def create(app: App, spec: Spec, ip: str | None, fill: Callable[[Path], None] | 
         except DreError:
             remove(app)
             raise
-        files.write_atomic(app.home / "app.json", spec.to_json(), 0o600)
+        # Until the intent is gone a power failure undoes all of this; so it need not be durable before.
+        files.write_atomic(app.home / "app.json", spec.to_json(), 0o600, durable=False)
     try:
         _build(app, spec, fill)
     except BaseException:
         remove(app)
         raise
+    for path in (app.home / "app.json", app.directory / "command"):
+        files.fsync(path)
+    files.fsync_dir(app.directory)
     app.done()
     app.emit("created", base=spec.base, ip=spec.ip)
     return spec
@@ -88,7 +92,7 @@ def _build(app: App, spec: Spec, fill: Callable[[Path], None] | None) -> None:
         lxcconfig.hide(app.conf, app.delta)
     app.log.parent.mkdir(parents=True, exist_ok=True)
     app.log.touch(mode=0o640)
-    app.store(spec)
+    app.store(spec, durable=False)
     names.write(app, spec)
     if spec.unprivileged:  # where it cannot be, say so now
         try:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """JSON Lines on stdin and stdout: one process that answers many calls of a command, the back-end of the C libraries.
 
-A request is `{"id":1,"argv":["limit","web1","--cpu","50"]}`; answers come in the order of the requests. Each is done in
-a forked child: its deadline can end it as kill -9 would, and whatever goes wrong in it, the process lives. Knows no
-verbs: the command brings its parser.
+A request is `{"id":1,"argv":["limit","web1","--cpu","50"]}`; answers come in the order of the requests. They are done
+in a forked child: a deadline can end it as kill -9 would, and whatever goes wrong in it, the process lives and forks
+another. Knows no verbs: the command brings its parser.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import gc
 import io
 import json
 import os
+import pickle
 import select
 import signal
 import sys
@@ -24,7 +25,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from dre import cli, conf, event, run
 from dre.cli import Context
@@ -176,6 +177,16 @@ def _request(identity: int | str | None, fields: Mapping[str, Any], deadline: fl
     return Request(identity, tuple(argv), float(given), octets)
 
 
+@dataclass
+class Child:
+    """The process that does what is asked for, one request after another."""
+
+    pid: int
+    requests: IO[bytes]
+    answers: int
+    left: int = 500  # requests until another takes its place, so that nothing can pile up in it
+
+
 class Server:
     """The process: its two channels, and what it may do."""
 
@@ -191,6 +202,7 @@ class Server:
         self.prog, self.made, self.config, self.deadline = prog, made, config, deadline
         self.allow, self.names = allow, names
         self.libc = ctypes.CDLL(None)
+        self.child: Child | None = None
         # Kept for the protocol alone: what a verb, or a program it calls, reads or prints must not get into it.
         self.requests, self.answers = os.dup(0), os.dup(1)
         null = os.open(os.devnull, os.O_RDONLY)
@@ -203,40 +215,60 @@ class Server:
         try:
             request = parse(line, self.deadline)
         except RequestError as error:
-            answer = _answer(error.id, USAGE, [], str(error))
+            _write(self.answers, _answer(error.id, USAGE, [], str(error)))
         else:
-            answer = self._ask_child(request)
+            self._ask_child(request)
+
+    def _ask_child(self, request: Request) -> None:
+        if self.child is None or self.child.left == 0:
+            self._end_child()
+            self.child = self._fork()
+        child, deadline = self.child, time.monotonic() + request.deadline
+        child.left -= 1
+        with contextlib.suppress(BrokenPipeError):  # it has been killed: then it gives no answer either
+            pickle.dump(request, child.requests)
+            child.requests.flush()
+        answer = _received(child.answers, deadline)
+        if answer is None:
+            _kill(child.pid)
+            text = f"not done within {request.deadline:g} s; what was begun is ended by the next verb on it"
+            answer = _answer(request.id, TIMED_OUT, [], text)
+            child.left = 0
+        elif not answer:
+            answer = _answer(request.id, FAILED, [], "the process that was at work on it has been killed")
+            child.left = 0
         _write(self.answers, answer)
 
-    def _ask_child(self, request: Request) -> bytes:
-        receiving, giving = os.pipe()
+    def _fork(self) -> Child:
+        receiving, requests = os.pipe()
+        answers, giving = os.pipe()
         parent = os.getpid()
-        child = os.fork()
-        if child == 0:
-            self._be_child(request, giving, parent)
+        pid = os.fork()
+        if pid == 0:
+            os.close(requests)
+            os.close(answers)
+            self._be_child(receiving, giving, parent)
+        os.close(receiving)
         os.close(giving)
-        try:
-            answer = _received(receiving, time.monotonic() + request.deadline)
-        finally:
-            os.close(receiving)
-        if answer is None:
-            _kill(child)
-        _, status = os.waitpid(child, 0)
-        if answer is None:
-            text = f"not done within {request.deadline:g} s; what was begun is ended by the next verb on it"
-            return _answer(request.id, TIMED_OUT, [], text)
-        if not answer.endswith(b"\n"):
-            return _answer(request.id, FAILED, [], f"ended with {os.waitstatus_to_exitcode(status)} and no answer")
-        return answer
+        return Child(pid, os.fdopen(requests, "wb"), answers)
 
-    def _be_child(self, request: Request, giving: int, parent: int) -> NoReturn:
+    def _end_child(self) -> None:
+        if self.child is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.child.requests.close()
+            os.close(self.child.answers)
+            os.waitpid(self.child.pid, 0)
+
+    def _be_child(self, receiving: int, giving: int, parent: int) -> NoReturn:
         try:
             # The work shall not outlive the process that was asked for it.
             self.libc.prctl(_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() == parent:
-                os.close(self.requests)
-                os.close(self.answers)
-                _write(giving, self._perform(request))
+            os.close(self.requests)
+            os.close(self.answers)
+            with os.fdopen(receiving, "rb") as stream, contextlib.suppress(EOFError):
+                while os.getppid() == parent:
+                    request = pickle.load(stream)  # noqa: S301 - from the process that forked this one
+                    _write(giving, self._perform(request))
         except BaseException:
             traceback.print_exc()
         finally:
@@ -318,14 +350,14 @@ NAMED = ("name", "names", "new")
 
 
 def _received(fd: int, deadline: float) -> bytes | None:
-    """The answer that comes by *fd*, or what its writer managed of it; None when it did not end before *deadline*."""
+    """The line that comes by *fd*; nothing where its writer was killed, None where the *deadline* passed."""
     answer = b""
     while not answer.endswith(b"\n"):
         if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
             return None
         octets = os.read(fd, 1 << 20)
         if not octets:
-            break
+            return b""
         answer += octets
     return answer
 

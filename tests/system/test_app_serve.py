@@ -3,6 +3,7 @@
 
 import base64
 import json
+import os
 import pathlib
 import select
 import signal
@@ -60,6 +61,11 @@ def outputs(answer):
     return answer["status"], base64.b64decode(answer["stdout"]), base64.b64decode(answer["stderr"])
 
 
+def children(serve):
+    """The processes that --serve has started."""
+    return pathlib.Path(f"/proc/{serve.process.pid}/task/{serve.process.pid}/children").read_text().split()
+
+
 def host_pids(marker):
     """The processes of this host whose arguments hold *marker*."""
     found = []
@@ -81,7 +87,8 @@ def test_a_life(serve, tree):
         (row,) = serve("status", NAME)["rows"]
         assert (row["state"], pathlib.Path(f"/proc/{row['pid']}").exists()) == ("running", True)
         assert outputs(serve("exec", NAME, "--", "cat", "/etc/release")) == (0, b"from the tree\n", b"")
-        assert serve("list")["rows"] == [{**row, "memory": serve("list")["rows"][0]["memory"]}]
+        (listed,) = serve("list")["rows"]
+        assert (listed["pid"], listed.keys()) == (row["pid"], row.keys())
         serve("stop", NAME)
         assert serve("status", NAME, code=1)["rows"][0]["state"] == "stopped"
         serve("destroy", NAME)
@@ -89,9 +96,7 @@ def test_a_life(serve, tree):
         assert app_ground.picture(NAME)["lxc"] == before["lxc"]
     # LXC moves whoever starts a container into its monitor's control group; the process stays where it was.
     assert pathlib.Path(f"/proc/{serve.process.pid}/cgroup").read_text() == own
-    assert not list(
-        pathlib.Path(f"/proc/{serve.process.pid}/task/{serve.process.pid}").joinpath("children").read_text()
-    )
+    assert len(children(serve)) == 1  # the one that does the work
     serve.process.stdin.close()
     assert serve.process.wait(10) == 0
 
@@ -146,16 +151,24 @@ def test_deadline_leaves_what_the_next_verb_ends(serve, tree, part):
     assert {**app_ground.picture(NAME), "links": None} == {**before, "links": None}
 
 
+def test_a_killed_child_is_told_and_replaced(serve, tree):
+    serve("list")
+    (child,) = children(serve)
+    os.kill(int(child), signal.SIGKILL)
+    answer = serve("create", NAME, "--ip", "none", "--base", tree, code=1)
+    assert "killed" in answer["error"]
+    serve("create", NAME, "--ip", "none", "--base", tree)
+    assert children(serve) != [child]
+
+
 def test_work_does_not_outlive_the_process(serve, tree):
     serve(
         "create", NAME, "--ip", "none", "--base", tree, "--", "/bin/sh", "-c", "trap '' TERM; while :; do sleep 1; done"
     )
     serve("start", NAME)
     serve.send("stop", NAME, "--timeout", "50")
-    (child,) = app_ground.wait_for(
-        lambda: pathlib.Path(f"/proc/{serve.process.pid}/task/{serve.process.pid}/children").read_text().split()
-    )
+    working = children(serve)
     serve.process.send_signal(signal.SIGKILL)
-    assert app_ground.wait_for(lambda: not pathlib.Path(f"/proc/{child}").exists())
+    assert app_ground.wait_for(lambda: not any(pathlib.Path(f"/proc/{child}").exists() for child in working))
     assert serve.ground("stop", NAME, "--timeout", "0") == ""
     assert serve.ground("list").split()[1] == "stopped"
