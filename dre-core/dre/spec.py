@@ -99,7 +99,8 @@ class Spec:
         data["after"] = tuple(data.get("after", ()))
         data["binds"] = tuple(Bind(**item) for item in data["binds"])
         data["limits"] = cgroup.Limits(**data["limits"])
-        data["publish"] = tuple(Publish(**item) for item in data.get("publish", ()))
+        # Read again as a user's word: it may come from an archive, and will be a rule of the packet filter.
+        data["publish"] = tuple(publish(str(Publish(**item))) for item in data.get("publish", ()))
         data["ssh_keys"] = tuple(data.get("ssh_keys", ()))
         data["ids"] = tuple(data["ids"]) if data.get("ids") else None
         return cls(**data)

@@ -105,6 +105,12 @@ def test_what_is_no_port(word):
         spec.publish(word)
 
 
+def test_no_stored_port_becomes_a_rule():
+    text = Spec(name="a", base="host", created="x", publish=(Publish(80, 80, "tcp", '1.1.1.1"; flush ruleset #'),))
+    with pytest.raises(UsageError):
+        Spec.from_json(text.to_json())
+
+
 @pytest.mark.parametrize(
     ("first", "second", "clash"),
     [
