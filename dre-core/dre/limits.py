@@ -236,6 +236,8 @@ def _before(group: Group, item: Setting, device: str | None) -> Setting | None:
     except FileNotFoundError:
         if item.optional:
             return None
+        if not group.file(item.controller, "cgroup.procs").exists():
+            raise DreError("its processes have ended meanwhile") from None
         raise MissingError(f"this kernel has no {item.file}") from None
     if item.controller in ("blkio", "io"):
         now = _of_device(text, device)
@@ -256,6 +258,8 @@ def _write(group: Group, item: Setting) -> None:
     except OSError as error:
         if error.errno == errno.EBUSY and item.controller == "memory":
             raise DreError(f"{item.file}: more than {item.value} is in use") from None
+        if error.errno == errno.ENODEV and not group.file(item.controller, "cgroup.procs").exists():
+            raise DreError("its processes have ended meanwhile") from None
         if error.errno in (errno.ENODEV, errno.EOPNOTSUPP):
             raise MissingError(f"the kernel cannot do {item.file} {item.value}: {error.strerror}") from None
         where = group.file(item.controller, item.file)

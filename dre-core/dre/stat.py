@@ -23,6 +23,7 @@ from dre.errors import DreError
 RATES = ("io_read", "io_write", "net_rx", "net_tx")
 FIELDS = (*RATES, "throttled", "oom_kills", "pressure")  # what a row has beside those of `list`
 RENEWED = 2.0  # seconds after which the kernel has a new pressure
+UNSURE = 50_000_000  # nanoseconds
 LINKS = Path("/proc/net/dev")
 SOCKETS = Path("/proc/net/unix")
 
@@ -96,7 +97,8 @@ class Watched:
             return None
         if seen != self._seen or (self._group is None and self._stirs(sockets)):
             self._look_up()
-            self._seen = seen
+            # What was changed a moment ago may change again within the same tick of the file system's clock.
+            self._seen = seen if time.time_ns() - max(seen) > UNSURE else ()
         try:
             if self._group is not None and (sample := self._sample(self._group, links.get(self._link, ""))) is not None:
                 self._last = self._shown(sample)

@@ -98,10 +98,9 @@ def repeat(ctx: Context, look: Callable[[], list[dict[str, Any]]], columns: Sequ
 
 def _line(ctx: Context, row: dict[str, Any], columns: Sequence[cli.Column]) -> str:
     """What the output makes of *row*; of hundreds of idle apps it stays the same."""
-    out = cli.Output(ctx.out.as_json, io.StringIO())
-    out.row(row if out.as_json else flat(row), columns)
-    text: str = out.stream.getvalue()  # type: ignore[attr-defined]
-    return text
+    text = io.StringIO()
+    cli.Output(ctx.out.as_json, text).row(row if ctx.out.as_json else flat(row), columns)
+    return text.getvalue()
 
 
 def flat(row: dict[str, Any]) -> dict[str, Any]:
