@@ -77,7 +77,7 @@ def accept(app: App, data: Mapping[str, Any], allowed: Allowed) -> Spec:
 def _accept(app: App, data: Mapping[str, Any], allowed: Allowed) -> Spec:
     if data["arch"] != os.uname().machine:
         raise DreError(f"{app.name}: is of a {_text(data['arch'])} host, this is {os.uname().machine}")
-    privileged = data["privileged"] is not False
+    privileged = data["privileged"] is not False or data["base"] == "host"
     if privileged and not allowed.privileged:
         raise NotPermittedError(f"{app.name}: is privileged, which is not taken here without --allow-privileged")
     words = [_text(word) for word in data["words"]]
