@@ -69,3 +69,46 @@ def test_bridge_works_on_a_stock_kernel(guest):
     variables = {"DRE_TEST_INSTALLED": "1", "DRE_REQUIRE_ALL": "1"}
     done = guest.call(["sh", "-c", 'cd /job && exec "$@"', "sh", *command], 300, **variables)
     assert done.returncode == 0, done.stdout
+
+
+APPS = """
+set -eux
+systemctl is-enabled dre-app dre-keep
+systemctl is-active dre-app dre-keep
+dre-app create v-db --ip none
+dre-app create v-web --ip none --autostart --after v-db --restart on-failure:3
+systemctl restart dre-app
+dre-app status v-db
+dre-app status v-web
+
+# The service ends, is restarted by an upgrade, or is killed: the apps go on.
+init=$(dre-app pid v-web 1 | cut -d' ' -f1)
+monitor=$(cut -d' ' -f4 /proc/$init/stat)
+if grep -E 'dre-(app|keep)' /proc/$init/cgroup /proc/$monitor/cgroup; then exit 1; fi
+systemctl restart dre-keep
+systemctl kill -s KILL dre-keep
+sleep 3
+systemctl is-active dre-keep
+test -e /proc/$init
+
+# LXC's monitor is killed: the keeper starts the app again.
+kill -9 $monitor
+for i in $(seq 100); do
+    if [ ! -e /proc/$init ] && dre-app status v-web; then break; fi
+    sleep 0.3
+done
+dre-app status v-web
+init=$(dre-app pid v-web 1 | cut -d' ' -f1)
+if grep -E 'dre-(app|keep)' /proc/$init/cgroup; then exit 1; fi
+systemctl restart dre-keep
+test -e /proc/$init
+
+# The end of the system.
+systemctl stop dre-app
+test "$(dre-app list | grep -c ' stopped ')" = 2
+systemctl is-active dre-keep
+"""
+
+
+def test_apps_start_and_stop_with_the_system_and_are_kept(guest):
+    guest.ok(APPS, timeout=240)
