@@ -13,7 +13,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -246,10 +246,8 @@ def serve(conf: Conf, say: Callable[[str], None], stay: bool) -> None:
         Keeper(conf, say).run(stay)
 
 
-def ensure(conf: Conf, names: Iterable[str], config: str | None) -> None:
-    """Have a keeper where one of the apps *names* wants it and no service is; it ends when none needs it any more."""
-    if not any(App(conf, name).record().get("kept") for name in names):
-        return
+def ensure(conf: Conf, config: str | None) -> None:
+    """Have a keeper, where no service is: it ends by itself when no app needs it any more."""
     try:
         with files.lock(_lock(conf), timeout=0):
             pass

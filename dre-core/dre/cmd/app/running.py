@@ -4,7 +4,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dre import cli, keeping, lifecycle, order, recovery, verbs
+from dre import cli, lifecycle, order, recovery, verbs
 from dre.app import App
 from dre.cli import Context
 from dre.errors import DreError
@@ -54,21 +54,30 @@ def start_in_order(ctx: Context, names: Sequence[str], work: Callable[[App], obj
     try:
         verbs.each(ctx, found, held, lambda name: order.after(ctx.conf, name))
     finally:
-        keeping.ensure(ctx.conf, found, ctx.args.config)
+        if any(App(ctx.conf, name).record().get("kept") for name in found):
+            from dre import keeping  # few apps want it
+
+            keeping.ensure(ctx.conf, ctx.args.config)
 
 
 def _start(ctx: Context) -> None:
     start_in_order(ctx, ctx.args.names)
 
 
-def _stop(ctx: Context) -> None:
+def stop_in_order(ctx: Context, names: Sequence[str]) -> None:
+    """Stop the apps *names*, those first that are after others of them."""
+
     def held(name: str) -> None:
         with recovery.held(ctx.conf, name) as app:
             lifecycle.stop(app, ctx.args.timeout)
 
-    names = [name for wave in order.waves(ctx.conf, ctx.args.names) for name in wave]
+    names = [name for wave in order.waves(ctx.conf, names) for name in wave]
     before = {name: order.after(ctx.conf, name) for name in names}
     verbs.each(ctx, names, held, lambda name: [other for other in names if name in before[other]])
+
+
+def _stop(ctx: Context) -> None:
+    stop_in_order(ctx, ctx.args.names)
 
 
 def _restart(ctx: Context) -> None:
@@ -91,4 +100,6 @@ def _recover(ctx: Context) -> None:
     cli.need_root("dre-app recover")
     for name, verb in recovery.everything(ctx.conf):
         ctx.say(f"{name}: ended {verb}")
+    from dre import keeping
+
     keeping.recover(ctx.conf, ctx.say)

@@ -8,14 +8,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from dre import app as apps
-from dre import cli, lifecycle, order, output, recovery, verbs
+from dre import cli, output, recovery, verbs
 from dre.app import App
 from dre.cli import Context
-from dre.cmd.app.running import STOP_WAIT, start_in_order
+from dre.cmd.app.running import STOP_WAIT, start_in_order, stop_in_order
 from dre.errors import DreError, UsageError
 from dre.run import need
 
-AT_ONCE = 8  # apps that are stopped at a time
 # Of the shells that an app may have, the one a person would choose; asked inside, for only there it can be known.
 SHELL = "cd ~root || cd /; for shell in /bin/bash /bin/sh; do [ -x $shell ] && exec $shell -l; done"
 
@@ -111,22 +110,5 @@ def _spec_says_autostart(app: App) -> bool:
 
 
 def _autostop(ctx: Context) -> None:
-    from concurrent.futures import ThreadPoolExecutor  # slow to import
-
-    def stop(name: str) -> DreError | None:
-        try:
-            with recovery.held(ctx.conf, name) as app:
-                lifecycle.stop(app, ctx.args.timeout)
-        except DreError as error:
-            return error
-        return None
-
-    alive = [name for name in apps.names(ctx.conf) if App(ctx.conf, name).state() in ("running", "frozen", "starting")]
-    failures: list[DreError] = []
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        for wave in order.waves(ctx.conf, alive):
-            failures += filter(None, pool.map(stop, wave))
-    for failure in failures[1:]:
-        ctx.say(str(failure))
-    if failures:
-        raise failures[0]
+    alive = ("running", "frozen", "starting")
+    stop_in_order(ctx, [name for name in apps.names(ctx.conf) if App(ctx.conf, name).state() in alive])
