@@ -96,6 +96,11 @@ def need_unshared(app: App) -> None:
         raise DreError(f"{app.name}: its tree is the base of {', '.join(sorted(set(users)))}; destroy that first")
 
 
+def base_renamed(spec: Spec, old: App, new: App) -> str:
+    """The base of *spec*, app *old*, when its directory has become that of *new*."""
+    return str(new.directory / BASE) if spec.base == str(old.directory / BASE) else spec.base
+
+
 def _need_still(app: App) -> None:
     state = app.container().state
     if state != "STOPPED":

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from dre import event, files, lifecycle, network, snapshot
+from dre import adopt, event, files, lifecycle, network, snapshot
 from dre.app import App
 from dre.errors import DreError
 from dre.run import run
@@ -143,6 +143,7 @@ def rename(old: App, new: App) -> None:
     waiting = [name for name, spec in network.others(old) if old.name in spec.after]
     if waiting:
         raise DreError(f"{old.name}: {', '.join(waiting)} start after it; dre-app set {waiting[0]} after=… first")
+    adopt.need_unshared(old)
     lifecycle.sweep(old)
     intent = {"verb": "rename", "old": old.name, "new": new.name}
     new.home.mkdir(mode=0o700)
@@ -167,7 +168,8 @@ def resume_rename(old: App, new: App) -> bool:
             if name != "intent.json":
                 (old.home / name).rename(new.home / name)
         files.fsync_dir(new.home)
-    new.store(replace(new.spec(), name=new.name))
+    spec = new.spec()
+    new.store(replace(spec, name=new.name, base=adopt.base_renamed(spec, old, new)))
     if old.home.exists():
         old.done()
         old.home.rmdir()

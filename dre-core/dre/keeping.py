@@ -84,6 +84,17 @@ def again(app: App, say: Callable[[str], None]) -> float | None:
     return None
 
 
+def _clear(app: App) -> bool:
+    """Whether nothing more is to be seen: not so while it starts, or while its init outlives its monitor a little."""
+    record = app.record()
+    if not record.get("wanted"):
+        return True
+    noted = record.get("monitor")
+    if noted:
+        return bool(record.get("told")) or apps.started(noted[0]) == noted[1]
+    return lifecycle.note(app)
+
+
 def _status(app: App) -> int | None:
     """The exit status that the app's shell wrote, None when it could not; the file is the app's to spoil."""
     with contextlib.suppress(OSError):
@@ -199,15 +210,15 @@ class Keeper:
                     delay = again(app, self.say)
                 else:
                     delay = crash(app, self.say)
-                if delay is None and not lifecycle.note(app):
-                    delay = LOOK  # it is starting, or just ending
+                clear = delay is not None or _clear(app)
         except TimedOutError:
-            self.due[name] = now + BUSY  # a verb is at work; perhaps it is the stop
-            return
+            clear, delay = False, None  # a verb is at work; perhaps it is the stop
         except DreError as error:
             self.say(str(error))
             return
-        if delay is not None:
+        if not clear:
+            self.due[name] = now + BUSY
+        elif delay is not None:
             self.due[name] = self.planned.setdefault(name, now + delay)
 
     def _cut_logs(self, passed: float) -> float:

@@ -52,6 +52,8 @@ def app(run, settings):
         try:
             yield ground
         finally:
+            for line in reversed(ground("list").splitlines()):  # a failed test may leave one on the tree of another
+                ground.run("dre-app", "--config", ground.config, "destroy", "--force", line.split()[0])
             ground._destroy_all()
             lxc("lxc-stop", "-k", check=False)
             shutil.rmtree(LXC / NAME, ignore_errors=True)
@@ -68,7 +70,7 @@ def test_from_lxc_create_to_destroy(app, tmp_path):
     app("adopt", NAME)  # again: 0
     assert json.loads(app("limit", NAME, "--json"))["pids_limit"] == 50
     app("start", NAME)
-    assert wait_for(lambda: app("log", NAME) == "init is 1")
+    assert wait_for(lambda: app("log", NAME) == "init is 1", timeout=60)
     assert app("exec", NAME, "--", "sh", "-c", "cat /state; echo $GREETING") == "theirs\ngood day"
     assert lxc("lxc-info", "-s", "-H").strip() == "RUNNING"
     app("stop", NAME)
@@ -108,7 +110,7 @@ def test_with_a_program_of_its_own(app, tmp_path):
     make(tmp_path)
     app("adopt", NAME, "--ip", "10.231.101.88/24", "--", "sh", "-c", "echo as an app; sleep 1000")
     app("start", NAME)
-    assert wait_for(lambda: app("log", NAME) == "as an app")
+    assert wait_for(lambda: app("log", NAME) == "as an app", timeout=60)
     row = json.loads(app("status", NAME, "--json"))
     assert (row["ip"], row["base"]) == (["10.231.101.88"], f"{LXC / NAME}/base")
 
@@ -148,8 +150,19 @@ def test_its_tree_does_not_vanish_under_another_app(app, tmp_path):
     app("adopt", NAME)
     app("create", f"{NAME}-2", "--base", LXC / NAME / "base", "--ip", "none")
     assert f"is the base of {NAME}-2" in app("destroy", "--force", NAME, code=1)
+    assert f"is the base of {NAME}-2" in app("rename", NAME, f"{NAME}-3", code=1)
     app("destroy", f"{NAME}-2")
-    app("destroy", NAME)
+    app("rename", NAME, f"{NAME}-3")
+    app("start", f"{NAME}-3")
+    assert app("exec", f"{NAME}-3", "--", "cat", "/etc/release") == "from the tree"
+    assert json.loads(app("status", f"{NAME}-3", "--json"))["base"] == f"{LXC / NAME}-3/base"
+    app("stop", f"{NAME}-3", "--timeout", "1")
+    app("clone", f"{NAME}-3", NAME)
+    app("start", NAME)
+    assert app("exec", NAME, "--", "cat", "/etc/release") == "from the tree"
+    assert "is the base of" in app("destroy", f"{NAME}-3", code=1)
+    app("destroy", "--force", NAME)
+    app("destroy", f"{NAME}-3")
 
 
 def test_killed_at_any_moment_it_is_theirs_or_ours(app, tmp_path):

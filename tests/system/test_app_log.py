@@ -30,13 +30,13 @@ def test_this_run_and_the_one_before(app):
     assert app("log", NAME) == ""
     mark("first\n\033[2J\n")
     app("start", NAME)
-    assert wait_for(lambda: app("log", NAME) == "first\n\033[2J\noops")
+    assert wait_for(lambda: app("log", NAME) == "first\n\033[2J\noops", timeout=60)
     assert app("log", NAME, "--lines", "1") == "oops"
     assert json.loads(app("log", NAME, "--lines", "1", "--json")) == {"name": NAME, "line": "oops"}
     app("stop", NAME)
     mark("second\n")
     app("start", NAME)
-    assert wait_for(lambda: app("log", NAME) == "second\noops")
+    assert wait_for(lambda: app("log", NAME) == "second\noops", timeout=60)
     assert app("log", NAME, "--before") == "first\n\033[2J\noops"
     app("destroy", "--force", NAME)
     assert list((app.place / "log/app").iterdir()) == []

@@ -108,4 +108,4 @@ def test_lxc_does_not_start_them_too(app):
     text = (LXC / LONE / "config").read_text()
     assert "lxc.start.auto" not in text
     app("autostart")
-    assert wait_for(lambda: states(app)[LONE] == "running")
+    assert wait_for(lambda: states(app)[LONE] == "running", timeout=60)

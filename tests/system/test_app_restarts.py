@@ -9,12 +9,17 @@ import subprocess
 
 import app_ground
 import pytest
-from app_ground import Ground, picture, wait_for
+from app_ground import Ground, picture
 from conftest import environment, program
 
 NAME = "t-restart"
 # Ends as it is told by a file that the test writes; says how often it was started.
 PROGRAM = "echo up; while ! [ -e /end ]; do sleep 0.05; done; read status </end; rm /end; exit $status"
+
+
+def wait_for(condition):
+    """With a long deadline: an emulated guest may be slow, and what is waited for comes in its own time."""
+    return app_ground.wait_for(condition, timeout=90)
 
 
 @pytest.fixture
@@ -88,7 +93,7 @@ def running_again(app, was):
         rows = [json.loads(line) for line in app("list", "--json").splitlines()]
         return next((row["pid"] for row in rows if row["state"] == "running" and row["pid"] not in (None, was)), None)
 
-    return wait_for(found, timeout=20)
+    return wait_for(found)
 
 
 def state(app):
@@ -121,7 +126,7 @@ def test_after_n_crashes_it_gives_up_until_an_ordered_start(app):
     end(app, 3)
     assert running_again(app, first)
     end(app, 4)
-    assert wait_for(lambda: "app.gave-up" in app.events(), timeout=20)
+    assert wait_for(lambda: "app.gave-up" in app.events())
     assert state(app) == "crashed"
     lines = [json.loads(line) for line in (app.place / "state/spool/event/emitted.jsonl").read_text().splitlines()]
     crashes = [line["data"] for line in lines if line["type"] == "app.crashed"]
@@ -136,7 +141,7 @@ def test_an_end_with_0_and_an_ordered_stop_are_no_crash(app):
     create(app, "on-failure:3")
     app("start", NAME)
     end(app, 0)
-    assert wait_for(lambda: state(app) == "stopped", timeout=20)
+    assert wait_for(lambda: state(app) == "stopped")
     app("start", NAME)
     app("stop", NAME)
     assert state(app) == "stopped"
@@ -198,8 +203,8 @@ def test_a_chatty_program_does_not_fill_the_disk(run, settings, tmp_path):
     limit = 1 << 20
     with Ground(run, settings, DRE_APP_LOG_MAX="1M") as app:
         app_ground.make_tree(tmp_path / "tree")
-        flood = "while :; do cat /bin/sh; echo; done"
-        app("create", NAME, "--base", tmp_path / "tree", "--ip", "none", "--cpu", "20", "--", "sh", "-c", flood)
+        flood = "while :; do dd if=/dev/zero bs=64k count=8 2>/dev/null; sleep 0.1; done"
+        app("create", NAME, "--base", tmp_path / "tree", "--ip", "none", "--", "sh", "-c", flood)
         log, older = (app.place / "log/app" / f"{NAME}.log{suffix}" for suffix in ("", ".old"))
         with subprocess.Popen([program("dre-app"), "--config", app.config, "keep"], env=environment()) as process:
             try:

@@ -83,3 +83,17 @@ def test_a_status_file_of_any_size_is_no_matter(web1):
 def test_policy_refused(word):
     with pytest.raises(UsageError, match="expected no, or on-failure:N"):
         spec.restart(word)
+
+
+def test_an_init_that_outlives_its_monitor_a_little_is_looked_at_again(web1, monkeypatch):
+    states = iter(["running", "running", "crashed"])
+    monkeypatch.setattr(app.App, "state", lambda self: next(states, "crashed"))
+    web1.remember({"wanted": True, "kept": True, "monitor": [1 << 22, 1], "init": [1 << 22, 1]})
+    keeper = keeping.Keeper(web1.conf, say)
+    keeper._read_records()
+    for _ in range(3):
+        assert list(keeper.due) == ["web1"]
+        keeper.due.clear()
+        keeper._attend("web1")
+    assert [what for what, _, _ in EVENTS] == ["crashed"]
+    assert "web1" in keeper.planned
