@@ -7,6 +7,7 @@ at once, and change nothing in it. Any number of guests may run from one state.
 """
 
 import contextlib
+import fcntl
 import io
 import os
 import pathlib
@@ -19,6 +20,7 @@ import time
 
 from qapi import Agent, Monitor
 
+PLACE, PREFIX = pathlib.Path("/var/tmp"), "dre-vm-"
 MEGABYTES = 2048
 # The second line is for speed under TCG: each of them made processes start faster.
 KERNEL = "root=/dev/vda rw console=ttyS0 net.ifnames=0 quiet systemd.unified_cgroup_hierarchy=1"
@@ -42,6 +44,15 @@ hostname "$NAME"
 """
 
 
+def _sweep():
+    """Remove the disks of guests whose owner was killed; what they said on their console may still be wanted."""
+    for disk in PLACE.glob(f"{PREFIX}*/disk.qcow2"):
+        # BlockingIOError: its owner is alive. FileNotFoundError: somebody else has swept.
+        with contextlib.suppress(BlockingIOError, FileNotFoundError), (disk.parent / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            disk.unlink()
+
+
 class Machine:
     """A running guest. Use it as a `with`-block, or call end()."""
 
@@ -50,7 +61,10 @@ class Machine:
 
         *peers* are the two sockets, own and other, of a network of two guests.
         """
-        self.work = pathlib.Path(tempfile.mkdtemp(prefix="dre-vm-", dir="/var/tmp"))
+        _sweep()
+        self.work = pathlib.Path(tempfile.mkdtemp(prefix=PREFIX, dir=PLACE))
+        self.lock = (self.work / "lock").open("w")
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
         self.console, self.disk, self.ram = self.work / "console", self.work / "disk.qcow2", ram
         subprocess.run(
             ["qemu-img", "create", "-q", "-f", "qcow2", "-b", disk, "-F", "qcow2", self.disk], check=True, timeout=60
@@ -166,7 +180,7 @@ class Machine:
         """End QEMU; with *keep* the console stays, else nothing does."""
         self.process.kill()
         self.process.wait(30)
-        for wire in (self.agent, self.monitor):
+        for wire in (self.agent, self.monitor, self.lock):
             if wire:
                 wire.close()
         if keep:

@@ -137,14 +137,10 @@ def _install(top, booted, made, debs):
     copy = ["cp", "--sparse=always", "--reflink=auto", booted / "ram", made / "ram"]
     subprocess.run(copy, check=True, timeout=120)
     with machine.restore(top, booted, ram=made / "ram") as guest:
-        install(guest, debs)
+        guest.push_files(debs[0].parent, debs, "/run/debs")
+        guest.ok(INSTALL, timeout=900)
         guest.save(made)
-
-
-def install(guest, debs):
-    """Install the packages *debs* as an administrator without network would."""
-    guest.push_files(debs[0].parent, debs, "/run/debs")
-    guest.ok(INSTALL, timeout=300)
+    (made / "packages").write_text("".join(f"{path.name}\n" for path in debs))
 
 
 def _lock(place, how):

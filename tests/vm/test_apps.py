@@ -55,10 +55,11 @@ def run(state, path):
 
 
 @pytest.fixture(scope="module")
-def running(state):
-    """The results to come, by file; all files are under way from the first test on, two at a time."""
+def running(state, request):
+    """The results to come, by file; all chosen files are under way from the first test on, two at a time."""
+    chosen = [item.callspec.params["path"] for item in request.session.items if hasattr(item, "callspec")]
     with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
-        results = {path: pool.submit(run, state, path) for path in FILES}
+        results = {path: pool.submit(run, state, path) for path in chosen}
         yield results
         for result in results.values():
             result.cancel()
