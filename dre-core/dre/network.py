@@ -116,9 +116,15 @@ def _set_isolated(app: App, isolated: bool) -> bool:
         apply_isolation(app, app.spec())
     except Exception:
         app.store(spec)
+        with contextlib.suppress(DreError):  # the first is the one to tell
+            apply_isolation(app, spec)
         app.done()
         raise
     _tell(app, isolated)
+    init = app.init_pid()
+    if init is not None and spec.ip == DHCP and not isolated and app.address() is None:
+        lease.release(app)  # it would ask again in its own time only
+        complete(app, app.spec(), init)
     return True
 
 
@@ -208,7 +214,8 @@ def complete(app: App, spec: Spec, init: int | None) -> None:
         limit(app, spec, spec.limits.net)
     if spec.ip == DHCP and init is not None:
         lease.acquire(app, init, wait=not spec.isolated)
-        publish.begin(app, spec)
+    if spec.publish:  # again: another app that started or ended meanwhile has not seen this one running
+        publish.refresh(app.conf)
 
 
 def clear(app: App, spec: Spec) -> None:

@@ -77,7 +77,7 @@ def turn_back(app: App, spec: Spec) -> None:
 
 
 def begin(app: App, spec: Spec) -> None:
-    """Have the ports lead to an app that is about to start."""
+    """Have the ports lead to an app that is about to start, unless a process listens there."""
     if spec.publish:
         free(app, spec)
         refresh(app.conf, starting=app.name)

@@ -124,6 +124,17 @@ def test_a_taken_port_is_refused(app):
     assert rules() == []
 
 
+def test_many_at_once(app):
+    names = [f"npub{number}" for number in range(1, 5)]
+    for number, name in enumerate(names):
+        app("create", name, "--publish", f"{PORT + number}:80")
+    argv = [program("dre-app"), "--config", app.config]
+    for verb, left in (("start", names), ("stop", [])):
+        calls = [subprocess.Popen([*argv, verb, name], env=environment()) for name in names]
+        assert [call.wait(60) for call in calls] == [0] * 4
+        assert rules() == left
+
+
 def test_no_rule_is_left_when_the_bridge_goes(app):
     app("create", NAME, "--publish", f"{PORT}:80")
     app("start", NAME)

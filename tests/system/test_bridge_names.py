@@ -154,6 +154,18 @@ def clients_of(app):
     return found
 
 
+def test_isolated_it_gets_its_address_when_it_rejoins(app):
+    app("create", NAME, "--ip", "dhcp")
+    app("isolate", NAME)
+    app("start", NAME)
+    assert json.loads(app("status", NAME, "--json"))["ip"] == []
+    app("rejoin", NAME)
+    assert (
+        subprocess.run(["ping", "-c", "1", "-W", "2", ip(app, NAME)], capture_output=True, check=False).returncode == 0
+    )
+    assert len(clients_of(app)) == 1
+
+
 def test_no_address_by_dhcp_is_a_failed_start(run, settings):
     with net_ground.NetGround(run, settings) as app:
         app("create", NAME, "--ip", "dhcp")
