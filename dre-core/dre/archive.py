@@ -71,7 +71,7 @@ def unpack_checked(stream: IO[bytes], into: Path, *, allow_setuid: bool = False)
     try:
         into.chmod(0o700)  # nobody shall reach a program in it before all of it was judged
         with tarfile.open(
-            fileobj=source, mode="r|", tarinfo=_Member, encoding="utf-8", errors="surrogateescape"
+            fileobj=source, mode="r|", tarinfo=Member, encoding="utf-8", errors="surrogateescape"
         ) as archive:
             known: list[tarfile.TarInfo] = vars(archive)["members"]
             while (member := archive.next()) is not None:
@@ -108,7 +108,7 @@ class _Counted:
         return octets
 
 
-class _Member(tarfile.TarInfo):
+class Member(tarfile.TarInfo):
     """A member whose headers do not fill the memory, whatever size they claim."""
 
     def _proc_member(self, archive: Any) -> Any:  # the hook that tarfile has for subclasses

@@ -14,7 +14,7 @@ from dre.spec import Spec
 
 MANIFEST = "etc/dre-base.json"  # of a tree that dre-base made
 _STATUS = "var/lib/dpkg/status"
-_LOOKED_AT = ("", "etc", "usr", "usr/bin", "usr/lib", "usr/sbin")  # of a tree that dpkg knows nothing of
+_LOOKED_AT = ("", "bin", "etc", "lib", "sbin", "usr", "usr/bin", "usr/lib", "usr/sbin")  # of a tree that dpkg knows nothing of
 _NAMED = 3  # of the packages that differ, how many a message names
 
 
@@ -66,7 +66,7 @@ def _entries(root: Path) -> str:
     total = hashlib.sha256()
     for place in _LOOKED_AT:
         directory = root / place
-        if not directory.is_dir():
+        if directory.is_symlink() or not directory.is_dir():
             continue
         for path in sorted(directory.iterdir()):
             status = path.lstat()

@@ -33,6 +33,7 @@ PACKAGES = {
     "tar": "tar",
     "udhcpc": "udhcpc",
     "unshare": "util-linux",
+    "zstd": "zstd",
     "usermod": "passwd",
 }
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dre import archive, event, files, identity, lifecycle, requests
+from dre import archive, event, files, identity, lifecycle, lxcconfig, requests
 from dre.app import App
 from dre.errors import DreError, NotFoundError
 from dre.run import run
@@ -180,7 +180,7 @@ def _still(app: App, freeze: bool) -> Iterator[None]:
     """The app with nothing moving: it is stopped, or where *freeze* allows it frozen for as long as this lasts."""
     state = app.state()
     if not freeze or state in ("stopped", "crashed"):
-        _need_stopped(app, "save a snapshot", "; or --freeze")
+        need_stopped(app, "save a snapshot", "; or --freeze")
         yield
     elif state == "frozen":
         yield  # by somebody else: so it stays
@@ -206,7 +206,7 @@ def load(app: App, tag: str, *, changed_base: bool = False, say: Say = str) -> S
     """Put the stopped app back to snapshot *tag*, which stays."""
     app.need()
     saved = find(app, tag)
-    _need_stopped(app, "load a snapshot")
+    need_stopped(app, "load a snapshot")
     check_base(app, saved, changed_base, say)
     app.begin(verb="load", tag=tag)
     resume_load(app, tag)
@@ -316,7 +316,8 @@ def digest(app: App) -> str:
     return done.stdout.split()[0].decode()
 
 
-def _need_stopped(app: App, what: str, hint: str = "") -> None:
+def need_stopped(app: App, what: str, hint: str = "") -> None:
+    """Raise DreError unless nothing of the app moves; *hint* is what else could be done."""
     state = app.state()
     if state not in ("stopped", "crashed"):
         raise DreError(f"{app.name}: cannot {what}: it is {state}; dre-app stop {app.name}{hint}")
@@ -341,6 +342,8 @@ def unpack(app: App, saved: Snapshot, into: Path) -> None:
         raise DreError(f"{app.name}: snapshot {saved.tag} is damaged: digest {found}, saved was {saved.digest}")
     argv = [*archive.UNPACK, "-C", str(into), "-f", str(saved.archive)]
     _tar(app, argv, f"unpack snapshot {saved.tag}", into.parent)
+    if app.spec().base == "host":
+        lxcconfig.hide(app.conf, into)  # what the host has come to hide since, and what an imported one may have shown
 
 
 def _swap(app: App, saved: Snapshot) -> None:

@@ -97,3 +97,27 @@ def test_clone(world):
         assert (os.listdir(world.home), os.listdir(world.lxc)) == (["web1"], ["web1"])
     assert number > 8
     world.whole("web2", digest)
+
+
+def test_import(world):
+    tree = world.home.parent.parent / "base/small"
+    tree.parent.mkdir()
+    (world.place / "tree").rename(tree)
+    world("destroy", "web1")
+    world("create", "web1", "--base", "small", "--ip", "none", "--privileged")
+    (world.lxc / "web1/delta/state").write_text("good\n")
+    digest = world("digest", "web1")
+    world("snapshot", "save", "web1", "good")
+    file = world.place / "web1.tar"
+    world("export", "--snapshots", "--no-compress", "web1", file)
+    for number in itertools.count(1):
+        if not world.killed_at(number, "import", "--allow-privileged", "--as", "web2", file):
+            break
+        world("recover")
+        if world.names() != ["web1"]:  # killed after the last thing it had to do
+            world("destroy", "web2")
+        world.whole("web1", digest)
+        assert (os.listdir(world.home), os.listdir(world.lxc)) == (["web1"], ["web1"])
+    assert number > 8
+    world.whole("web2", digest)
+    assert world("snapshot", "list", "web2") == world("snapshot", "list", "web1")

@@ -21,7 +21,7 @@ GROUPS = {
     "checkpointing": ("checkpoint",),
     "moving": ("migrate", "receive"),
     "saving": ("snapshot", "undo"),
-    "copying": ("clone", "rename"),
+    "copying": ("clone", "rename", "export", "import"),
 }
 
 

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An app as one file: a backup, or the way to a host that cannot be reached.
+
+The file is a tar archive, compressed by zstd: `manifest.json`, `delta.tar`, and a `snapshot/TAG/delta.tar` for each
+snapshot that goes with it. Whoever reads it trusts nothing in it: the definition is read by dre.manifest, the deltas by
+dre.archive, and both must be what the manifest says of them.
+"""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+from dre import archive, event, files, identity, lifecycle, manifest, network, run, snapshot, units
+from dre.app import App
+from dre.errors import DreError, UsageError
+from dre.manifest import Allowed
+from dre.spec import Spec
+
+FORMAT = "dre-app/1"
+MANIFEST_MAX = 16 << 20
+_BLOCK = 1 << 20
+
+
+def export(app: App, out: IO[bytes], tag: str | None, *, snapshots: bool, compress: bool) -> None:
+    """Write the stopped app to *out*, or the state of its snapshot *tag*, with all its *snapshots* where asked."""
+    spec = app.need()
+    packed = app.home / ".export.tmp"  # goes with the next tidying when we are killed
+    try:
+        if tag is None:
+            snapshot.need_stopped(app, "be exported", ", or export a snapshot with --tag")
+            snapshot.pack(app, packed)
+            delta, digest, base = packed, snapshot.digest_of(packed), identity.of(spec)
+        else:
+            saved = snapshot.find(app, tag)
+            spec, delta, digest = spec.restored(saved.spec), saved.archive, saved.digest
+            base = saved.base or identity.of(spec)
+        others = snapshot.every(app) if snapshots else []
+        head = {
+            "format": FORMAT,
+            "name": app.name,
+            "exported": event.stamp(),
+            "app": {**manifest.of(app, spec), "identity": base},
+            "delta": {"digest": digest, "size": delta.stat().st_size},
+            "snapshots": [_about(app, item) for item in others],
+        }
+        members = [("delta.tar", delta), *((f"snapshot/{item.tag}/delta.tar", item.archive) for item in others)]
+        with _compressor(out, compress) as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
+            octets = json.dumps(head, indent=1).encode()
+            _add(tar, "manifest.json", io.BytesIO(octets), len(octets))
+            for name, path in members:
+                with path.open("rb") as content:
+                    _add(tar, name, content, path.stat().st_size)
+    finally:
+        packed.unlink(missing_ok=True)
+    app.emit("exported", digest=digest, tag=tag)
+
+
+def _about(app: App, saved: snapshot.Snapshot) -> dict[str, Any]:
+    """A snapshot as the manifest describes it."""
+    return {**saved.row(), "app": {**manifest.of(app, saved.spec), "identity": saved.base or {}}}
+
+
+def _add(tar: tarfile.TarFile, name: str, content: IO[bytes], size: int) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = size, 0o600
+    tar.addfile(member, content)
+
+
+@contextlib.contextmanager
+def _compressor(out: IO[bytes], compress: bool) -> Iterator[IO[bytes]]:
+    """What to write to, for *out* to get it compressed."""
+    if not compress:
+        yield out
+        return
+    with _zstd(["-q", "-3", "-T0", "-c"], stdin=subprocess.PIPE, stdout=out) as child:
+        yield child.stdin  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def _zstd(options: list[str], **streams: Any) -> Iterator["subprocess.Popen[bytes]"]:
+    """zstd at work. Raises MissingError, and DreError when it ends badly, which is the reason for a broken pipe too."""
+    child = subprocess.Popen([run.need("zstd"), *options], stderr=subprocess.PIPE, **streams)
+    broken: Exception | None = None
+    with child:
+        try:
+            yield child
+        except (BrokenPipeError, tarfile.TarError, DreError) as error:
+            broken = error
+        except BaseException:
+            child.kill()
+            raise
+        for stream in (child.stdin, child.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                if stream:
+                    stream.close()
+        assert child.stderr
+        said = child.stderr.read().decode(errors="replace").strip()
+        # What is read no more ends zstd by SIGPIPE; then ours is the reason.
+        if child.wait() > 0 and said:
+            words = said.splitlines()[-1].removeprefix("zstd: ").replace("/*stdin*\\: ", "")
+            raise DreError(f"zstd: {words}") from broken
+        if broken:
+            raise broken
+
+
+@contextlib.contextmanager
+def target(name: str, standard: IO[bytes]) -> Iterator[IO[bytes]]:
+    """What to write file *name* to, which is replaced at once when all is written; `-` is *standard*."""
+    if name == "-":
+        if standard.isatty():
+            raise UsageError("an archive is not for a terminal: give a FILE, or a pipe")
+        yield standard
+        standard.flush()
+        return
+    part = Path(f"{name}.part")
+    try:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.rename(name)
+        files.fsync_dir(Path(name).absolute().parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@dataclass
+class Incoming:
+    """An archive that is being read: what it says of itself, and then its members one by one."""
+
+    tar: tarfile.TarFile
+    head: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name the app had."""
+        return units.name(str(self.head["name"]))
+
+    def member(self, name: str) -> IO[bytes]:
+        """The content of the next member, which must be *name*."""
+        found = self.tar.next()
+        if found is None or found.name != name or not found.isreg():
+            raise DreError(f"not an archive of an app: {name} is missing")
+        content = self.tar.extractfile(found)
+        assert content is not None
+        return content
+
+
+@contextlib.contextmanager
+def opened(name: str, standard: IO[bytes]) -> Iterator[Incoming]:
+    """The archive in file *name*, compressed or not; `-` is *standard*. Raises UsageError when it is none."""
+    with contextlib.ExitStack() as stack:
+        source = standard if name == "-" else stack.enter_context(open(name, "rb"))
+        # With -f it passes on what is not compressed.
+        child = stack.enter_context(_zstd(["-q", "-d", "-c", "-f"], stdin=source, stdout=subprocess.PIPE))
+        try:
+            tar = stack.enter_context(tarfile.open(fileobj=child.stdout, mode="r|", tarinfo=archive.Member))
+            first = tar.next()
+            if first is None or first.name != "manifest.json" or not first.isreg() or first.size > MANIFEST_MAX:
+                raise ValueError("it does not begin with manifest.json")
+            content = tar.extractfile(first)
+            assert content is not None
+            head = json.loads(content.read())
+            if head["format"] != FORMAT:
+                raise ValueError(f"its format is {head['format']!r}, not {FORMAT}")
+        except (ValueError, KeyError, TypeError, tarfile.TarError) as error:
+            raise UsageError(f"{name}: not an archive of an app: {error}") from None
+        yield Incoming(tar, head)
+
+
+def take(
+    app: App,
+    incoming: Incoming,
+    allowed: Allowed,
+    request: str | None,
+    *,
+    changed_base: bool,
+    say: Callable[[str], object],
+) -> Spec:
+    """Make the new app *app* of an archive. Raises DreError, with nothing made, when it is not wanted or damaged."""
+    try:
+        described = dict(incoming.head["app"])
+        if app.name != incoming.name:
+            # Beside the app that it was: what only one can have stays with that.
+            described["words"] = [
+                word for word in described["words"] if not word.startswith(("publish=", "autostart="))
+            ]
+        spec = _accepted(app, described, allowed, changed_base, say)
+        with network.reserved(app.conf):
+            ip = manifest.address(app, described["ip"])
+        expected, others = incoming.head["delta"]["digest"], list(incoming.head["snapshots"])
+        saved = [(units.name(item["tag"]), item, _accepted(app, item["app"], allowed, True, str)) for item in others]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"not the description of an app: {error!r}") from None
+
+    def fill(delta: Path) -> None:
+        try:
+            _unpack(app, incoming.member("delta.tar"), delta, expected, allowed)
+            for tag, about, was in saved:
+                _take_snapshot(app, incoming.member(f"snapshot/{tag}/delta.tar"), tag, about, was, allowed)
+            if incoming.tar.next() is not None:
+                raise DreError(f"{app.name}: refused: the archive holds more than it says")
+        except tarfile.TarError as error:
+            raise DreError(f"{app.name}: the archive is damaged: {error}") from None
+
+    given = {key: value for key, value in vars(spec).items() if key not in ("name", "created", "request")}
+    made = lifecycle.create(app, lifecycle.new_spec(app, request=request, **given), ip, fill)
+    app.emit("imported", digest=expected, was=incoming.name)
+    if made.ip != described["ip"]:
+        say(f"{app.name}: its address is {made.ip}, for {described['ip']} is not free here")
+    return made
+
+
+def _accepted(
+    app: App, described: dict[str, Any], allowed: Allowed, changed_base: bool, say: Callable[[str], object]
+) -> Spec:
+    """The Spec of what an archive describes. A changed base is judged as dre.snapshot judges it."""
+    name = str(described["base"])
+    here = Spec(
+        name=app.name, created="", base=name if name == "host" else str(app.conf.core_state_dir / "base" / name)
+    )
+    now = identity.of(here)
+    changed = identity.changes(described["identity"], now) if described["identity"] else None
+    refused = changed and name != "host" and not changed_base
+    made = manifest.accept(app, described if refused else {**described, "identity": now}, allowed)
+    if changed:
+        say(f"{app.name}: its base {name} is another here: {changed}; going on")
+    return made
+
+
+def _unpack(app: App, content: IO[bytes], into: Path, expected: str, allowed: Allowed) -> None:
+    try:
+        found = archive.unpack_checked(content, into, allow_setuid=allowed.setuid)
+    except DreError as error:
+        raise DreError(f"{app.name}: {error}") from None
+    if found.digest != expected:
+        raise DreError(f"{app.name}: the archive is damaged: digest {found.digest}, packed was {expected}")
+
+
+def _take_snapshot(app: App, content: IO[bytes], tag: str, about: dict[str, Any], was: Spec, allowed: Allowed) -> None:
+    """Store one snapshot. It is unpacked to be judged, for a load of it will trust it."""
+    place = app.home / "snapshot" / tag
+    half, trial = place.with_name(f".{tag}.new"), app.directory / "delta.new"
+    half.mkdir(parents=True, mode=0o700)
+    with (half / "delta.tar").open("xb") as packed:
+        while octets := content.read(_BLOCK):
+            packed.write(octets)
+    trial.mkdir(mode=0o700)
+    try:
+        with (half / "delta.tar").open("rb") as packed:
+            _unpack(app, packed, trial, str(about["digest"]), allowed)
+    finally:
+        lifecycle.remove_tree(trial)
+    created = event.stamp(event.seconds(str(about["created"])))
+    description = str(about["description"])
+    more = {
+        "created": created,
+        "description": description if description.isprintable() else ascii(description),
+        "scheduled": about["scheduled"] is True,
+        "base": about["app"]["identity"] or None,
+    }
+    snapshot.describe(half, replace(was, ip=None), more)
+    half.rename(place)
