@@ -111,7 +111,7 @@ def held(conf: Conf, name: str) -> Iterator[ProcessGroup]:
 
 
 def _settle(group: ProcessGroup) -> None:
-    """End what a killed verb left: what was to be moved is moved, limits are put back, a half-made group goes."""
+    """End what a killed verb left: a move or a removal is done, limits are put back, a half-made group goes."""
     try:
         intent = json.loads(group.intent_file.read_text())
     except (FileNotFoundError, ValueError):
@@ -124,6 +124,8 @@ def _settle(group: ProcessGroup) -> None:
             if apps.started(pid) == began:
                 with contextlib.suppress(DreError):  # ended just now
                     _move(pid, group.group())
+    elif group.exists() and verb == "delete":
+        _end(group)
     elif group.exists():
         old = Limits(**intent["old"])
         with contextlib.suppress(DreError):  # more is in use by now than was allowed then
@@ -235,6 +237,16 @@ def delete(group: ProcessGroup, force: bool) -> None:
     if inside and not force:
         shown = ", ".join(map(str, inside[:5])) + (", ..." if len(inside) > 5 else "")
         raise DreError(f"{group.name}: holds {len(inside)} processes ({shown}); --force kills them")
+    if os.getpid() in inside:
+        raise DreError(f"{group.name}: this command is in it itself; call it from outside")
+    group.begin(verb="delete")
+    try:
+        _end(group)
+    finally:
+        group.intent_file.unlink(missing_ok=True)
+
+
+def _end(group: ProcessGroup) -> None:
     deadline = time.monotonic() + KILL_WAIT
     while group.processes():
         _kill(group, deadline)
@@ -258,7 +270,7 @@ def _kill(group: ProcessGroup, deadline: float) -> None:
             with contextlib.suppress(ProcessLookupError):
                 watched.append(os.pidfd_open(pid))
                 stack.callback(os.close, watched[-1])
-                os.kill(pid, signal.SIGKILL)
+                signal.pidfd_send_signal(watched[-1], signal.SIGKILL)
         with contextlib.suppress(OSError, DreError):
             own.write(controller, freezer, thaw)
         for fd in watched:

@@ -21,6 +21,7 @@ V2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
 FULL = os.environ.get("DRE_FULL") == "1"
 HOG = "while :; do :; done"
 QUOTA = 30
+HEAVY = ("--weight", "10000")  # so that it gets its quota, and wants more, on a busy machine too
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def share(pid, window):
 
 
 def test_cpu_hog_is_throttled_to_its_quota(app):
-    pid = make(app, "t-hog", "--cpu", str(QUOTA))
+    pid = make(app, "t-hog", "--cpu", str(QUOTA), *HEAVY)
     inside(app, "t-hog", "sh", "-c", HOG)
     inside(app, "t-hog", "sh", "-c", HOG)
     assert wait_for(lambda: throttled(pid) > 0)
@@ -96,7 +97,7 @@ def test_cpu_hog_is_throttled_to_its_quota(app):
 
 
 def measure_quota(app, quota):
-    pid = make(app, "t-hog", "--cpu", str(quota))
+    pid = make(app, "t-hog", "--cpu", str(quota), *HEAVY)
     inside(app, "t-hog", "sh", "-c", HOG)
     inside(app, "t-hog", "sh", "-c", HOG)
     assert wait_for(lambda: throttled(pid) > 0)

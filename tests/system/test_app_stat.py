@@ -55,7 +55,7 @@ def until(rows, condition):
 
 
 def test_rates_are_there_from_the_second_sample_on(app):
-    app("create", "t-stat", "--cpu", "20", "--", "sh", "-c", "while :; do :; done")
+    app("create", "t-stat", "--cpu", "20", "--weight", "10000", "--", "sh", "-c", "while :; do :; done")
     app("start", "t-stat")
     first, second = map(json.loads, app("stat", "--interval", "1s", "--count", "2", "--json").splitlines())
     assert set(first) >= set(FIELDS) and list(first) == list(second)
