@@ -27,6 +27,7 @@ def acquire(app: App, init: int, wait: bool) -> None:
     if daemon.find("udhcpc", _pid_file(app)) is not None:
         return
     check()
+    dnsmasq.hosts(app.conf).mkdir(parents=True, exist_ok=True)  # on a bridge of others nobody has made it
     said = app.lease_file.with_suffix(".said")
     client = ["udhcpc", "-i", "eth0", "-p", str(_pid_file(app)), "-s", f"{lxcconfig.share()}/lease", "-R"]
     client += ["-t", str(TRIES if wait else 1), "-T", str(PAUSE), "-A", str(AGAIN), "-n" if wait else "-b"]

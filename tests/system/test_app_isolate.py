@@ -161,7 +161,7 @@ def test_without_network_and_unknown(app):
 def test_killed_at_any_moment(app):
     app("create", NAME)
     app("start", NAME)
-    for count in range(int(os.environ.get("DRE_KILLS", "6"))):
+    for count in range(int(os.environ.get("DRE_KILLS", "4"))):
         verb = ("isolate", "rejoin")[count % 2]
         argv = [program("dre-app"), "--config", app.config, verb, NAME]
         with subprocess.Popen(argv, env=environment()) as victim:

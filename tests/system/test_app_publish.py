@@ -157,7 +157,7 @@ def test_killed_at_any_moment(app):
     app("create", NAME, "--publish", f"{PORT}:80", "--", *answering(NAME))
     app("create", OTHER, "--publish", f"{PORT + 1}:80", "--", *answering(OTHER))
     app("start", OTHER)
-    for count in range(int(os.environ.get("DRE_KILLS", "6"))):
+    for count in range(int(os.environ.get("DRE_KILLS", "4"))):
         verb = ("start", "stop")[count % 2]
         argv = [program("dre-app"), "--config", app.config, verb, NAME]
         with subprocess.Popen(argv, env=environment()) as victim:

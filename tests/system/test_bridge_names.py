@@ -180,6 +180,28 @@ def test_no_address_by_dhcp_is_a_failed_start(run, settings):
         app("start", NAME)
 
 
+def test_dhcp_of_others_on_a_bridge_of_others(app):
+    """As on an office network that the host's own interface is bridged to."""
+    subprocess.run(["ip", "link", "add", net_ground.BRIDGE, "type", "bridge"], check=True)
+    server = None
+    try:
+        subprocess.run(["ip", "addr", "add", f"{GATEWAY}/24", "dev", net_ground.BRIDGE], check=True)
+        subprocess.run(["ip", "link", "set", net_ground.BRIDGE, "up"], check=True)
+        argv = ["dnsmasq", "--conf-file=/dev/null", "--keep-in-foreground", "--port=0", "--no-ping"]
+        argv += [f"--interface={net_ground.BRIDGE}", "--bind-dynamic", "--except-interface=lo"]
+        argv += [f"--pid-file={app.run_dir}/others", f"--dhcp-leasefile={app.run_dir}/leases"]
+        server = subprocess.Popen([*argv, "--dhcp-range=10.231.102.40,10.231.102.49,1h"])
+        app("create", NAME, "--ip", "dhcp")
+        app("start", NAME)
+        assert 40 <= int(ip(app, NAME).rpartition(".")[2]) <= 49
+        app("destroy", "--force", NAME)
+    finally:
+        if server is not None:
+            server.terminate()
+            server.wait(10)
+        subprocess.run(["ip", "link", "del", net_ground.BRIDGE], check=True)
+
+
 def test_addresses_that_are_refused(app):
     assert "is one that DHCP gives" in app("create", NAME, "--ip", "10.231.102.230/24", code=1)
     app("create", NAME, "--ip", "10.231.102.9/24")
