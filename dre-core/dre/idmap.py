@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PLAN = "mounts.json"  # in the app's directory: {"ids": [first, count], "binds": {NAME: [SOURCE, needed]}}
+PLAN = "mounts.json"  # in the app's directory: {"ids": [first, count], "binds": {NAME: [SOURCE, needed, read_only]}}
 BINDS = "binds"  # there the bound files are mounted, by name
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -25,7 +25,7 @@ _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _MOUNT_SETATTR = 428, 429
 _AT_FDCWD, _AT_EMPTY_PATH = -100, 0x1000
 _CLONE_TREE, _MOVE_EMPTY_PATH, _CLOEXEC = 1, 4, 1
 _SET_STRING, _CREATE = 1, 6
-_ATTR_NODEV, _ATTR_IDMAP = 0x4, 0x100000
+_ATTR_RDONLY, _ATTR_NODEV, _ATTR_IDMAP = 0x1, 0x4, 0x100000
 _NEWNS, _NEWUSER = 0x20000, 0x10000000
 _MS_REC, _MS_SLAVE = 0x4000, 0x80000
 _DETACH_NOFOLLOW = 2 | 8
@@ -103,7 +103,8 @@ def _in_child(work: Callable[[], None]) -> None:
             code = 0
         except (Refused, OSError) as error:
             code = 6 if isinstance(error, Refused) else 1
-            os.write(writer, str(error).encode(errors="replace")[:2000])
+            said = getattr(error, "strerror", None) or str(error)
+            os.write(writer, said.encode(errors="replace")[:2000])
         finally:
             os._exit(code)
     os.close(writer)
@@ -117,7 +118,7 @@ def _in_child(work: Callable[[], None]) -> None:
 def _mount(directory: str, plan: dict[str, Any], namespace: int) -> None:
     host = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     root = f"{directory}/rootfs"
-    binds = {name: _bound(source, needed, namespace) for name, (source, needed) in plan["binds"].items()}
+    binds = {name: _bound(*words, namespace) for name, words in plan["binds"].items()}
     overlay = _overlay(directory, root, plan["ids"][0], namespace)
     # The private mount namespace ends with this child, and the layers' mounts with it; the overlay has clones of them.
     _checked(_libc.setns(host, _NEWNS), "setns")
@@ -128,9 +129,11 @@ def _mount(directory: str, plan: dict[str, Any], namespace: int) -> None:
     _attach(overlay, root)
 
 
-def _bound(source: str, needed: bool, namespace: int) -> int:
+def _bound(source: str, needed: bool, read_only: bool, namespace: int) -> int:
     """A detached mount of *source*, mapped; if it cannot be and is not *needed*, as it is: owners look like nobody."""
     fd = _syscall(f"open_tree {source}", _OPEN_TREE, _AT_FDCWD, source, _CLONE_TREE | os.O_CLOEXEC)
+    if read_only:
+        _set(fd, _Attr(set=_ATTR_RDONLY))
     try:
         _map(fd, source, namespace)
     except Refused:
@@ -180,11 +183,14 @@ def _overlay(directory: str, root: str, first: int, namespace: int) -> int:
 
 def _map(fd: int, path: str, namespace: int) -> None:
     """Make the detached mount *fd* of *path* show ids as *namespace* has them. Raises Refused."""
-    attr = _Attr(set=_ATTR_IDMAP, userns=namespace)
     try:
-        _syscall("mount_setattr", _MOUNT_SETATTR, fd, "", _AT_EMPTY_PATH, ctypes.byref(attr), ctypes.sizeof(attr))
+        _set(fd, _Attr(set=_ATTR_IDMAP, userns=namespace))
     except OSError as error:
         raise Refused(f"the file system of {path} cannot be mounted with mapped ids: {error.strerror}") from None
+
+
+def _set(fd: int, attr: _Attr) -> None:
+    _syscall("mount_setattr", _MOUNT_SETATTR, fd, "", _AT_EMPTY_PATH, ctypes.byref(attr), ctypes.sizeof(attr))
 
 
 def _attach(fd: int, place: str) -> None:

@@ -142,7 +142,9 @@ def sources(spec: Spec, home: Path, log: Path) -> dict[str, str]:
 
 def plan(spec: Spec, home: Path, log: Path) -> str:
     """What dre.idmap is to mount for an unprivileged app. What the host shares by --bind need not be mappable."""
-    binds = {name: [source, not name.isdigit()] for name, source in sources(spec, home, log).items()}
+    # Read-only from outside: what LXC makes so inside, root of the app may make writable again.
+    fixed = {"command", *(str(number) for number, item in enumerate(spec.binds) if item.read_only)}
+    binds = {name: [source, not name.isdigit(), name in fixed] for name, source in sources(spec, home, log).items()}
     return json.dumps({"ids": spec.ids, "binds": binds}) + "\n"
 
 

@@ -69,6 +69,15 @@ def mount_without_a_device():
     mount("tmpfs", "/tmp/t", "tmpfs")
 
 
+def write_to_what_is_read_only():
+    write("/srv/fixed/mine", mark)
+
+
+def write_to_what_is_read_only_made_writable():
+    mount("none", "/srv/fixed", "", 32 | 4096)  # MS_REMOUNT | MS_BIND, without MS_RDONLY
+    write("/srv/fixed/mine", mark)
+
+
 def write_sysrq():
     write("/proc/sysrq-trigger", "h")  # it would only print its help
 

@@ -28,6 +28,10 @@ ROWS = {
     "open a block device, made or in the tree": ("open_a_disk_node_of_the_tree", "open_a_made_disk_node"),
     "mount the host's disk": ("mount_the_disk",),
     "mount a file system without a device (proc, tmpfs)": ("mount_without_a_device",),
+    "write to what is bound read-only": (
+        "write_to_what_is_read_only",
+        "write_to_what_is_read_only_made_writable",
+    ),
     "write */proc/sysrq-trigger*": ("write_sysrq", "write_sysrq_in_another_proc"),
     "change a sysctl of the host": (
         "change_a_sysctl",
@@ -122,7 +126,7 @@ def test_attempts_fail(kind, run, settings, tmp_path, shared):
         secret = LXC / "t-esc-b/delta/secret"
         secret.write_text(MARK)
         # The programs of the host, Python among them, for the tree has none.
-        binds = ("--bind", "/usr:/usr:ro", "--bind", f"{shared}:/srv/data")
+        binds = ("--bind", "/usr:/usr:ro", "--bind", f"{shared}:/srv/data", "--bind", f"{shared}:/srv/fixed:ro")
         app("create", "t-esc-a", "--base", tree, "--ip", "none", "--memory", "200M", "--pids", "60", *binds, kind)
         app("start", "t-esc-a")
         pid = int(app("status", "t-esc-a", "--json").partition('"pid":')[2].partition(",")[0])
@@ -133,6 +137,7 @@ def test_attempts_fail(kind, run, settings, tmp_path, shared):
         said = dict(map(str.split, app("exec", "t-esc-a", "--", *inside, stdin=PROGRAM.read_bytes()).splitlines()))
         try:
             assert host() == before
+            assert os.listdir(shared) == []
             assert [kernel(pid, *key) for key in own_limits()] == limits
             assert app("status", "t-esc-a") == "running"
             assert_nobody_gains("t-esc-a")

@@ -11,12 +11,12 @@ from dre import idmap
 def test_a_kernel_without_the_call(monkeypatch):
     monkeypatch.setattr(idmap, "_OPEN_TREE", 9999)
     with pytest.raises(idmap.Refused, match=r"the kernel has no open_tree; Linux 5\.19"):
-        idmap._bound("/", True, 0)
+        idmap._bound("/", True, False, 0)
 
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(OSError, match="open_tree"):
-        idmap._bound(str(tmp_path / "none"), True, 0)
+        idmap._bound(str(tmp_path / "none"), True, False, 0)
 
 
 def test_how_the_child_ended_is_known():
