@@ -118,7 +118,9 @@ def _in_child(work: Callable[[], None]) -> None:
 def _mount(directory: str, plan: dict[str, Any], namespace: int) -> None:
     host = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     root = f"{directory}/rootfs"
-    binds = {name: _bound(*words, namespace) for name, words in plan["binds"].items()}
+    binds = {}
+    for name, (source, needed, read_only) in plan["binds"].items():
+        binds[name] = _bound(source, needed, read_only, namespace)
     overlay = _overlay(directory, root, plan["ids"][0], namespace)
     # The private mount namespace ends with this child, and the layers' mounts with it; the overlay has clones of them.
     _checked(_libc.setns(host, _NEWNS), "setns")
