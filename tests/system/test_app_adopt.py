@@ -104,6 +104,10 @@ def test_an_overlay_keeps_what_was_changed(app, tmp_path):
     app("adopt", NAME)
     app("start", NAME)
     assert app("exec", NAME, "--", "cat", "/state", "/etc/release") == "theirs\nfrom the tree"
+    assert app("exec", NAME, "--", "cat", "/proc/1/comm") == "init"
+    app("set", NAME, "--", "sleep", "1000")
+    app("restart", NAME)
+    assert app("exec", NAME, "--", "sh", "-c", "cat /proc/1/comm /proc/2/comm") == "dre-init\nsleep"
 
 
 def test_with_a_program_of_its_own(app, tmp_path):

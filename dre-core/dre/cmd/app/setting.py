@@ -35,7 +35,7 @@ def _fields(ctx: Context) -> dict[str, Any]:
     if idle and ctx.args.command:
         raise UsageError("command: given twice")
     if idle or ctx.args.command:
-        fields["command"] = spec.command(ctx.args.command)
+        fields |= {"command": spec.command(ctx.args.command), "halt": None}  # a program, not an init
     return fields
 
 
