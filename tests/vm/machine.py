@@ -36,11 +36,13 @@ HARDWARE = (
 )
 
 # The guest slept while the world went on. Its random numbers are its own: QEMU gives each a new generation id.
+# The name server is one that nobody has: no host's own settings may decide what a test sees.
 AWAKE = """
 set -eu
 date --utc --set "@$NOW" >/dev/null
 echo "$NAME" >/etc/hostname
 hostname "$NAME"
+echo 'nameserver 192.0.2.53' >/etc/resolv.conf
 """
 
 
@@ -102,11 +104,11 @@ class Machine:
     def __exit__(self, *error):
         self.end()
 
-    def call(self, command, timeout=60, stdin=b"", **variables):
+    def call(self, command, timeout=120, stdin=b"", **variables):
         """Run an argv, or a text for sh, as root in the guest; CompletedProcess with text, whatever the status."""
         return self.agent.call(command, timeout, stdin, **variables)
 
-    def ok(self, command, timeout=60, stdin=b"", **variables):
+    def ok(self, command, timeout=120, stdin=b"", **variables):
         """Like call, but the command must succeed; returns its stdout."""
         done = self.call(command, timeout, stdin, **variables)
         assert done.returncode == 0, f"{command}: exit status {done.returncode}:\n{done.stdout}{done.stderr}"
@@ -162,7 +164,7 @@ class Machine:
 
     def awake(self, name):
         """Tell the guest who it is and what time it is."""
-        self.agent.sync(timeout=60)
+        self.agent.sync(timeout=120)
         self.ok(AWAKE, NOW=f"{time.time():.3f}", NAME=name)
 
     def _ignore_shared(self):
@@ -189,7 +191,7 @@ class Machine:
             shutil.rmtree(self.work, ignore_errors=True)
 
 
-def boot(kernel, disk, ram, timeout=400):
+def boot(kernel, disk, ram, timeout=600):
     """A freshly booted guest, all units started, whose memory is the new file *ram*."""
     with open(ram, "wb") as file:
         os.truncate(file.fileno(), MEGABYTES << 20)

@@ -84,12 +84,12 @@ def value(answer):
 class Monitor:
     """QMP: stop, continue, save and restore the machine."""
 
-    def __init__(self, path, timeout=30):
+    def __init__(self, path, timeout=120):
         self.wire = Wire(path, time.monotonic() + timeout)
         json.loads(self.wire.line(time.monotonic() + timeout))  # the greeting
         self("qmp_capabilities", timeout=timeout)
 
-    def __call__(self, command, timeout=30, **arguments):
+    def __call__(self, command, timeout=120, **arguments):
         """Run one command; events that come before its answer are passed over."""
         deadline = time.monotonic() + timeout
         self.wire.send({"execute": command, "arguments": arguments}, deadline)
@@ -145,7 +145,7 @@ class Agent:
                 if mark and json.loads(answer).get("return") == number:
                     return True
 
-    def ask(self, command, timeout=30, **arguments):
+    def ask(self, command, timeout=120, **arguments):
         """One command of the agent. Raises Refused, TimeoutError and ConnectionError."""
         if not self.synchronised:
             self.sync(timeout)
@@ -158,7 +158,7 @@ class Agent:
             raise
         return value(answer)
 
-    def call(self, command, timeout=60, stdin=b"", **variables):
+    def call(self, command, timeout=120, stdin=b"", **variables):
         """Run *command*, an argv or a text for sh, and return its CompletedProcess with text.
 
         A signal is a status above 128, as in a shell. Raises subprocess.TimeoutExpired when it has not ended in
@@ -198,7 +198,7 @@ class Agent:
         try:
             for start in range(0, len(octets), CHUNK):
                 data = base64.b64encode(octets[start : start + CHUNK]).decode()
-                written = self.ask("guest-file-write", timeout=60, handle=handle, **{"buf-b64": data})["count"]
+                written = self.ask("guest-file-write", timeout=120, handle=handle, **{"buf-b64": data})["count"]
                 if written != len(octets[start : start + CHUNK]):
                     raise Refused(f"{target}: written only in part")
         finally:
@@ -210,7 +210,7 @@ class Agent:
         octets = b""
         try:
             while True:
-                piece = self.ask("guest-file-read", timeout=60, handle=handle, count=CHUNK)
+                piece = self.ask("guest-file-read", timeout=120, handle=handle, count=CHUNK)
                 octets += base64.b64decode(piece["buf-b64"])
                 if piece["eof"]:
                     return octets

@@ -48,14 +48,14 @@ def test_memory_and_network_continue_after_a_restore_and_after_a_second_one(gues
     guest.ok(MOUNT)
     guest.ok("lxc-start -n v-criu -o /root/start.log -l INFO >/dev/null 2>&1 || { cat /root/start.log; exit 1; }")
     guest.ok("for i in $(seq 100); do test -s /srv/v-criu/rootfs/count && exit; sleep 0.1; done; exit 1")
-    dumped = guest.call("lxc-checkpoint -n v-criu -s -D /root/images -o /root/dump.log -l DEBUG", timeout=120)
+    dumped = guest.call("lxc-checkpoint -n v-criu -s -D /root/images -o /root/dump.log -l DEBUG", timeout=300)
     assert dumped.returncode == 0, guest.call("tail -n 40 /root/dump.log /root/images/dump.log").stdout
     count = int(guest.ok("cat /srv/v-criu/rootfs/count"))
     assert guest.ok("lxc-info -n v-criu -s -H").strip() == "STOPPED"
     for _ in range(2):
         guest.call("umount /srv/v-criu/rootfs")
         guest.ok(MOUNT)
-        back = guest.call("lxc-checkpoint -n v-criu -r -D /root/images -o /root/back.log -l DEBUG", timeout=120)
+        back = guest.call("lxc-checkpoint -n v-criu -r -D /root/images -o /root/back.log -l DEBUG", timeout=300)
         assert back.returncode == 0, guest.call("tail -n 40 /root/back.log /root/images/restore.log").stdout
         again = guest.ok("sleep 1; cat /srv/v-criu/rootfs/count; ping -c1 -W5 10.98.0.2 >/dev/null")
         # It goes on where the memory was; a new start would begin at one.
