@@ -9,8 +9,10 @@ knows. Wants the app's lock, as dre.lifecycle does; how CRIU is called stands in
 import hashlib
 import json
 import platform
+import re
 import shlex
 import shutil
+import tarfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ from dre.cgroup import Group, Limits
 from dre.errors import DreError, NotFoundError
 from dre.run import run
 from dre.spec import Spec
+
+_PACKED = re.compile(r"\./(?:images/[A-Za-z0-9._-]+|delta\.tar|log|meta\.json)")
 
 
 @dataclass(frozen=True)
@@ -97,9 +101,22 @@ def save(app: App, tag: str | None, stop: bool, request: str | None = None) -> C
         raise DreError(f"{app.name}: there is a checkpoint {tag} already")
     if (app.home / "snapshot" / tag).exists():
         raise DreError(f"{app.name}: there is a snapshot {tag} already")
+    meta = begun(app, spec, request)
+    app.begin(verb="checkpoint", tag=tag, stop=stop, meta=meta)
+    try:
+        take(app, tag, stop, meta)
+    except (DreError, OSError):
+        app.done()
+        raise
+    app.done()
+    return find(app, tag)
+
+
+def begun(app: App, spec: Spec, request: str | None) -> dict[str, Any]:
+    """What a checkpoint of the app at this moment says of it. Raises where none can be made."""
     criu.check(app.name, spec)
     pid = _running(app)
-    meta = {
+    return {
         "created": event.stamp(),
         "spec": asdict(spec),
         "base": identity.of(spec),
@@ -108,16 +125,27 @@ def save(app: App, tag: str | None, stop: bool, request: str | None = None) -> C
         "criu": criu.version(),
         "request": request,
     }
-    app.begin(verb="checkpoint", tag=tag, stop=stop, meta=meta)
+
+
+def take(app: App, tag: str, stop: bool, meta: dict[str, Any]) -> None:
+    """Make the checkpoint. The caller has written an intent, with which `finish` can be called after a kill."""
     try:
         _dump(app, tag, stop)
         _complete(app, tag, stop, meta)
     except (DreError, OSError):
         lifecycle.remove_tree(_half(app, tag))
-        app.done()
         raise
-    app.done()
-    return find(app, tag)
+
+
+def finish(app: App, tag: str, stop: bool, meta: dict[str, Any]) -> None:
+    """End a `take` that was killed: what was dumped wholly is kept, else the app has just gone on."""
+    half = _half(app, tag)
+    criu.settled(half / "images")
+    try:
+        if (half / "delta.tar").exists():
+            _complete(app, tag, stop, meta)
+    finally:
+        lifecycle.remove_tree(half)
 
 
 def _running(app: App) -> int:
@@ -195,12 +223,9 @@ def resume(app: App, intent: dict[str, Any]) -> None:
     if intent["verb"] != "checkpoint":
         resume_restart(app, intent)
         return
-    tag, half = intent["tag"], _half(app, intent["tag"])
     try:
-        if (half / "delta.tar").exists():
-            _complete(app, tag, intent["stop"], intent["meta"])
+        finish(app, intent["tag"], intent["stop"], intent["meta"])
     finally:
-        lifecycle.remove_tree(half)
         app.done()
 
 
@@ -355,3 +380,43 @@ def _empty_work(app: App) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def pack(app: App, tag: str, packed: Path) -> None:
+    """Put the checkpoint into one file, for another host."""
+    run(
+        [*lifecycle.MORTAL, "tar", "--create", "--format=pax", "-C", str(_place(app, tag)), "-f", str(packed), "."],
+        timeout=snapshot.TAR_WAIT,
+    )
+
+
+def unpack(packed: Path, into: Path) -> None:
+    """Unpack what `pack` made into the new directory *into*. Raises DreError for anything else."""
+    (into / "images").mkdir(parents=True, mode=0o700)
+    try:
+        with tarfile.open(packed, "r:") as archive_of_all:
+            for member in archive_of_all:
+                if member.isdir() and member.name in (".", "./images"):
+                    continue
+                content = archive_of_all.extractfile(member) if member.isreg() else None
+                if content is None or not _PACKED.fullmatch(member.name):
+                    raise DreError(f"not a checkpoint: it holds {ascii(member.name)}")
+                with (into / member.name).open("xb") as new:
+                    shutil.copyfileobj(content, new)
+    except (tarfile.TarError, FileExistsError) as error:
+        raise DreError(f"not a checkpoint: {error}") from None
+
+
+def arrive(app: App, tag: str, unpacked: Path) -> None:
+    """Make what `unpack` wrote the checkpoint *tag* of the app, which was made for it."""
+    spec = app.spec()
+    try:
+        meta = json.loads((unpacked / "meta.json").read_text())
+        kept = {key: meta[key] for key in ("created", "size", "digest", "files", "init", "kernel", "criu")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DreError(f"not a checkpoint: meta.json: {error!r}") from None
+    meta = {**kept, "spec": asdict(spec), "base": identity.of(spec)}
+    files.write_atomic(unpacked / "meta.json", json.dumps(meta) + "\n", 0o600)
+    _place(app, tag).parent.mkdir(exist_ok=True, mode=0o700)
+    unpacked.rename(_place(app, tag))
+    files.fsync_dir(_place(app, tag).parent)

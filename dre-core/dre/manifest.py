@@ -31,6 +31,7 @@ class Allowed:
     privileged: bool = False
     setuid: bool = False
     binds: tuple[str, ...] = ()
+    live: bool = False
     anywhere: bool = False  # trees by their path, and binds of any directory: the sender is root of this very host
 
 

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dre import event, lifecycle, manifest, requests, snapshot
+from dre import checkpoint, event, lifecycle, manifest, requests, snapshot
 from dre.app import App
-from dre.errors import DreError
+from dre.errors import DreError, UsageError
 from dre.peer import LOCAL, LostError, Peer, Way, connected
 
 TRIES, PAUSE = 6, 1.0  # connections, one after the other, and seconds between the first two; then twice as long each
@@ -30,6 +30,7 @@ class Wish:
     keep: bool = False
     without_snapshots: bool = False
     rate: int | None = None
+    live: bool = False
 
 
 def migrate(
@@ -48,8 +49,13 @@ def migrate(
             f"{app.name}: {left} would be lost; --keep leaves the app here, stopped; --without-snapshots gives them up"
         )
     described = manifest.of(app, spec)
+    meta = None
+    if wish.live:
+        if wish.new != app.name:
+            raise UsageError(f"{app.name}: --live and --as exclude each other: its processes know its name")
+        meta = checkpoint.begun(app, spec, request)
     with connected(way) as peer:  # before anything is stopped
-        peer.ask("check", "0" * 32, name=wish.new, app=described)
+        peer.ask("check", "0" * 32, name=wish.new, app=described, live=wish.live)
     intent = {
         "verb": "migrate",
         "stage": "pack",
@@ -58,6 +64,8 @@ def migrate(
         "id": "",
         "ran": state == "running",
         "request": request,
+        "tag": f"migrate-{os.urandom(4).hex()}",
+        "meta": meta,
     }
     app.begin(**intent)
     return _go(app, way, wish, intent, described, stop_wait, progress)
@@ -82,10 +90,14 @@ def _go(
 ) -> dict[str, Any]:
     down = time.monotonic()
     try:
-        lifecycle.stop(app, stop_wait)
         packed = _packed(app)
         packed.parent.mkdir(exist_ok=True, mode=0o700)
-        snapshot.pack(app, packed)
+        if wish.live:
+            checkpoint.take(app, intent["tag"], True, intent["meta"])
+            checkpoint.pack(app, intent["tag"], packed)
+        else:
+            lifecycle.stop(app, stop_wait)
+            snapshot.pack(app, packed)
         with packed.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         offer = {
@@ -94,6 +106,7 @@ def _go(
             "size": packed.stat().st_size,
             "digest": digest,
             "start": intent["ran"],
+            "live": wish.live,
             "from": event.host(),
         }
         # The same for the same content: a transfer that was interrupted goes on where it ended.
@@ -187,10 +200,25 @@ def _back(app: App, intent: dict[str, Any]) -> None:
     """The app is ours, and as it was before."""
     lifecycle.remove_tree(app.home / "migrate")
     try:
-        if intent["ran"]:
+        if intent["meta"]:
+            _go_on(app, intent)
+        elif intent["ran"]:
             lifecycle.start(app)
     finally:
         app.done()
+
+
+def _go_on(app: App, intent: dict[str, Any]) -> None:
+    """Let the app that was to move with its memory go on with it; where that fails, begin anew."""
+    tag = intent["tag"]
+    checkpoint.finish(app, tag, True, intent["meta"])
+    if app.state() == "running":
+        return  # nothing was saved, or it goes on already
+    try:
+        checkpoint.restart(app, tag, 0)
+        checkpoint.delete(app, tag)
+    except DreError:
+        lifecycle.start(app)
 
 
 def _leave(app: App, way: Way, intent: dict[str, Any]) -> None:
@@ -201,6 +229,8 @@ def _leave(app: App, way: Way, intent: dict[str, Any]) -> None:
     app.emit("migrated", 5, to=way.host, id=intent["id"], **{"as": wish["new"]})
     requests.complete(app.conf, intent["request"])
     if wish["keep"]:
+        if intent["meta"]:
+            checkpoint.delete(app, intent["tag"])
         app.store(replace(app.spec(), autostart=False))
         app.done()
     else:
@@ -213,7 +243,9 @@ def _leave(app: App, way: Way, intent: dict[str, Any]) -> None:
 
 
 def settled(app: App, intent: dict[str, Any]) -> None:
-    """Nothing of ours outlives the command."""
+    """Wait for criu, which outlives a killed command."""
+    if intent["meta"]:
+        checkpoint.settled(app, {"verb": "checkpoint", "tag": intent["tag"]})
 
 
 def resume(app: App, intent: dict[str, Any]) -> None:

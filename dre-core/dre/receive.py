@@ -2,8 +2,8 @@
 """The receiving end of a migration: JSON lines from a sender who is not trusted, an archive, and one app made of it.
 
 A transfer has an id and a directory, so that it outlives its connection: `check` asks whether such an app would be
-taken, `offer` says what comes and learns how much of it is here, `data` brings the rest, `commit` makes and starts the app,
-`abort` makes sure that it never will. Each may be asked again. Until it is committed it is the sender's to decide.
+taken, `offer` says what comes and learns how much of it is here, `data` brings the rest, `commit` makes and starts the
+app, `abort` makes sure that it never will. Each may be asked again. Until it is committed it is the sender's to decide.
 """
 
 import contextlib
@@ -17,16 +17,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from dre import archive, event, files, lifecycle, manifest, network, recovery, units
+from dre import archive, checkpoint, criu, event, files, lifecycle, manifest, network, recovery, units
 from dre.app import App
 from dre.conf import Conf
-from dre.errors import DreError, NotFoundError, UsageError
+from dre.errors import DreError, NotFoundError, NotPermittedError, UsageError
 from dre.manifest import Allowed
 
 LINE = 1 << 20
 BLOCK = 1 << 20
 KEEP = 7 * 86400.0  # seconds for which a transfer that was not ended is kept
 WAIT = 3600.0
+_ARRIVED = "arrived"  # tag of the checkpoint that a live app goes on from
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -81,7 +82,15 @@ class Receiver:
         app = App(self.conf, units.name(asked["name"]))
         if app.exists() or os.path.lexists(app.directory):
             raise DreError(f"{app.name}: there is such an app already")
-        manifest.accept(app, asked["app"], self.allowed)
+        spec = manifest.accept(app, asked["app"], self.allowed)
+        if asked.get("live"):
+            if not self.allowed.live:
+                raise NotPermittedError(
+                    f"{app.name}: comes with its memory, which is not taken here without --allow-live"
+                )
+            criu.check(app.name, spec)
+            with network.reserved(self.conf):
+                network.address(app, asked["app"]["ip"] or "none")  # its memory knows no other
         return {}
 
     def offer(self, transfer: "Transfer", asked: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +105,9 @@ class Receiver:
         room = shutil.disk_usage(transfer.place).free
         if size * 2 > room + transfer.received():
             raise DreError(f"no room: {size} octets come, twice that is needed, {room} are free")
-        kept = {key: asked[key] for key in ("name", "size", "digest", "app", "start")}
+        kept = {key: asked[key] for key in ("name", "size", "digest", "app", "start")} | {
+            "live": bool(asked.get("live"))
+        }
         files.write_atomic(transfer.place / "offer.json", json.dumps({**kept, "from": str(asked["from"])[:255]}), 0o600)
         return {"stage": "offered", "offset": min(transfer.received(), size)}
 
@@ -131,7 +142,7 @@ class Receiver:
                 if not transfer.owns(app):
                     self._make(transfer, app, offer)
                 if offer["start"]:
-                    self._start(app)
+                    self._start(transfer, app, bool(offer["live"]))
                 app.emit("migrated", 5, arrived=True, id=transfer.id, **{"from": offer["from"]})
                 transfer.end("committed")
             return {"row": app.row()}
@@ -139,21 +150,33 @@ class Receiver:
     def _make(self, transfer: "Transfer", app: App, offer: dict[str, Any]) -> None:
         transfer.verified(offer)
         spec = manifest.accept(app, offer["app"], self.allowed)
+        live = bool(offer["live"])
+        if live:
+            lifecycle.remove_tree(transfer.moment)
+            checkpoint.unpack(transfer.part, transfer.moment)
         with network.reserved(self.conf):
-            ip = manifest.address(app, offer["app"]["ip"])
+            wished = offer["app"]["ip"]
+            ip = (wished or "none") if live else manifest.address(app, wished)
 
         def fill(delta: Path) -> None:
-            with open(transfer.part, "rb") as packed:
+            with open(transfer.moment / "delta.tar" if live else transfer.part, "rb") as packed:
                 found = archive.unpack_checked(packed, delta, allow_setuid=self.allowed.setuid)
-            if found.digest != offer["digest"]:
+            if not live and found.digest != offer["digest"]:
                 raise DreError(f"{app.name}: what was unpacked has digest {found.digest}, sent was {offer['digest']}")
 
         fields = {key: value for key, value in vars(spec).items() if key not in ("name", "created", "request")}
         lifecycle.create(app, lifecycle.new_spec(app, request=transfer.request, **fields), ip, fill)
 
-    def _start(self, app: App) -> None:
+    def _start(self, transfer: "Transfer", app: App, live: bool) -> None:
         try:
-            lifecycle.start(app)
+            if not live:
+                lifecycle.start(app)
+            elif app.state() != "running":  # else it was killed after that
+                if transfer.moment.exists():
+                    checkpoint.arrive(app, _ARRIVED, transfer.moment)
+                checkpoint.restart(app, _ARRIVED, 0)
+            if live:
+                checkpoint.delete(app, _ARRIVED)
         except DreError:
             lifecycle.stop(app, 0)
             lifecycle.destroy(app)
@@ -190,6 +213,7 @@ class Transfer:
         self.id = identity
         self.place = _incoming(conf) / identity
         self.part = self.place / "delta.part"
+        self.moment = self.place / "checkpoint"  # what came with memory, unpacked
         self.request = f"migrate:{identity}"
 
     def offer(self) -> dict[str, Any]:
@@ -228,6 +252,7 @@ class Transfer:
         """Note durably how it ended; the archive is needed no more."""
         files.write_atomic(self.place / how, f"{event.stamp()}\n", 0o600)
         self.part.unlink(missing_ok=True)
+        lifecycle.remove_tree(self.moment)
 
 
 def _incoming(conf: Conf) -> Path:

@@ -26,7 +26,7 @@ def free_port():
 class There:
     """The other host, called `there` in its ssh_config. Root of an app must be able to reach its files: not in /tmp."""
 
-    def __init__(self, run, *allowed):
+    def __init__(self, run, *allowed, network=None):
         self.run, self.allowed = run, allowed
         self.place = pathlib.Path(tempfile.mkdtemp(prefix="dre-there-", dir="/var/tmp"))  # noqa: S108
         self.place.chmod(0o711)
@@ -38,6 +38,8 @@ class There:
         self.config = self.place / "dre.conf"
         keys = {f"DRE_CORE_{part.upper()}_DIR": self.place / part for part in ("state", "run", "etc", "log")}
         keys |= {**app_ground.SETTINGS, **BRIDGE, "DRE_APP_LXC_PATH": self.lxc}
+        if network:
+            keys["DRE_BRIDGE_ADDRESS"] = network
         keys["DRE_MONITOR_SINK"] = self.place / "run/events.sock"
         self.config.write_text("".join(f'{key}="{value}"\n' for key, value in keys.items()))
         self.config.chmod(0o644)

@@ -15,6 +15,7 @@ import time
 import app_ground
 import pytest
 from app_ground import LXC, Ground
+from checkpoint_ground import PATH, need_criu, with_path
 from conftest import environment, program
 from migrate_ground import There
 
@@ -37,35 +38,40 @@ def receivers():
     return found
 
 
-def move(here, there):
-    words = [program("dre-app"), "--config", here.config, "migrate", "--ssh-config", there.ssh_config, NAME, "there"]
-    return subprocess.Popen(words, env=environment(), start_new_session=True, stderr=subprocess.PIPE)
+def move(here, there, live):
+    words = [program("dre-app"), "--config", here.config, "migrate", "--ssh-config", there.ssh_config]
+    words += [*(["--live"] if live else []), NAME, "there"]
+    return subprocess.Popen(words, env={**environment(), "PATH": PATH}, start_new_session=True, stderr=subprocess.PIPE)
 
 
-def fresh(here, there):
+def fresh(here, there, base):
     for ground in (here, there):
         if NAME in states(ground):
             ground("destroy", "--force", NAME)
-    here("create", NAME, "--base", "small", "--ip", "none")
+    here("create", NAME, "--base", base, "--ip", "none")
     (LXC / NAME / "delta/mark").write_bytes(b"mark\n" * 100000)
     here("start", NAME)
 
 
-@pytest.mark.parametrize("end", ["sender", "receiver"])
+@pytest.mark.parametrize("end", ["sender", "receiver", "sender of a live app"])
 def test_kill(run, settings, end):
-    with Ground(run, settings) as here, There(run) as there:
+    live = end == "sender of a live app"
+    if live:
+        need_criu()
+    base, allowed = ("host", ["--allow-privileged", "--allow-live"]) if live else ("small", [])
+    with Ground(with_path(run), settings) as here, There(with_path(run), *allowed) as there:
         app_ground.make_tree(here.place / "state/base/small")
         (here.place / "state").chmod(0o711)
         subprocess.run(["cp", "-a", here.place / "state/base/small", there.trees], check=True)
-        fresh(here, there)
+        fresh(here, there, base)
         before = app_ground.picture(NAME)
         begun = time.monotonic()
-        assert move(here, there).wait(120) == 0
+        assert move(here, there, live).wait(120) == 0
         duration = time.monotonic() - begun
         hits, homes = 0, []
         for number in range(KILLS):
-            fresh(here, there)
-            mover = move(here, there)
+            fresh(here, there, base)
+            mover = move(here, there, live)
             time.sleep(random.uniform(0, duration))
             if end == "receiver":
                 # There is none while the app is stopped and packed: then the next one.

@@ -13,6 +13,8 @@ def add(table: Any) -> None:
     """Add these verbs to *table*."""
     move = verbs.changing(table, "migrate", _migrate, "move an app to another host, by ssh")
     move.add_argument("--as", dest="new", metavar="NEW", type=verbs.name, help="its name there (default: the same)")
+    text = "with its memory, by CRIU: its processes go on there"
+    move.add_argument("--live", action="store_true", help=text)
     move.add_argument("--keep", action="store_true", help="leave the app here too, stopped")
     text = "go on although its snapshots and checkpoints stay behind"
     move.add_argument("--without-snapshots", action="store_true", help=text)
@@ -27,12 +29,14 @@ def add(table: Any) -> None:
     take.add_argument("--allow-setuid", action="store_true", help="take programs with setuid, setgid or capabilities")
     text = "take apps that bind DIR of this host, or what is below it; may be repeated"
     take.add_argument("--allow-bind", metavar="DIR", action="append", default=[], help=text)
+    text = "take memory images, which are code that runs with what privilege they say: only of who is trusted as root"
+    take.add_argument("--allow-live", action="store_true", help=text)
     take.add_argument("--allow-all", action="store_true", help="the sender is as trusted as root of this host")
 
 
 def _migrate(ctx: Context) -> None:
     args = ctx.args
-    wish = migrate.Wish(args.new or args.name, args.keep, args.without_snapshots, args.bandwidth)
+    wish = migrate.Wish(args.new or args.name, args.keep, args.without_snapshots, args.bandwidth, args.live)
     way = peer.Way(args.host, args.config, args.ssh_config)
     with recovery.held(ctx.conf, args.name) as app:
         if args.again and requests.completed(ctx.conf, args.request_id):
@@ -53,6 +57,7 @@ def _receive(ctx: Context) -> None:
         privileged=args.allow_privileged or every,
         setuid=args.allow_setuid or every,
         binds=tuple(args.allow_bind),
+        live=args.allow_live or every,
         anywhere=every,
     )
     receive.Receiver(ctx.conf, allowed, sys.stdin.buffer, sys.stdout.buffer).serve()
