@@ -16,18 +16,20 @@ from dre.errors import DreError
 END_WAIT = 5.0  # seconds from SIGTERM to the end
 
 
-def find(program: str, pid_file: Path, lost: bool = False) -> int | None:
-    """The *program* that was told to write *pid_file*, or None; with *lost*, also one that had no time to write it."""
+def find(program: str, pid_file: Path, lost: str = "") -> int | None:
+    """The *program* that was told to write *pid_file*, or None.
+
+    With *lost*, also one in this network whose file ends so: it had no time to write it, or its directory is gone.
+    """
     try:
         pid = int(pid_file.read_text())
     except (FileNotFoundError, ValueError):
         pid = 0
-    if _is(pid, program, pid_file):
+    if _is(pid, program, str(pid_file)):
         return pid
-    if lost:
-        for entry in os.listdir("/proc"):
-            if entry.isdecimal() and _is(int(entry), program, pid_file):
-                return int(entry)
+    for entry in os.listdir("/proc") if lost else ():
+        if entry.isdecimal() and _is(int(entry), program, lost) and _network(int(entry)) == _network(os.getpid()):
+            return int(entry)
     return None
 
 
@@ -39,21 +41,24 @@ def command(pid: int) -> list[str]:
         return []
 
 
-def end(program: str, pid_file: Path, lost: bool = False) -> None:
+def end(program: str, pid_file: Path, lost: str = "") -> None:
     """End the *program* that was told to write *pid_file*, if it runs. Raises DreError when it does not end."""
-    pid = find(program, pid_file, lost)
-    if pid is not None:
-        with contextlib.suppress(ProcessLookupError):
-            fd = os.pidfd_open(pid)
-            try:
-                if not _is(pid, program, pid_file):
-                    return  # it has ended, and the number was given away, before we held it
-                signal.pidfd_send_signal(fd, signal.SIGTERM)
-                if not select.select([fd], [], [], END_WAIT)[0]:
-                    raise DreError(f"{program} (process {pid}) does not end")
-            finally:
-                os.close(fd)
+    while (pid := find(program, pid_file, lost)) is not None:
+        _end(pid, program, lost or str(pid_file))
     pid_file.unlink(missing_ok=True)
+
+
+def _end(pid: int, program: str, file: str) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        fd = os.pidfd_open(pid)
+        try:
+            if not _is(pid, program, file):
+                return  # it has ended, and the number was given away, before we held it
+            signal.pidfd_send_signal(fd, signal.SIGTERM)
+            if not select.select([fd], [], [], END_WAIT)[0]:
+                raise DreError(f"{program} (process {pid}) does not end")
+        finally:
+            os.close(fd)
 
 
 def settle(program: str, pid_file: Path) -> None:
@@ -69,7 +74,14 @@ def settle(program: str, pid_file: Path) -> None:
                 group.write_text(str(pid))
 
 
-def _is(pid: int, program: str, pid_file: Path) -> bool:
+def _is(pid: int, program: str, file: str) -> bool:
     words = command(pid) if pid > 0 else []
     # Not just anything that names the file: somebody may be looking at it.
-    return bool(words) and Path(words[0]).name == program and any(word.endswith(str(pid_file)) for word in words)
+    return bool(words) and Path(words[0]).name == program and any(word.endswith(file) for word in words)
+
+
+def _network(pid: int) -> str:
+    try:
+        return str(Path(f"/proc/{pid}/ns/net").readlink())
+    except OSError:
+        return ""  # it has ended

@@ -57,7 +57,8 @@ def ensure(conf: Conf) -> None:
 
 def stop(conf: Conf) -> None:
     """End it; does nothing when it does not run."""
-    daemon.end("dnsmasq", _pid_file(conf), lost=True)
+    # Whoever serves this bridge, under other settings too: there can be but one.
+    daemon.end("dnsmasq", _pid_file(conf), lost=f"/bridge/{conf.bridge_if}/dnsmasq.pid")
 
 
 def running(conf: Conf) -> bool:
