@@ -52,7 +52,8 @@ def start_in_order(ctx: Context, names: Sequence[str], work: Callable[[App], obj
 
     found = order.sequence(ctx.conf, names)
     try:
-        verbs.each(ctx, found, held, lambda name: order.after(ctx.conf, name))
+        # One at a time: a start forks, and what is forked in one thread has the pipes of the others.
+        verbs.each(ctx, found, held)
     finally:
         if any(App(ctx.conf, name).record().get("kept") for name in found):
             from dre import keeping  # few apps want it
