@@ -49,6 +49,9 @@ demo-stop:
 
 bench:
 	bench/run
+	bench/life
+	bench/many
+	bench/stat
 
 pypi-deb:
 	packaging/pypi-deb $(NAME)
