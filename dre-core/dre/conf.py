@@ -254,7 +254,7 @@ def _assignment(where: str, line: str) -> tuple[str, Any]:
         raise UsageError(f"{where}: {key}: control characters are not allowed in {value!r}")
     item = KEYS.get(key)
     if item is None:
-        raise UsageError(f"{where}: {key}: unknown key; /usr/share/doc/python3-dre and dre.conf(5) list them")
+        raise UsageError(f"{where}: {key}: unknown key; dre.conf(5) lists them")
     try:
         return item.name, item.metadata["kind"](value)
     except UsageError as error:
