@@ -14,7 +14,8 @@ from dre.spec import Spec
 
 MANIFEST = "etc/dre-base.json"  # of a tree that dre-base made
 _STATUS = "var/lib/dpkg/status"
-_LOOKED_AT = ("", "bin", "etc", "lib", "sbin", "usr", "usr/bin", "usr/lib", "usr/sbin")  # of a tree that dpkg knows nothing of
+# Of a tree that dpkg knows nothing of.
+_LOOKED_AT = ("", "bin", "etc", "lib", "sbin", "usr", "usr/bin", "usr/lib", "usr/sbin")
 _NAMED = 3  # of the packages that differ, how many a message names
 
 
