@@ -47,12 +47,12 @@ echo 'nameserver 192.0.2.53' >/etc/resolv.conf
 
 
 def _sweep():
-    """Remove the disks of guests whose owner was killed; what they said on their console may still be wanted."""
+    """Remove what guests left whose owner was killed; where only a console is, it was kept on purpose."""
     for disk in PLACE.glob(f"{PREFIX}*/disk.qcow2"):
         # BlockingIOError: its owner is alive. FileNotFoundError: somebody else has swept.
         with contextlib.suppress(BlockingIOError, FileNotFoundError), (disk.parent / "lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            disk.unlink()
+            shutil.rmtree(disk.parent)
 
 
 class Machine:
@@ -186,7 +186,9 @@ class Machine:
             if wire:
                 wire.close()
         if keep:
-            self.disk.unlink(missing_ok=True)
+            for path in self.work.iterdir():
+                if path != self.console:
+                    path.unlink()
         else:
             shutil.rmtree(self.work, ignore_errors=True)
 

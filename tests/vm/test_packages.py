@@ -11,6 +11,10 @@ UNITS = """
 set -eux
 dbox-init
 systemctl start dboxd dre-monitor dscript
+for _ in $(seq 120); do
+    dre-monitor status && break
+    sleep 1
+done
 sleep 5
 for unit in dboxd dre-monitor dscript; do
     systemctl is-active "$unit"
@@ -24,6 +28,10 @@ set -eux
 dbox-init
 systemctl start dboxd
 dbox-init --client guest --role writer
+for _ in $(seq 120); do
+    ss -Hltn 'sport = :8443' | grep -q . && break
+    sleep 1
+done
 printf 'an observation made in the guest' >/tmp/octets
 dbox-put --client guest --stream script </tmp/octets >/tmp/receipt
 systemctl stop dboxd
