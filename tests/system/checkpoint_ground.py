@@ -49,8 +49,8 @@ def need_criu():
 
 
 def with_path(run, path=PATH):
-    """run, with another PATH."""
-    return lambda *argv, **keys: run(*argv, prefix=("env", f"PATH={path}"), **keys)
+    """run, with another PATH, and with the patience that CRIU and two hosts in one emulated guest need."""
+    return lambda *argv, **keys: run(*argv, prefix=("env", f"PATH={path}"), **{"timeout": 300, **keys})
 
 
 class Counting(Ground):

@@ -118,7 +118,7 @@ GlobalKnownHostsFile none
 
     def __call__(self, *argv, code=0, stdin=b""):
         """stdout of dre-app there, or its words on stderr with another code than 0."""
-        done = self.run("dre-app", "--config", str(self.config), *argv, stdin=stdin, timeout=120)
+        done = self.run("dre-app", "--config", str(self.config), *argv, stdin=stdin, timeout=300)
         assert done.returncode == code, f"{argv}: {done.returncode}: {done.stderr.decode()}"
         return (done.stderr if code else done.stdout).decode().removesuffix("\n")
 

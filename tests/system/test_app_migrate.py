@@ -9,6 +9,7 @@ import subprocess
 import app_ground
 import pytest
 from app_ground import LXC, Ground
+from checkpoint_ground import with_path
 from conftest import environment, program
 from migrate_ground import There
 
@@ -18,7 +19,7 @@ NAME = "t-move"
 @pytest.fixture
 def here(run, settings, tmp_path):
     """The host it comes from, with a running app on a tree that both hosts have."""
-    with Ground(run, settings) as ground:
+    with Ground(with_path(run), settings) as ground:
         tree = app_ground.make_tree(ground.place / "state/base/small")
         (ground.place / "state").chmod(0o711)
         os.utime(tree, (1, 1))
@@ -85,7 +86,7 @@ def test_a_broken_connection_goes_on_where_it_broke(here, there):
         with there.growing():
             for session in there.sessions():
                 os.kill(session, 9)
-            _, said = mover.communicate(timeout=60)
+            _, said = mover.communicate(timeout=300)
     assert mover.returncode == 0, said
     moved = subprocess.run(["sha256sum", there.lxc / NAME / "delta/big"], capture_output=True, text=True).stdout
     assert moved.split()[0] == digest

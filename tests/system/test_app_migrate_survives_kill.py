@@ -66,7 +66,7 @@ def test_kill(run, settings, end):
         fresh(here, there, base)
         before = app_ground.picture(NAME)
         begun = time.monotonic()
-        assert move(here, there, live).wait(120) == 0
+        assert move(here, there, live).wait(300) == 0
         duration = time.monotonic() - begun
         hits, homes = 0, []
         for number in range(KILLS):
@@ -84,7 +84,7 @@ def test_kill(run, settings, end):
                 hits += 1
                 # In turn with ssh, as a lost session would, and alone, as the OOM killer would.
                 os.killpg(mover.pid, signal.SIGKILL) if number % 2 else mover.kill()
-            _, said = mover.communicate(timeout=180)
+            _, said = mover.communicate(timeout=300)
             app_ground.wait_for(lambda: not receivers(), timeout=60)
             here("recover")
             there("recover")
