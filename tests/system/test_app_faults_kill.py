@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kill -9 of a changing verb on a stopped app, after any single change of the file system: the old state or the new.
+
+strace kills at the Nth system call that changes a name. DRE_KILLS is how many of these moments are tried of each verb
+(default 2; all when it is 50). The verbs that run apps are killed by the clock, in test_app_survives_kill.py; clone,
+rename and import in test_app_copy_survives_kill.py.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+
+import pytest
+from conftest import environment, program
+
+KILLS = int(os.environ.get("DRE_KILLS", "2"))
+CALLS = "mkdir,rename,unlink,unlinkat,rmdir,symlink,?renameat2,?mkdirat"
+NAME = "web1"
+# The verb, what comes before it, its arguments. It may be asked again, and then has one of these exit codes.
+VERBS = {
+    "create": ((), ("create", NAME, "--ip", "none", "--base", "TREE", "--privileged"), (0, 1)),
+    "destroy": (("create",), ("destroy", NAME), (0, 3)),
+    "set": (("create",), ("set", NAME, "env=A=1", "env=B=2", "bind=/etc:/srv:ro", "--", "httpd", "-f"), (0,)),
+    "limit": (("create",), ("limit", NAME, "--cpu", "40", "--memory", "64M", "--pids", "9"), (0,)),
+    "isolate": (("create",), ("isolate", NAME), (0,)),
+    "rejoin": (("create", "isolate"), ("rejoin", NAME), (0,)),
+    "save": (("create", "push"), ("snapshot", "save", NAME, "good"), (0, 1)),
+    "load": (("create", "push", "save", "other"), ("snapshot", "load", NAME, "good"), (0,)),
+    "delete": (("create", "push", "save"), ("snapshot", "delete", NAME, "good"), (0, 3)),
+    "prune": (("create", "save", "second"), ("snapshot", "prune", NAME, "--keep", "1"), (0,)),
+    "push": ((), ("push", NAME, "FILE", "/etc/file"), (0,)),
+    "other": ((), ("push", NAME, "OTHER", "/etc/file"), (0,)),
+    "second": ((), ("snapshot", "save", NAME, "second"), (0, 1)),
+}
+BY_CLOCK = ("create", "destroy", "load")  # in test_app_survives_kill.py, and here when all moments are asked for
+KILLED = [verb for verb in VERBS if verb not in ("push", "other", "second") and (KILLS >= 50 or verb not in BY_CLOCK)]
+
+
+class World:
+    """dre-app on scratch directories; nothing is started."""
+
+    def __init__(self, config, place):
+        self.config, self.place = config, place
+        self.home, self.directory = place / "state/app/state", place / "lxc"
+        words = {"TREE": place / "tree", "FILE": place / "file", "OTHER": place / "other"}
+        self.words = {key: str(path) for key, path in words.items()}
+
+    def run(self, *argv, before=()):
+        words = [*before, program("dre-app"), "--config", self.config, *(self.words.get(word, word) for word in argv)]
+        return subprocess.run(words, env=environment(), capture_output=True, timeout=60)
+
+    def __call__(self, *argv, codes=(0,)):
+        done = self.run(*argv)
+        assert done.returncode in codes, f"{argv}: {done.returncode}: {done.stderr.decode()}"
+        return done.stdout.decode()
+
+    def prepare(self, verb):
+        self("destroy", NAME, codes=(0, 3))
+        for earlier in VERBS[verb][0]:
+            self(*VERBS[earlier][1])
+
+    def killed_at(self, number, *argv):
+        """Run dre-app, killed at its change *number*; False when it had fewer."""
+        inject = f"inject={CALLS}:signal=KILL:when={number}"
+        done = self.run(*argv, before=("strace", "-qq", "-o", self.place / "trace", "-e", inject))
+        return done.returncode == -signal.SIGKILL
+
+    def changes(self, verb):
+        """How many changes the verb makes by itself."""
+        self.prepare(verb)
+        self.run(*VERBS[verb][1], before=("strace", "-qq", "-o", self.place / "trace", "-e", f"trace={CALLS}"))
+        return (self.place / "trace").read_text().count(" = 0\n")
+
+    def state(self):
+        """All that the app is, as it lies on the disk once a verb that reads has ended what was begun."""
+        done = self.run("status", NAME)
+        if done.returncode == 3:
+            return None
+        assert done.stdout == b"stopped\n"
+        spec = json.loads((self.home / NAME / "app.json").read_text())
+        del spec["created"]
+        tags = sorted(path.name for path in (self.home / NAME / "snapshot").glob("[!.]*"))
+        files = {path.name: path.read_text() for path in (self.directory / NAME / "delta").rglob("*") if path.is_file()}
+        derived = [(self.directory / NAME / name).read_text() for name in ("config", "command")]
+        return [spec, tags, files, *derived]
+
+    def halves(self):
+        """Names on the disk that only a verb at work may have."""
+        found = [*self.home.glob(".*"), *self.home.glob("*/.*"), *self.home.glob("*/snapshot/.*")]
+        found += [*self.home.glob("*/intent.json"), *self.directory.glob("*/.*")]
+        return found + [path for part in ("new", "old") for path in self.directory.glob(f"*/delta.{part}")]
+
+
+@pytest.fixture
+def world(settings, tmp_path):
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed; packaging/install-tools check brings it")
+    (tmp_path / "lxc").mkdir()
+    (tmp_path / "tree/bin").mkdir(parents=True)
+    (tmp_path / "tree/bin/sh").touch()
+    (tmp_path / "tree/etc").mkdir()
+    (tmp_path / "file").write_text("good\n")
+    (tmp_path / "other").write_text("bad\n")
+    return World(settings(DRE_APP_LXC_PATH=tmp_path / "lxc", DRE_BRIDGE_IF="dret7"), tmp_path)
+
+
+@pytest.mark.parametrize("verb", KILLED)
+def test_kill(world, verb):
+    _, argv, again = VERBS[verb]
+    world.prepare(verb)
+    before = world.state()
+    world(*argv)
+    after = world.state()
+    assert before != after
+    number = world.changes(verb)
+    assert number > 0
+    moments = range(1, number + 1)
+    hits = 0
+    for moment in moments if KILLS >= 50 else sorted(random.sample(moments, min(KILLS, number))):
+        world.prepare(verb)
+        hits += world.killed_at(moment, *argv)
+        found = world.state()  # a verb that reads ends what was begun
+        assert found in (before, after), f"{verb} killed at change {moment} of {number}: {found}"
+        world(*argv, codes=again)
+        assert world.state() == after, f"{verb} asked again after a kill at change {moment} of {number}"
+        world("recover")
+        assert world.halves() == [], f"{verb} killed at change {moment} of {number}"
+    assert hits, "no kill hit"
