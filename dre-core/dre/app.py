@@ -238,6 +238,16 @@ class App:
             return []
         return [path.name for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))]
 
+    def brief(self, sockets: str | None = None) -> dict[str, Any]:
+        """The fields of a row that a person's list shows, without the many files that the others need."""
+        state, pid = self._now(sockets)
+        if pid is None and state in ("running", "frozen", "stopping"):
+            pid = self.init_pid()
+        address = None
+        with contextlib.suppress(DreError):  # partial: what is known is the name
+            address = self.address()
+        return {"name": self.name, "state": state, "ip": [address.partition("/")[0]] if address else [], "pid": pid}
+
     def row(self, sockets: str | None = None) -> dict[str, Any]:
         """The fields that `list` and `status` give; cpu needs two looks, which dre.stat takes.
 
@@ -247,17 +257,11 @@ class App:
             spec = self.spec()
         except DreError:
             spec = None  # partial: what is known is the name
-        state, pid = self._now(sockets)
-        alive = state in ("running", "frozen", "stopping")
-        pid = self.init_pid() if alive and pid is None else pid
-        used = self.usage(pid) if alive else IDLE
+        brief = self.brief(sockets)
+        used = self.usage(brief["pid"]) if brief["state"] in ("running", "frozen", "stopping") else IDLE
         limits = spec.limits if spec else cgroup.Limits()
-        address = self.address() if spec else None
         return {
-            "name": self.name,
-            "state": state,
-            "ip": [address.partition("/")[0]] if address else [],
-            "pid": pid,
+            **brief,
             "cpu": None,
             "memory": used.memory if used.running else None,
             "memory_limit": used.memory_limit if used.running else limits.memory,

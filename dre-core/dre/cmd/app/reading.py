@@ -31,8 +31,8 @@ def add(table: Any) -> None:
 def _list(ctx: Context) -> None:
     cli.need_root("dre-app list")
     sockets = apps.SOCKETS.read_text()
-    rows = [App(ctx.conf, name).row(sockets=sockets) for name in apps.names(ctx.conf)]
-    ctx.out.table(rows, LIST_COLUMNS)
+    found = [App(ctx.conf, name) for name in apps.names(ctx.conf)]
+    ctx.out.table([app.row(sockets) if ctx.out.as_json else app.brief(sockets) for app in found], LIST_COLUMNS)
 
 
 def _status(ctx: Context) -> int:
