@@ -99,7 +99,7 @@ def test_limits_are_read_from_the_kernel_and_set_together(host):
     holder.stdin.write(b"go\n")  # what it has before it is moved stays accounted where it was
     holder.stdin.close()
     usage = "memory.current" if V2 else "memory.usage_in_bytes"
-    assert wait_for(lambda: int(kernel(pid, "memory", usage)) >= 20 << 20)
+    assert wait_for(lambda: int(kernel(pid, "memory", usage)) >= 20 << 20, 60)
     assert set(host("cgroup", "limit", "t-grp").splitlines()) >= {"cpu none", "memory none", "pids none", "cpus none"}
     host("cgroup", "limit", "t-grp", "--cpu", "150", "--memory", "30M", "--pids", "9", "--cpus", "0")
     shown = json.loads(host("cgroup", "limit", "t-grp", "--json"))
@@ -142,7 +142,7 @@ time.sleep(60)
 def test_all_threads_move(host):
     host("cgroup", "create", "t-grp")
     pid = spawn(host, "/usr/bin/python3", "-c", THREADS)
-    assert wait_for(lambda: len(os.listdir(f"/proc/{pid}/task")) == 4)
+    assert wait_for(lambda: len(os.listdir(f"/proc/{pid}/task")) == 4, 60)
     host("cgroup", "add", "t-grp", pid)
     for task in os.listdir(f"/proc/{pid}/task"):
         assert home(f"{pid}/task/{task}")["" if V2 else "cpu"] == "/dre/t-grp"
@@ -191,7 +191,7 @@ def test_force_kills_even_what_forks(host):
     host("cgroup", "add", "t-grp", gate.pid)
     gate.stdin.write(b"go\n")
     gate.stdin.close()
-    assert wait_for(lambda: kernel(gate.pid, "pids", "pids.current") == "30")
+    assert wait_for(lambda: kernel(gate.pid, "pids", "pids.current") == "30", 60)
     host("cgroup", "delete", "--force", "t-grp")
     assert gate.wait(10) == -signal.SIGKILL
     assert directories("t-grp") == []

@@ -59,7 +59,7 @@ def order(screen):
 
 def ended(process, screen):
     """Its exit status; it is read meanwhile, or it could not write its last words."""
-    return wait_for(lambda: (screen(), process.poll() is not None)[1]) and process.returncode
+    return wait_for(lambda: (screen(), process.poll() is not None)[1], 60) and process.returncode
 
 
 def test_rows_sorting_and_leaving(app):
@@ -67,14 +67,14 @@ def test_rows_sorting_and_leaving(app):
     app("create", "t-topb", "--cpu", "20", "--", "sh", "-c", "while :; do :; done")
     app("start", "t-topa", "t-topb")
     with terminal(app) as (process, screen):
-        assert wait_for(lambda: order(screen) == ["t-topb", "t-topa"])
+        assert wait_for(lambda: order(screen) == ["t-topb", "t-topa"], 60)
         assert "2 apps, 2 running" in screen()
         process.keys(b"n")
-        assert wait_for(lambda: order(screen) == ["t-topa", "t-topb"])
+        assert wait_for(lambda: order(screen) == ["t-topa", "t-topb"], 60)
         process.keys(b"xc")
-        assert wait_for(lambda: order(screen) == ["t-topb", "t-topa"])
+        assert wait_for(lambda: order(screen) == ["t-topb", "t-topa"], 60)
         app("destroy", "--force", "t-topb")
-        assert wait_for(lambda: order(screen) == ["t-topa"])
+        assert wait_for(lambda: order(screen) == ["t-topa"], 60)
         during = process.settings()
         process.keys(b"q")
         assert ended(process, screen) == 0
@@ -87,7 +87,7 @@ def test_rows_sorting_and_leaving(app):
 def test_a_signal_leaves_the_terminal_as_it_was(app, number, status):
     app("create", "t-topa")
     with terminal(app, "t-topa") as (process, screen):
-        assert wait_for(lambda: order(screen) == ["t-topa"])
+        assert wait_for(lambda: order(screen) == ["t-topa"], 60)
         process.send_signal(number)
         assert ended(process, screen) == status
         assert screen().endswith("\x1b[?25h\x1b[?1049l")
