@@ -53,7 +53,7 @@ def create(app: App, spec: Spec, ip: str | None, fill: Callable[[Path], None] | 
         raise DreError(f"{app.name}: taken by an LXC container that dre-app did not make: {app.directory}")
     remove(app)  # what is left of one that lxc-destroy removed
     with trees.used(app.conf, spec.base), network.reserved(app.conf):
-        if spec.base != "host" and not os.path.isdir(spec.base):
+        if spec.base != "host" and not Path(spec.base).is_dir():
             raise NotFoundError(f"{spec.base}: no such tree: it has just been deleted")
         app.home.mkdir(parents=True, mode=0o700)
         # Written before the address is given away, so that nobody else gets it.
