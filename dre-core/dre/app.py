@@ -308,7 +308,8 @@ def _alive(noted: Sequence[int] | None) -> int | None:
 def started(pid: int) -> int | None:
     """When process *pid* began, in clock ticks since boot; with the pid this identifies it. None when it is gone."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        with open(f"/proc/{pid}/stat") as file:  # not through Path: who lists many apps asks for each
+            stat = file.read()
     except (FileNotFoundError, ProcessLookupError):
         return None
     words = stat.rpartition(")")[2].split()

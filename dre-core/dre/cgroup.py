@@ -82,12 +82,18 @@ class Group:
         """*membership* is the text of /proc/PID/cgroup of the container's init."""
         self.root = root
         self.v2 = unified(root)
-        self.paths: dict[str, Path] = {}
-        for line in membership.splitlines():
+        self._membership = membership
+
+    @functools.cached_property
+    def paths(self) -> dict[str, Path]:
+        """The directories, by controller. Late: who lists many apps needs one file of each."""
+        found = {}
+        for line in self._membership.splitlines():
             _, controllers, path = line.split(":", 2)
             for controller in controllers.split(","):
-                top = root / (controller or ("" if self.v2 else "unified"))
-                self.paths[controller] = top / _container(path)
+                top = self.root / (controller or ("" if self.v2 else "unified"))
+                found[controller] = top / _container(path)
+        return found
 
     @classmethod
     def of(cls, pid: int) -> Self:
@@ -152,7 +158,11 @@ class Group:
         """Whether its processes are held."""
         if self.v2:
             return _field(self._text("", "cgroup.events"), "frozen") == 1
-        return not self._text("freezer", "freezer.state").startswith("THAWED")
+        group = self._membership.partition(":freezer:/")[2].partition("\n")[0]
+        if not group:
+            raise DreError("the kernel has no freezer control group")
+        with open(f"{self.root}/freezer/{_container(group)}/freezer.state") as file:
+            return not file.read().startswith("THAWED")
 
     def read(self, controller: str, name: str) -> str:
         """The text of a file, stripped. Raises OSError, or DreError where the kernel has no such controller."""
