@@ -51,7 +51,7 @@ def test_packages_are_installed_without_network(state, guest):
     installed = guest.ok("dpkg-query -W -f '${Package}_${Version}_${Architecture}.deb\n'").split()
     ours = set((state.place / "packages").read_text().split())
     assert "dre_" in "".join(ours) and ours <= set(installed)
-    assert guest.ok("ip -brief address show scope global") == ""
+    assert guest.ok("ip -oneline address show scope global") == ""
 
 
 def test_units_start_and_stay_and_none_fails(guest):
