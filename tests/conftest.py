@@ -9,9 +9,13 @@ import contextlib
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 
 import pytest
+
+# A shell's background job is born with SIGINT ignored, and so would be every program that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DIRECTORIES = ("dre-core", "dre-base", "dbox", "sec-monitor", "dscript")

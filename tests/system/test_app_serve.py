@@ -117,7 +117,7 @@ def test_exec(serve, tree):
     assert outputs(serve("exec", NAME, "--", "sh", "-c", "kill -9 $$"))[0] == 137
     # What stays in the background holds the output open.
     assert outputs(serve("exec", NAME, "--", "sh", "-c", "sleep 3471 & echo now")) == (0, b"now\n", b"")
-    assert host_pids(b"3471")
+    assert app_ground.wait_for(lambda: host_pids(b"3471"))  # the shell may not have become it yet
     # More than an answer can hold.
     answer = serve("exec", NAME, "--", "dd", "if=/dev/zero", "bs=1M", "count=3")
     assert answer["truncated"] is True and set(outputs(answer)[1]) == {0}
