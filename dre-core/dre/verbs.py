@@ -31,12 +31,33 @@ class VerbParser(cli.Parser):
         tail: list[str] = []
         if "--" in words:
             words, tail = words[: words.index("--")], words[words.index("--") + 1 :]
-        found, rest = super().parse_known_args(words, namespace)
+        found, rest = super().parse_known_args(self._options_first(words), namespace)
         if tail:
             if not hasattr(found, "command"):
                 self.error("this verb takes no command after --")
             found.command = [*found.command, *tail]
         return found, rest
+
+    def _options_first(self, words: list[str]) -> list[str]:
+        """*words* with the options before the others: of `save NAME --freeze TAG` argparse would not take the TAG."""
+        if self._subparsers is not None:
+            return words  # what follows the verb is that parser's
+        options: list[str] = []
+        others: list[str] = []
+        left = list(reversed(words))
+        while left:
+            word = left.pop()
+            if not word.startswith("-") or word == "-":
+                others.append(word)
+                continue
+            action = self._option_string_actions.get(word)
+            if action is not None and action.nargs == "?":
+                # Joined, else it would take what is put after it.
+                word += f"={left.pop() if left and not left[-1].startswith('-') else action.const}"
+            options.append(word)
+            if action is not None and action.nargs is None and left:
+                options.append(left.pop())
+        return [*options, *others]
 
 
 def parser(
