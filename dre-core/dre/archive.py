@@ -43,6 +43,9 @@ PACK = (
 # For our own archives, whose digest was verified.
 UNPACK = ("tar", "--extract", "--numeric-owner", "--same-permissions", "--xattrs", "--xattrs-include=*")
 
+# From one delta into another, without an archive. cp -a would not say that it could not copy an attribute.
+COPY = ("cp", "-dR", "--preserve=all,xattr", "--reflink=auto", "--no-target-directory")
+
 _HEADER_MAX = 1 << 20  # octets of one extended header; attributes are limited to 64 KiB each
 _EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)

@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from dre import adopt, event, files, lifecycle, network, snapshot
+from dre import adopt, archive, event, files, lifecycle, network, snapshot
 from dre.app import App
 from dre.errors import DreError
 from dre.run import run
 from dre.spec import DHCP, Spec
 
-COPY_WAIT = 3600.0
 _MACHINE_IDS = ("etc/machine-id", "var/lib/dbus/machine-id")
 _SEEDS = ("var/lib/systemd/random-seed", "var/lib/urandom/random-seed")
 
@@ -64,9 +63,7 @@ def wish(spec: Spec) -> str | None:
 
 def _copier(source: App) -> Callable[[Path], None]:
     def fill(delta: Path) -> None:
-        # cp -a would not say that it could not copy an attribute.
-        options = ("-dR", "--preserve=all,xattr", "--reflink=auto", "--no-target-directory")
-        run([*lifecycle.MORTAL, "cp", *options, "--", str(source.delta), str(delta)], timeout=COPY_WAIT)
+        run([*lifecycle.MORTAL, *archive.COPY, "--", str(source.delta), str(delta)], timeout=snapshot.TAR_WAIT)
         anonymise(delta)
 
     return fill

@@ -17,7 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from dre import app as apps
-from dre import cgroup, confine, event, files, lxcconfig, names, network, output, publish, relimit, sshd, trees
+from dre import (
+    cgroup,
+    confine,
+    event,
+    files,
+    lxcconfig,
+    names,
+    network,
+    output,
+    publish,
+    relimit,
+    sshd,
+    subvolume,
+    trees,
+)
 from dre.app import App
 from dre.conf import Conf
 from dre.errors import DreError, MissingError, NotFoundError, TimedOutError, UsageError
@@ -80,7 +94,11 @@ def create(app: App, spec: Spec, ip: str | None, fill: Callable[[Path], None] | 
 
 
 def _build(app: App, spec: Spec, fill: Callable[[Path], None] | None) -> None:
-    app.directory.mkdir(mode=0o710)  # what lies in a delta with the setuid bit is for nobody of the host
+    if subvolume.filesystem(app.directory.parent) is None:
+        app.directory.mkdir()
+    else:
+        subvolume.create(app.directory)  # overlayfs wants delta and work in the same one
+    app.directory.chmod(0o710)  # what lies in a delta with the setuid bit is for nobody of the host
     for part in ("delta", "work", "rootfs"):
         (app.directory / part).mkdir(mode=0o755)
     lower = "/" if spec.base == "host" else spec.base
@@ -312,7 +330,8 @@ def remove(app: App) -> None:
     """Remove all that is the app's own. May be repeated: it is also how a killed create or destroy ends."""
     (app.directory / "config").unlink(missing_ok=True)  # first: without it there is no container
     sweep(app)
-    for path in (app.directory, app.home / "snapshot"):
+    saved = app.home / "snapshot"
+    for path in (app.directory, *saved.glob("*"), saved):
         remove_tree(path)
     for path in (app.log, *app.log.parent.glob(f"{app.name}.*log*"), app.record_file):
         path.unlink(missing_ok=True)
@@ -325,7 +344,13 @@ def remove(app: App) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove *path* and what is below it, on its own file system alone and not through links."""
+    """Remove *path* and what is below it, on its own file system alone and not through links.
+
+    A subvolume goes too where *path* is one, or a snapshot that holds one.
+    """
+    for found in () if path.is_symlink() else (path / "tree", path):
+        if subvolume.is_one(found):
+            subvolume.delete(found)
     if os.path.lexists(path) and not files.remove_small(path):
         run([*MORTAL, "rm", "-rf", "--one-file-system", "--", str(path)], timeout=600)
 

@@ -36,10 +36,11 @@ def export(app: App, out: IO[bytes], tag: str | None, *, snapshots: bool, compre
         if tag is None:
             snapshot.need_stopped(app, "be exported", ", or export a snapshot with --tag")
             snapshot.pack(app, packed)
-            delta, digest, base = packed, snapshot.digest_of(packed), identity.of(spec)
+            delta, digest, size = _file(packed), snapshot.digest_of(packed), packed.stat().st_size
+            base = identity.of(spec)
         else:
             saved = snapshot.find(app, tag)
-            spec, delta, digest = spec.restored(saved.spec), saved.archive, saved.digest
+            spec, delta, digest, size = spec.restored(saved.spec), saved.packed, saved.digest, saved.size
             base = saved.base or identity.of(spec)
         others = snapshot.every(app) if snapshots else []
         head = {
@@ -47,19 +48,24 @@ def export(app: App, out: IO[bytes], tag: str | None, *, snapshots: bool, compre
             "name": app.name,
             "exported": event.stamp(),
             "app": {**manifest.of(app, spec), "identity": base},
-            "delta": {"digest": digest, "size": delta.stat().st_size},
+            "delta": {"digest": digest, "size": size},
             "snapshots": [_about(app, item) for item in others],
         }
-        members = [("delta.tar", delta), *((f"snapshot/{item.tag}/delta.tar", item.archive) for item in others)]
+        members = [("delta.tar", delta, size)]
+        members += [(f"snapshot/{item.tag}/delta.tar", item.packed, item.size) for item in others]
         with _compressor(out, compress) as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
             octets = json.dumps(head, indent=1).encode()
             _add(tar, "manifest.json", io.BytesIO(octets), len(octets))
-            for name, path in members:
-                with path.open("rb") as content:
-                    _add(tar, name, content, path.stat().st_size)
+            for name, opened, length in members:
+                with opened() as content:
+                    _add(tar, name, content, length)
     finally:
         packed.unlink(missing_ok=True)
     app.emit("exported", digest=digest, tag=tag)
+
+
+def _file(path: Path) -> Callable[[], contextlib.AbstractContextManager[IO[bytes]]]:
+    return lambda: path.open("rb")
 
 
 def _about(app: App, saved: snapshot.Snapshot) -> dict[str, Any]:

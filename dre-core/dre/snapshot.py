@@ -2,9 +2,10 @@
 """Snapshots of apps, and undo: back to a snapshot and running again.
 
 A snapshot is `delta.tar`, what the app changed of its base, and `meta.json` with the configuration of that time and
-what the base was. Its digest is the SHA-256 of the tar file, so that sha256sum(1) can check it. Memory is not in it,
-nor is what the app keeps in bound directories: that is how data outlive an undo. Wants the app's lock, as
-dre.lifecycle does.
+what the base was. On btrfs it is `tree`, a read-only subvolume of the app's whole directory, in place of the file. Its
+digest is the SHA-256 of the tar file, which tar(1) makes of the subvolume too, so that sha256sum(1) can check it.
+Memory is not in it, nor is what the app keeps in bound directories: that is how data outlive an undo. Wants the app's
+lock, as dre.lifecycle does.
 """
 
 import contextlib
@@ -16,12 +17,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from dre import archive, event, files, identity, lifecycle, lxcconfig, requests
+from dre import archive, event, files, identity, lifecycle, lxcconfig, requests, subvolume
 from dre.app import App
 from dre.errors import DreError, NotFoundError
-from dre.run import run
+from dre.run import run, talk
 from dre.spec import Spec
 
 TAR_WAIT = 3600.0
@@ -46,10 +47,9 @@ class Snapshot:
     scheduled: bool = False
     base: dict[str, Any] | None = None
 
-    @property
-    def archive(self) -> Path:
-        """The packed delta."""
-        return self.path / "delta.tar"
+    def packed(self) -> contextlib.AbstractContextManager[IO[bytes]]:
+        """The packed delta, to be read."""
+        return packed(self.path)
 
     def row(self) -> dict[str, Any]:
         """The fields that `snapshot list` gives."""
@@ -125,7 +125,7 @@ def save(
     try:
         half.mkdir(parents=True, mode=0o700)
         with _still(app, freeze):
-            pack(app, half / "delta.tar")
+            _keep(app, half)
         describe(half, spec, more)
         half.rename(place)
     except OSError as error:
@@ -140,20 +140,51 @@ def save(
     return saved
 
 
+def _keep(app: App, half: Path) -> None:
+    """Put the delta of the app, which holds still, into the directory *half*."""
+    own = subvolume.filesystem(app.directory) if subvolume.is_one(app.directory) else None
+    if own is not None and subvolume.filesystem(half) == own:
+        subvolume.snapshot(app.directory, half / "tree")
+    else:
+        pack(app, half / "delta.tar")
+
+
+@contextlib.contextmanager
+def packed(place: Path) -> Iterator[IO[bytes]]:
+    """The archive of the snapshot in directory *place*, be it that file or what tar makes of the subvolume."""
+    tree = place / "tree" / "delta"
+    if not tree.exists():
+        with (place / "delta.tar").open("rb") as stream:
+            yield stream
+        return
+    argv = [*archive.PACK, "-C", str(tree), "-f", "-", "."]
+    with open(os.memfd_create("said"), "w+b") as said, talk(argv, said) as child:
+        assert child.stdout
+        yield child.stdout
+        child.stdout.close()  # of what was not read, tar then cannot say that it went well
+        if child.wait() != 0:
+            said.seek(0)
+            raise DreError(f"cannot pack {tree}: {_first(said.read(), child.returncode)}")
+
+
 def pack(app: App, packed: Path) -> None:
     """Pack the delta of the app, which holds still, into the file *packed*."""
     argv = [*archive.PACK, "-C", str(app.delta), "-f", str(packed), "."]
-    _tar(app, argv, f"pack {app.delta}", packed.parent.parent)
+    _write(app, argv, f"pack {app.delta}", packed.parent.parent)
 
 
-def _tar(app: App, argv: Sequence[str], what: str, place: Path) -> None:
-    """Run tar, which writes to *place*. Raises DreError with its first words, for the last only say that it ends."""
+def _write(app: App, argv: Sequence[str], what: str, place: Path) -> None:
+    """Run tar or cp, which writes to *place*. Raises DreError."""
     done = run([*lifecycle.MORTAL, *argv], timeout=TAR_WAIT, check=False)
     if any(words in done.stderr for words in _FULL):
         raise _full(app, place)
     if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or [f"status {done.returncode}"]
-        raise DreError(f"{app.name}: cannot {what}: {said[0]}")
+        raise DreError(f"{app.name}: cannot {what}: {_first(done.stderr, done.returncode)}")
+
+
+def _first(said: bytes, status: int) -> str:
+    """The first words of a tar that failed, for the last only say that it ends."""
+    return next(iter(said.decode(errors="replace").strip().splitlines()), f"status {status}")
 
 
 def _full(app: App, place: Path) -> DreError:
@@ -161,13 +192,14 @@ def _full(app: App, place: Path) -> DreError:
 
 
 def describe(half: Path, spec: Spec, more: dict[str, Any]) -> None:
-    """Write meta.json beside the packed delta in *half*, and make both durable."""
-    packed = half / "delta.tar"
-    _make_durable(packed)
+    """Write meta.json beside the delta in *half*, and make both durable."""
+    if (half / "delta.tar").exists():
+        _make_durable(half / "delta.tar")
+    digest, size = _measure(half)
     meta = {
         "created": event.stamp(),
-        "size": packed.stat().st_size,
-        "digest": digest_of(packed),
+        "size": size,
+        "digest": digest,
         "spec": asdict(spec),
         "base": identity.of(spec),
         **more,
@@ -335,13 +367,17 @@ def _unpack(app: App, saved: Snapshot) -> None:
 def unpack(app: App, saved: Snapshot, into: Path) -> None:
     """Unpack *saved* into the directory *into*. Raises DreError when the archive is not what was saved."""
     try:
-        found = digest_of(saved.archive)
+        found = _measure(saved.path)[0]
     except FileNotFoundError:
         found = "none"
     if found != saved.digest:
         raise DreError(f"{app.name}: snapshot {saved.tag} is damaged: digest {found}, saved was {saved.digest}")
-    argv = [*archive.UNPACK, "-C", str(into), "-f", str(saved.archive)]
-    _tar(app, argv, f"unpack snapshot {saved.tag}", into.parent)
+    tree = saved.path / "tree" / "delta"
+    if tree.exists():
+        argv = [*archive.COPY, "--", str(tree), str(into)]
+    else:
+        argv = [*archive.UNPACK, "-C", str(into), "-f", str(saved.path / "delta.tar")]
+    _write(app, argv, f"unpack snapshot {saved.tag}", into.parent)
     if app.spec().base == "host":
         lxcconfig.hide(app.conf, into)  # what the host has come to hide since, and what an imported one may have shown
 
@@ -364,6 +400,16 @@ def _put_back(app: App) -> None:
     old = app.directory / "delta.old"
     if not app.delta.exists() and old.exists():
         old.rename(app.delta)
+
+
+def _measure(place: Path) -> tuple[str, int]:
+    """Digest and size of the archive of the snapshot in *place*."""
+    total, size = hashlib.sha256(), 0
+    with packed(place) as stream:
+        while octets := stream.read(1 << 20):
+            total.update(octets)
+            size += len(octets)
+    return total.hexdigest(), size
 
 
 def digest_of(path: Path) -> str:
