@@ -42,6 +42,7 @@ LXC_WAIT = 30.0  # seconds for LXC to start an app, or to end what it has begun
 # Children that write must end with us: else a killed command's tar would go on while the next command works.
 MORTAL = ("setpriv", "--pdeathsig", "KILL", "--")
 KILL_WAIT = 10.0  # seconds from SIGKILL to the end; only the kernel can need them
+UNMOUNT_WAIT = 3.0  # seconds for LXC to unmount, or for a process that ends to leave
 
 
 def base(conf: Conf, text: str) -> str:
@@ -140,7 +141,8 @@ def start(app: App, crashes: int = 0) -> bool:
     before = app.delta.stat()
     done = run(argv, check=False, timeout=LXC_WAIT)
     if done.returncode != 0:
-        unmount(app)
+        with contextlib.suppress(DreError):  # the reason is what matters; the next start says who stands in it
+            unmount(app)
         network.clear(app, spec)
         raise DreError(f"{app.name}: cannot start: {_reason(said)}")
     with contextlib.suppress(FileNotFoundError):
@@ -411,14 +413,15 @@ def mount(app: App) -> None:
 
 
 def unmount(app: App) -> None:
-    """Unmount what is mounted of the app."""
-    places = mounted(app)
-    if places:
+    """Unmount what is mounted of the app. Raises DreError when somebody stands in it and stays there."""
+    deadline = time.monotonic() + UNMOUNT_WAIT
+    while places := mounted(app):
         done = run(["umount", "--", *reversed(places)], check=False)
-        if done.returncode != 0 and mounted(app):
-            # LXC's hook had not unmounted it meanwhile: somebody stands in it.
+        if done.returncode != 0 and time.monotonic() > deadline and mounted(app):
             said = done.stderr.decode(errors="replace").strip()
             raise DreError(f"{app.name}: cannot unmount {' '.join(mounted(app))}: {said}")
+        if done.returncode != 0:
+            time.sleep(0.05)  # LXC's monitor may be at it too, or a process of the app about to end
 
 
 def new_spec(app: App, **fields: Any) -> Spec:

@@ -12,7 +12,7 @@ import termios
 import time
 
 import pytest
-from app_ground import Ground
+from app_ground import Ground, wait_for
 from conftest import environment, program
 
 NAME = "t-console"
@@ -90,6 +90,8 @@ def test_console_on_a_terminal(app):
         terminal.expect("size-50 120")
         terminal.type("echo ready$((1+1)); sleep 1000\n")
         terminal.expect("ready2")
+        # A shell that has forked but not yet executed the program loses what it is sent.
+        assert wait_for(lambda: "sleep 1000" in app("pid", NAME))
         terminal.type("\x03")
         terminal.type("echo status-$?\n")
         terminal.expect("status-130")
