@@ -76,6 +76,10 @@ def app(run, settings):
         yield ground
 
 
+def sleepers(app):
+    return app("exec", NAME, "--", "sh", "-c", "pgrep -fc '^sleep 1000' || :")
+
+
 def test_console_on_a_terminal(app):
     app("start", NAME)
     terminal = Terminal("--config", app.config, "console", NAME)
@@ -91,11 +95,11 @@ def test_console_on_a_terminal(app):
         terminal.type("echo ready$((1+1)); sleep 1000\n")
         terminal.expect("ready2")
         # A shell that has forked but not yet executed the program loses what it is sent.
-        assert wait_for(lambda: "sleep 1000" in app("pid", NAME))
+        assert wait_for(lambda: sleepers(app) == "1")
         terminal.type("\x03")
         terminal.type("echo status-$?\n")
         terminal.expect("status-130")
-        assert app("exec", NAME, "--", "sh", "-c", "pgrep -fc '^sleep 1000' || :") == "0"
+        assert sleepers(app) == "0"
         terminal.type("exit 7\n")
         assert terminal.end() == 7
     finally:
