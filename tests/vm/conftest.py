@@ -99,13 +99,13 @@ def pytest_runtest_makereport(item, call):
 
 def pytest_terminal_summary(terminalreporter):
     """Which tests took longest inside the guests."""
-    times = [
-        (float(value), name)
+    times = {
+        (float(value), name)  # once, though each report of a test has it
         for reports in terminalreporter.stats.values()
         for report in reports
         for name, value in getattr(report, "user_properties", [])
         if name.startswith("test_")
-    ]
+    }
     if times:
         terminalreporter.section(f"slowest in the guest, of {len(times)} tests, {sum(time for time, _ in times):.0f} s")
         for seconds, name in sorted(times, reverse=True)[:15]:
