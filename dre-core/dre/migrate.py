@@ -6,6 +6,7 @@ start it) and `gone` (it did). Until `commit` the app is ours and goes back to w
 knows, and nothing is done here before it was asked; after that the app is theirs. Wants the app's lock.
 """
 
+import contextlib
 import hashlib
 import os
 import time
@@ -17,9 +18,7 @@ from typing import Any
 from dre import checkpoint, event, lifecycle, manifest, requests, snapshot
 from dre.app import App
 from dre.errors import DreError, UsageError
-from dre.peer import LOCAL, LostError, Peer, Way, connected
-
-TRIES, PAUSE = 6, 1.0  # connections, one after the other, and seconds between the first two; then twice as long each
+from dre.peer import LOCAL, Line, LostError, Peer, Way
 
 
 @dataclass(frozen=True)
@@ -54,21 +53,21 @@ def migrate(
         if wish.new != app.name:
             raise UsageError(f"{app.name}: --live and --as exclude each other: its processes know its name")
         meta = checkpoint.begun(app, spec, request)
-    with connected(way) as peer:  # before anything is stopped
-        peer.ask("check", "0" * 32, name=wish.new, app=described, live=wish.live)
-    intent = {
-        "verb": "migrate",
-        "stage": "pack",
-        "way": asdict(way),
-        "wish": asdict(wish),
-        "id": "",
-        "ran": state == "running",
-        "request": request,
-        "tag": f"migrate-{os.urandom(4).hex()}",
-        "meta": meta,
-    }
-    app.begin(**intent)
-    return _go(app, way, wish, intent, described, stop_wait, progress)
+    with Line(way) as line:
+        line.once().ask("check", "0" * 32, name=wish.new, app=described, live=wish.live)  # before anything is stopped
+        intent = {
+            "verb": "migrate",
+            "stage": "pack",
+            "way": asdict(way),
+            "wish": asdict(wish),
+            "id": "",
+            "ran": state == "running",
+            "request": request,
+            "tag": f"migrate-{os.urandom(4).hex()}",
+            "meta": meta,
+        }
+        app.begin(**intent)
+        return _go(app, line, wish, intent, described, stop_wait, progress)
 
 
 def _left_behind(app: App) -> str:
@@ -81,7 +80,7 @@ def _left_behind(app: App) -> str:
 
 def _go(
     app: App,
-    way: Way,
+    line: Line,
     wish: Wish,
     intent: dict[str, Any],
     described: dict[str, Any],
@@ -113,14 +112,14 @@ def _go(
         seed = f"{event.host()} {app.name} {app.spec().created} {wish.new} {digest}"
         intent = {**intent, "stage": "send", "id": hashlib.sha256(seed.encode()).hexdigest()[:32]}
         app.begin(**intent)
-        intent = _send(app, way, wish, intent, offer, progress)
+        intent = _send(app, line, wish, intent, offer, progress)
     except (DreError, OSError):
         _back(app, intent)
         raise
-    answer = _commit(app, way, intent)
-    _leave(app, way, intent)
-    row: dict[str, Any] = answer["row"]
-    return {**row, "host": way.host, "down": round(time.monotonic() - down, 3) if intent["ran"] else None}
+    row: dict[str, Any] = _commit(app, line, intent)["row"]
+    seconds = round(time.monotonic() - down, 3)  # it runs there; what follows here is no longer its concern
+    _leave(app, line, intent)
+    return {**row, "host": line.way.host, "down": seconds if intent["ran"] else None}
 
 
 def _packed(app: App) -> Path:
@@ -128,13 +127,13 @@ def _packed(app: App) -> Path:
 
 
 def _send(
-    app: App, way: Way, wish: Wish, intent: dict[str, Any], offer: dict[str, Any], progress: Callable[[str], None]
+    app: App, line: Line, wish: Wish, intent: dict[str, Any], offer: dict[str, Any], progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Bring the archive over, on as many connections as it takes; returns the intent with its last id."""
     size = offer["size"]
 
     def told(octets: int) -> None:
-        progress(f"{app.name}: {octets * 100 // size} % of {size >> 20} MiB at {way.host}")
+        progress(f"{app.name}: {octets * 100 // size} % of {size >> 20} MiB at {line.way.host}")
 
     def work(peer: Peer) -> dict[str, Any]:
         nonlocal intent
@@ -145,39 +144,26 @@ def _send(
             answer = peer.ask("offer", intent["id"], **offer)
         digest = peer.send(intent["id"], _packed(app), int(answer["offset"]), wish.rate, told)
         if digest != offer["digest"]:
-            raise DreError(f"{way.host}: has digest {digest}, sent was {offer['digest']}")
+            raise DreError(f"{line.way.host}: has digest {digest}, sent was {offer['digest']}")
         return answer
 
-    _persistently(way, work)
+    line.persistently(work)
     progress("")
     return intent
 
 
-def _persistently(way: Way, work: Callable[[Peer], dict[str, Any]]) -> dict[str, Any]:
-    """Do *work* on a connection, and again on another where one is lost."""
-    for attempt in range(TRIES):
-        try:
-            with connected(way) as peer:
-                return work(peer)
-        except LostError:
-            if attempt == TRIES - 1:
-                raise
-            time.sleep(PAUSE * 2**attempt)
-    raise AssertionError
-
-
-def _commit(app: App, way: Way, intent: dict[str, Any]) -> dict[str, Any]:
+def _commit(app: App, line: Line, intent: dict[str, Any]) -> dict[str, Any]:
     """Let the other side take the app over; where it cannot, the app is ours again."""
     app.begin(**{**intent, "stage": "commit"})
     try:
-        return _persistently(way, lambda peer: peer.ask("commit", intent["id"]))
+        return line.persistently(lambda peer: peer.ask("commit", intent["id"]))
     except LostError as error:
-        raise _undecided(app, way, error) from None
+        raise _undecided(app, line.way, error) from None
     except DreError as error:
-        if _aborted(app, way, intent):
+        if _aborted(app, line, intent):
             _back(app, intent)
             raise
-        raise DreError(f"{app.name}: is at {way.host} all the same, which said: {error}") from None
+        raise DreError(f"{app.name}: is at {line.way.host} all the same, which said: {error}") from None
 
 
 def _undecided(app: App, way: Way, error: DreError) -> DreError:
@@ -187,12 +173,12 @@ def _undecided(app: App, way: Way, error: DreError) -> DreError:
     )
 
 
-def _aborted(app: App, way: Way, intent: dict[str, Any]) -> bool:
+def _aborted(app: App, line: Line, intent: dict[str, Any]) -> bool:
     """Whether the other side will never run the app; False when it has taken it over. Raises when it does not say."""
     try:
-        stage = _persistently(way, lambda peer: peer.ask("abort", intent["id"]))["stage"]
+        stage = line.persistently(lambda peer: peer.ask("abort", intent["id"]))["stage"]
     except DreError as error:
-        raise _undecided(app, way, error) from None
+        raise _undecided(app, line.way, error) from None
     return bool(stage == "aborted")
 
 
@@ -221,12 +207,12 @@ def _go_on(app: App, intent: dict[str, Any]) -> None:
         lifecycle.start(app)
 
 
-def _leave(app: App, way: Way, intent: dict[str, Any]) -> None:
+def _leave(app: App, line: Line, intent: dict[str, Any]) -> None:
     """The app is theirs: nothing of it runs here any more, ever."""
     app.begin(**{**intent, "stage": "gone"})
     wish = intent["wish"]
     lifecycle.remove_tree(app.home / "migrate")
-    app.emit("migrated", 5, to=way.host, id=intent["id"], **{"as": wish["new"]})
+    app.emit("migrated", 5, to=line.way.host, id=intent["id"], **{"as": wish["new"]})
     requests.complete(app.conf, intent["request"])
     if wish["keep"]:
         if intent["meta"]:
@@ -235,11 +221,8 @@ def _leave(app: App, way: Way, intent: dict[str, Any]) -> None:
         app.done()
     else:
         lifecycle.destroy(app)
-    try:
-        with connected(way) as peer:
-            peer.ask("forget", intent["id"])
-    except DreError:
-        pass  # it forgets by itself, later
+    with contextlib.suppress(DreError):  # it forgets by itself, later
+        line.once().ask("forget", intent["id"])
 
 
 def settled(app: App, intent: dict[str, Any]) -> None:
@@ -250,13 +233,13 @@ def settled(app: App, intent: dict[str, Any]) -> None:
 
 def resume(app: App, intent: dict[str, Any]) -> None:
     """End a move that was killed: not begun, or done. Raises DreError when only the other side knows, and is silent."""
-    way = Way(**intent["way"])
-    if intent["stage"] == "commit":
-        if _aborted(app, way, intent):
-            _back(app, intent)
+    with Line(Way(**intent["way"])) as line:
+        if intent["stage"] == "commit":
+            if _aborted(app, line, intent):
+                _back(app, intent)
+            else:
+                _leave(app, line, intent)
+        elif intent["stage"] == "gone":
+            _leave(app, line, intent)
         else:
-            _leave(app, way, intent)
-    elif intent["stage"] == "gone":
-        _leave(app, way, intent)
-    else:
-        _back(app, intent)
+            _back(app, intent)

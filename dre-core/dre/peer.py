@@ -22,6 +22,7 @@ from dre.errors import DreError, MissingError, NotPermittedError, TimedOutError,
 from dre.run import talk
 
 BLOCK = 256 << 10
+TRIES, PAUSE = 6, 1.0  # connections, one after the other, and seconds between the first two; then twice as long each
 WAIT = 3600.0  # seconds for an answer: the other side unpacks; a dead connection is noticed by ssh
 LOCAL = "localhost"
 _SSH = (
@@ -73,6 +74,7 @@ class Peer:
 
     def __init__(self, way: Way, child: "Popen[bytes]", said: IO[bytes]) -> None:
         self.way, self._child, self._said = way, child, said
+        self.ready = True  # nothing is on the way, so it can be asked
 
     def ask(self, verb: str, identity: str, **fields: Any) -> dict[str, Any]:
         """The answer to a request. Raises what the other side raised, or LostError."""
@@ -97,6 +99,7 @@ class Peer:
 
     def _write(self, octets: bytes) -> None:
         assert self._child.stdin
+        self.ready = False
         try:
             self._child.stdin.write(octets)
             self._child.stdin.flush()
@@ -115,6 +118,7 @@ class Peer:
             code = int(answer["code"])
         except (ValueError, KeyError, TypeError):
             raise DreError(f"{self.way.host}: no dre-app receive answers there: {line[:60]!r}") from None
+        self.ready = True
         if code:
             kind: type[DreError] = _KINDS.get(code, DreError)
             raise kind(f"{self.way.host}: {answer.get('error')}")
@@ -142,8 +146,41 @@ class Peer:
         return LostError(f"{there}: connection lost: {lines[-1]}")
 
 
+class Line:
+    """One connection for a whole move, for each costs time in which the app is down; made anew where it was lost."""
+
+    def __init__(self, way: Way) -> None:
+        self.way = way
+        self._peer: Peer | None = None
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> "Line":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+    def once(self) -> Peer:
+        """The connection."""
+        if self._peer is None or not self._peer.ready:
+            self._open.close()
+            self._peer = self._open.enter_context(_connected(self.way))
+        return self._peer
+
+    def persistently(self, work: Callable[[Peer], dict[str, Any]]) -> dict[str, Any]:
+        """Do *work* on the connection, and again on another where it is lost."""
+        for attempt in range(TRIES):
+            try:
+                return work(self.once())
+            except LostError:
+                if attempt == TRIES - 1:
+                    raise
+                time.sleep(PAUSE * 2**attempt)
+        raise AssertionError
+
+
 @contextlib.contextmanager
-def connected(way: Way) -> Iterator[Peer]:
+def _connected(way: Way) -> Iterator[Peer]:
     """A connection, which may turn out not to be one at the first request."""
     with tempfile.TemporaryFile() as said, talk(way.argv(), said) as child:
         yield Peer(way, child, said)

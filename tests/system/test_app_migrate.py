@@ -54,6 +54,7 @@ def test_a_running_app_runs_there_and_is_gone_here(here, there):
     assert (row["name"], row["state"], row["host"]) == (NAME, "running", "there")
     assert row["ip"] == ["10.231.106.2"], "its address was none of that bridge"
     assert row["down"] > 0
+    assert (there.place / "sshd.log").read_text().count("Accepted publickey") == 1, "each costs time while it is down"
     assert there("exec", NAME, "--", "sh", "-c", inside) == "kept\none\ngone\nblue"
     pid = there("pid", NAME).split()[0]
     name = "memory.max" if os.path.exists("/sys/fs/cgroup/cgroup.controllers") else "memory.limit_in_bytes"
