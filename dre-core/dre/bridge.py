@@ -214,7 +214,7 @@ def _remove_tables(name: str) -> None:
 
 def has_table(family: str, name: str) -> bool:
     """Whether there is a table of ours for bridge *name* in *family*. Raises DreError."""
-    done = run(["nft", "list", "tables", family], timeout=10)
+    done = run(["nft", "list", "tables", family])
     return f"table {family} {table(name)}" in done.stdout.decode().splitlines()
 
 
@@ -228,7 +228,8 @@ def _table_exists(name: str, family: str = "ip") -> bool | None:
 
 def nft(script: str) -> None:
     """Load *script*. Raises DreError, and MissingError where nft is not installed."""
-    run(["nft", "-f", "-"], stdin=script.encode(), timeout=10)  # one transaction: all of it or nothing
+    # One transaction: all of it or nothing. The first loads modules of the kernel, which takes a busy machine seconds.
+    run(["nft", "-f", "-"], stdin=script.encode())
 
 
 @contextlib.contextmanager
