@@ -118,21 +118,33 @@ def _zstd(options: list[str], **streams: Any) -> Iterator["subprocess.Popen[byte
 
 @contextlib.contextmanager
 def target(name: str, standard: IO[bytes]) -> Iterator[IO[bytes]]:
-    """What to write file *name* to, which is replaced at once when all is written; `-` is *standard*."""
+    """What to write file *name* to, which is replaced at once when all is written; `-` is *standard*.
+
+    What is no file, a FIFO or a device, is written to.
+    """
     if name == "-":
         if standard.isatty():
             raise UsageError("an archive is not for a terminal: give a FILE, or a pipe")
         yield standard
         standard.flush()
         return
-    part = Path(f"{name}.part")
+    place = Path(os.path.realpath(name))
+    if place.is_dir():
+        raise DreError(f"{name}: is a directory")
+    if place.exists() and not place.is_file():
+        with open(place, "wb") as stream:
+            yield stream
+        return
+    if not place.parent.is_dir():
+        raise DreError(f"{place.parent}: No such file or directory")
+    part = place.with_name(f"{place.name}.part")
     try:
         with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        part.rename(name)
-        files.fsync_dir(Path(name).absolute().parent)
+        part.rename(place)
+        files.fsync_dir(place.parent)
     finally:
         part.unlink(missing_ok=True)
 

@@ -313,7 +313,7 @@ class Server:
             raise UsageError("expected a verb and its arguments; all else was fixed with --serve")
         verb = args.verb.removeprefix(f"{self.made.prog} ")
         if getattr(args, "endless", None) and args.endless(args):
-            raise UsageError(f"{verb}: talks to a person or has no end; not to be had here")
+            raise UsageError(f"{verb}: wants standard input or output, or has no end; not to be had here")
         if self.allow is not None and not any(f"{verb} ".startswith(f"{word} ") for word in self.allow):
             raise NotPermittedError(f"{verb}: not among the verbs of --allow")
         if self.names is not None:

@@ -20,44 +20,74 @@ from dre.errors import DreError, NotFoundError, UsageError
 
 
 def push(app: App, source: str, target: str) -> None:
-    """Copy file *source* of the host to *target* in the app, replacing it at once; its mode goes with it."""
+    """Copy file *source* of the host to *target* in the app, replacing it at once; its mode goes with it.
+
+    `-` is standard input, which gives a file that its owner alone may write.
+    """
     _absolute(target)
-    with open(source, "rb") as stream:
+    with open(0, "rb", closefd=False) if source == "-" else open(source, "rb") as stream:
         status = os.fstat(stream.fileno())
-        if not stat.S_ISREG(status.st_mode):
+        if source != "-" and not stat.S_ISREG(status.st_mode):
             raise UsageError(f"{source}: not a regular file")
+        mode = 0o644 if source == "-" else stat.S_IMODE(status.st_mode)
         place = f"{target}/{Path(source).name}" if target.endswith("/") else target
 
         def write() -> None:
-            goal = Path(place) / Path(source).name if Path(place).is_dir() else Path(place)
-            _replace(goal, stream, stat.S_IMODE(status.st_mode))
+            goal = Path(place)
+            if goal.is_dir():
+                if source == "-":
+                    raise OSError(0, "a directory, and standard input has no name", target)
+                goal = goal / Path(source).name
+            try:
+                _replace(goal, stream, mode)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(error.errno, error.strerror, str(goal.parent)) from None
 
         with _root(app) as there:
             _inside(app, there, write)
 
 
 def pull(app: App, source: str, target: str) -> None:
-    """Copy file *source* of the app to *target* on the host, replacing it at once."""
+    """Copy file *source* of the app to *target* on the host, replacing it at once; `-` is standard output.
+
+    What is no file, a FIFO or a device, is written to.
+    """
     _absolute(source)
-    goal = Path(target) / Path(source).name if Path(target).is_dir() else Path(target)
+    if target == "-":
+        with open(1, "wb", closefd=False) as standard:
+            _read(app, source, standard)
+        return
+    goal = Path(os.path.realpath(target))
+    goal = goal / Path(source).name if goal.is_dir() else goal
+    if goal.exists() and not goal.is_file():
+        with open(goal, "wb") as stream:
+            _read(app, source, stream)
+        return
+    if not goal.parent.is_dir():
+        raise DreError(f"{goal.parent}: No such file or directory")
     temporary = goal.with_name(f".{goal.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "xb") as stream:
-
-            def read() -> None:
-                # Not blocking: the app could have put a FIFO there, and nobody would ever write.
-                fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    raise OSError(0, "not a regular file", source)
-                with open(fd, "rb") as found:
-                    shutil.copyfileobj(found, stream)
-                    stream.flush()
-
-            with _root(app) as there:
-                _inside(app, there, read)
+        with open(temporary, "xb") as new:
+            _read(app, source, new)
         temporary.rename(goal)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _read(app: App, source: str, stream: IO[bytes]) -> None:
+    """Copy file *source* of the app to *stream*."""
+
+    def read() -> None:
+        # Not blocking: the app could have put a FIFO there, and nobody would ever write.
+        fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(0, "not a regular file", source)
+        with open(fd, "rb") as found:
+            shutil.copyfileobj(found, stream)
+            stream.flush()
+
+    with _root(app) as there:
+        _inside(app, there, read)
 
 
 def _absolute(path: str) -> None:

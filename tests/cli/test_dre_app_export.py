@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 import subprocess
 import tarfile
 
@@ -273,3 +274,27 @@ def test_host_stays_hidden_although_the_archive_shows_it(app):
     assert os.getxattr(new / "root", "trusted.overlay.opaque") == b"y"
     app("snapshot", "load", "host2", "two")
     assert os.getxattr(new / "root", "trusted.overlay.opaque") == b"y"
+
+
+def test_export_to_what_is_no_file(app, web1, tmp_path):
+    device = tmp_path / "null"
+    os.mknod(device, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    app("export", "web1", device)
+    assert stat.S_ISCHR(device.stat().st_mode), "the device was replaced by a file"
+    full = tmp_path / "full"
+    os.mknod(full, 0o600 | stat.S_IFCHR, os.makedev(1, 7))
+    assert "No space left" in app("export", "web1", full, code=1)
+    assert app("export", "web1", tmp_path, code=1).endswith(f"{tmp_path}: is a directory")
+    assert app("export", "web1", tmp_path / "no/such", code=1).endswith(f"{tmp_path}/no: No such file or directory")
+    (tmp_path / "link").symlink_to("backup")
+    app("export", "web1", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "backup").stat().st_size
+
+
+def test_archives_are_no_part_of_a_dialogue(app, web1):
+    """--serve has the standard streams for itself."""
+    requests = [["export", "web1", "-"], ["import", "-"], ["pull", "web1", "/more", "-"], ["push", "web1", "-", "/x"]]
+    lines = b"".join(json.dumps({"argv": argv}).encode() + b"\n" for argv in [*requests, ["receive"]])
+    answers = [json.loads(line) for line in app("--serve", stdin=lines).splitlines()]
+    assert [answer["code"] for answer in answers] == [2] * 5
+    assert all("standard input or output" in answer["error"] for answer in answers)

@@ -2,6 +2,7 @@
 """push and pull reach files of the app and, whatever links it has made, never one of the host."""
 
 import os
+import stat
 
 import app_ground
 import pytest
@@ -63,3 +64,24 @@ def test_pull_does_not_wait_for_a_fifo_or_read_a_device(app, tmp_path):
     app("pull", NAME, "relative", tmp_path / "got", code=2)
     app("push", NAME, tmp_path, "/x", code=1)
     app("push", NAME, tmp_path / "missing", "/x", code=1)
+
+
+def test_standard_streams_and_what_is_no_file(app, tmp_path):
+    app("push", NAME, "-", "/typed", stdin=b"by hand\n")
+    assert (LXC / NAME / "delta/typed").read_text() == "by hand\n"
+    assert app("pull", NAME, "/typed", "-") == "by hand"
+    assert "standard input has no name" in app("push", NAME, "-", "/etc", code=1)
+    device = tmp_path / "null"
+    os.mknod(device, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    app("pull", NAME, "/typed", device)
+    assert stat.S_ISCHR(device.stat().st_mode), "the device was replaced by a file"
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to("file")
+    app("pull", NAME, "/typed", tmp_path / "link")
+    assert (tmp_path / "file").read_text() == "by hand\n" and (tmp_path / "link").is_symlink()
+    assert app("push", NAME, tmp_path / "file", "/no/such/place", code=3).endswith(
+        f"{NAME}: /no/such: No such file or directory"
+    )
+    assert app("pull", NAME, "/typed", tmp_path / "no/such", code=1).endswith(
+        f"{tmp_path}/no: No such file or directory"
+    )

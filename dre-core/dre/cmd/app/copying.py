@@ -29,6 +29,7 @@ def _add_export(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--no-compress", action="store_true", help="as a plain tar archive, not by zstd")
     verbs.add_name(verb)
     verb.add_argument("file", metavar="FILE|-", help="replaced when all is written; -: standard output")
+    verbs.endless(verb, lambda args: bool(args.file == "-"))
 
 
 def _add_import(verb: argparse.ArgumentParser) -> None:
@@ -40,6 +41,7 @@ def _add_import(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--allow-bind", action="append", default=[], metavar="DIR", help=text)
     add_changed_base(verb)
     verb.add_argument("file", metavar="FILE|-", help="-: standard input")
+    verbs.endless(verb, lambda args: bool(args.file == "-"))
 
 
 def _clone(ctx: Context) -> None:

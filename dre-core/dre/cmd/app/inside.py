@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from dre import cli, recovery, verbs
+from dre import cli, recovery, stdio, verbs
 from dre.cli import Context
 from dre.errors import DreError, UsageError
 from dre.run import need
@@ -16,12 +16,14 @@ def add(table: Any) -> None:
     execute.add_argument("command", nargs="*", metavar="CMD", help="after --: the program and its arguments")
     push = verbs.changing(table, "push", _push, "copy a file into an app")
     verbs.add_name(push)
-    push.add_argument("source", metavar="SRC", help="file of the host")
+    push.add_argument("source", metavar="SRC", help="file of the host; -: standard input")
     push.add_argument("target", metavar="DST", help="path in the app")
+    verbs.endless(push, lambda args: bool(args.source == "-"))
     pull = cli.verb(table, "pull", _pull, "copy a file out of an app")
     verbs.add_name(pull)
     pull.add_argument("source", metavar="SRC", help="path in the app")
-    pull.add_argument("target", metavar="DST", help="file of the host")
+    pull.add_argument("target", metavar="DST", help="file of the host; -: standard output")
+    verbs.endless(pull, lambda args: bool(args.target == "-"))
 
 
 def _exec(ctx: Context) -> int:
@@ -29,12 +31,15 @@ def _exec(ctx: Context) -> int:
     if not ctx.args.command:
         raise UsageError("exec: the command after -- is missing")
     app = recovery.look(ctx.conf, ctx.args.name)
-    app.need()
+    spec = app.need()
     state = app.state()
     if state != "running":
         raise DreError(f"{app.name}: cannot exec: it is {state}")
     words = ("-n", app.name, "-P", str(ctx.conf.app_lxc_path), "--clear-env", "--", *ctx.args.command)
-    return ctx.become(need("lxc-attach"), *words)
+    attach = need("lxc-attach")
+    # Root of an unprivileged app cannot change the host's files, so LXC, which is that by then, does not either.
+    files = [] if spec.unprivileged else stdio.endangered()
+    return stdio.run([attach, *words], files) if files else ctx.become(attach, *words)
 
 
 def _push(ctx: Context) -> None:

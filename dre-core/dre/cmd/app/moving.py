@@ -32,6 +32,7 @@ def add(table: Any) -> None:
     text = "take memory images, which are code that runs with what privilege they say: only of who is trusted as root"
     take.add_argument("--allow-live", action="store_true", help=text)
     take.add_argument("--allow-all", action="store_true", help="the sender is as trusted as root of this host")
+    verbs.endless(take)
 
 
 def _migrate(ctx: Context) -> None:
