@@ -107,7 +107,7 @@ class App:
             return Spec.from_json(path.read_text())
         except FileNotFoundError:
             raise NotFoundError(f"{self.name}: no such app") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DreError(f"{path}: damaged: {error}") from None
 
     def store(self, spec: Spec, durable: bool = True) -> None:
@@ -135,10 +135,14 @@ class App:
     def intent(self) -> dict[str, Any] | None:
         """What a verb has begun and not ended, or None."""
         try:
-            found: dict[str, Any] = json.loads((self.home / "intent.json").read_text())
+        path = self.home / "intent.json"
+            found: dict[str, Any] = json.loads(path.read_text())
+            str(found["verb"])
         except FileNotFoundError:
             return None
         return found
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DreError(f"{path}: damaged: {error}; without it nothing is known to be unfinished") from None
 
     def begin(self, **intent: Any) -> None:
         """Write durably what is about to be done, so that the next verb can end it."""
@@ -179,7 +183,7 @@ class App:
         found = self.container().state if served else "STOPPED"
         if found in _STATES:
             return _STATES[found], None
-        if not self.exists() or self.intent() is not None:
+        if not self.exists() or (self.home / "intent.json").exists():
             return "partial", None
         return "crashed" if record.get("wanted") else "stopped", None
 

@@ -78,7 +78,7 @@ def find(app: App, tag: str) -> Checkpoint:
         return Checkpoint(tag=tag, path=path, **meta)
     except FileNotFoundError:
         raise NotFoundError(f"{app.name}: no checkpoint {tag}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DreError(f"{path}/meta.json: damaged: {error}") from None
 
 
@@ -413,7 +413,7 @@ def arrive(app: App, tag: str, unpacked: Path) -> None:
     try:
         meta = json.loads((unpacked / "meta.json").read_text())
         kept = {key: meta[key] for key in ("created", "size", "digest", "files", "init", "kernel", "criu")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DreError(f"not a checkpoint: meta.json: {error!r}") from None
     meta = {**kept, "spec": asdict(spec), "base": identity.of(spec)}
     files.write_atomic(unpacked / "meta.json", json.dumps(meta) + "\n", 0o600)

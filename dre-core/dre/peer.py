@@ -116,7 +116,7 @@ class Peer:
         try:
             answer: dict[str, Any] = json.loads(line)
             code = int(answer["code"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise DreError(f"{self.way.host}: no dre-app receive answers there: {line[:60]!r}") from None
         self.ready = True
         if code:

@@ -188,7 +188,7 @@ def opened(name: str, standard: IO[bytes]) -> Iterator[Incoming]:
             head = json.loads(content.read())
             if head["format"] != FORMAT:
                 raise ValueError(f"its format is {head['format']!r}, not {FORMAT}")
-        except (ValueError, KeyError, TypeError, tarfile.TarError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, tarfile.TarError) as error:
             raise UsageError(f"{name}: not an archive of an app: {error}") from None
         yield Incoming(tar, head)
 

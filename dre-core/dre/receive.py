@@ -68,7 +68,7 @@ class Receiver:
             verb, identity = self.verbs[asked["verb"]], asked["id"]
             if not _ID.fullmatch(identity):
                 raise ValueError("id")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UsageError("not a request of a migration") from None
         transfer = Transfer(self.conf, identity)
         with files.lock(self.conf.core_run_dir / "lock" / f"receive-{identity}", WAIT):

@@ -7,6 +7,7 @@ their end. Reading verbs do it too, unless a verb is just at work.
 
 import contextlib
 import importlib
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -55,7 +56,9 @@ def _locked(wanted: Sequence[App], timeout: float = 60.0) -> Iterator[None]:
 
 
 def _partners(app: App) -> set[str]:
-    intent = app.intent()
+    intent = None
+    with contextlib.suppress(DreError):  # damaged: whoever settles the app says so
+        intent = app.intent()
     return {intent["old"], intent["new"]} if intent and intent["verb"] == "rename" else {app.name}
 
 
@@ -75,9 +78,14 @@ def settle(app: App, doomed: bool = False) -> str | None:
     """End what is unfinished, and return its verb."""
     from dre import lifecycle, network, relimit, setting, snapshot
 
-    intent = app.intent() if app.home.exists() else None
+    try:
+        intent = app.intent() if app.home.exists() else None
+    except DreError:
+        if not doomed:
+            raise
+        intent = None
     if intent is None:
-        return _without_intent(app)
+        return _without_intent(app, doomed)
     verb = str(intent["verb"])
     if verb in _LATE:
         _late(verb).settled(app, intent)
@@ -118,34 +126,43 @@ def _late(verb: str) -> Any:
     return importlib.import_module(_LATE[verb])
 
 
-def _without_intent(app: App) -> str | None:
-    """A create killed before its intent, or a destroy killed after it, leaves a directory without app.json."""
+def _without_intent(app: App, doomed: bool) -> str | None:
+    """A create killed before its intent leaves an empty directory, a destroy killed at its end a hidden one.
+
+    Anything else without app.json is an app that has lost it, and may hold all that somebody has.
+    """
     from dre import lifecycle
 
     gone = app.home.with_name(f".{app.name}.gone")
-    if gone.exists() or (app.home.exists() and not (app.home / "app.json").exists()):
+    lost = app.home.exists() and not (app.home / "app.json").exists()
+    if lost and not doomed and not gone.exists():
+        kept = [path for path in app.home.iterdir() if not path.name.startswith(".")]
+        if kept or os.path.lexists(app.directory):
+            raise DreError(f"{app.home}/app.json: missing; put it back, or dre-app destroy {app.name}")
+    if lost or gone.exists():
         lifecycle.remove(app)
         return "destroy"
     return None
 
 
-def everything(conf: Conf) -> list[tuple[str, str]]:
-    """Settle every app and sweep the stopped ones; returns (name, verb that was ended)."""
-    from dre import lifecycle
-
-    ended = []
+def unsettled(conf: Conf) -> list[str]:
+    """The names to give to `one`: all apps, and those whose destroy was killed at its end."""
     place = apps.state_dir(conf)
     hidden = [path.name[1:-5] for path in place.glob(".*.gone")] if place.exists() else []
-    for name in sorted({*apps.names(conf), *hidden}):
-        app = App(conf, name)
-        with _locked([app]):
-            verb = settle(app)
-            lifecycle.tidy(app)
-            state = app.state() if app.exists() else None
-            if state in ("stopped", "partial"):
-                lifecycle.sweep(app)
-            elif state == "crashed":
-                lifecycle.unmount(app)  # the rest waits for its next start, for it is to be seen that it crashed
-        if verb:
-            ended.append((name, verb))
-    return ended
+    return sorted({*apps.names(conf), *hidden})
+
+
+def one(conf: Conf, name: str) -> str | None:
+    """Settle app *name* and sweep it where it is stopped; returns the verb that was ended."""
+    from dre import lifecycle
+
+    app = App(conf, name)
+    with _locked([app]):
+        verb = settle(app)
+        lifecycle.tidy(app)
+        state = app.state() if app.exists() else None
+        if state in ("stopped", "partial"):
+            lifecycle.sweep(app)
+        elif state == "crashed":
+            lifecycle.unmount(app)  # the rest waits for its next start, for it is to be seen that it crashed
+    return verb

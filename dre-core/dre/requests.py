@@ -15,7 +15,7 @@ from typing import Any
 
 from dre import files
 from dre.conf import Conf
-from dre.errors import UsageError
+from dre.errors import DreError, UsageError
 
 KEEP = 4096  # outcomes remembered; a caller that asks again does so soon
 
@@ -91,6 +91,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         found: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
         return None
+    except (ValueError, RecursionError) as error:
+        raise DreError(f"{path}: damaged: {error}") from None
     return found
 
 

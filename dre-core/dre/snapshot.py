@@ -79,7 +79,7 @@ def read(path: Path) -> Snapshot:
         optional = {key: meta[key] for key in ("request", "description", "scheduled", "base") if key in meta}
         spec = Spec.from_json(json.dumps(meta["spec"]))
         return Snapshot(path.name, meta["created"], meta["size"], meta["digest"], path, spec, **optional)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DreError(f"{path}/meta.json: damaged: {error}") from None
 
 
@@ -276,8 +276,9 @@ def check_base(app: App, saved: Snapshot, allowed: bool, say: Say) -> None:
 def delete(app: App, tag: str) -> None:
     """Delete a snapshot. Raises NotFoundError."""
     app.need()
-    find(app, tag)
     place = app.home / "snapshot" / tag
+    if not place.is_dir():  # a damaged one goes, too
+        raise NotFoundError(f"{app.name}: no snapshot {tag}")
     gone = place.with_name(f".{tag}.gone")
     place.rename(gone)
     files.fsync_dir(place.parent)

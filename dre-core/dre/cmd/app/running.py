@@ -99,8 +99,20 @@ def _thaw(ctx: Context) -> None:
 
 def _recover(ctx: Context) -> None:
     cli.need_root("dre-app recover")
-    for name, verb in recovery.everything(ctx.conf):
-        ctx.say(f"{name}: ended {verb}")
     from dre import keeping
 
-    keeping.recover(ctx.conf, ctx.say)
+    try:
+        settle_all(ctx)
+    finally:
+        keeping.recover(ctx.conf, ctx.say)
+
+
+def settle_all(ctx: Context) -> None:
+    """End what interrupted commands left, for all apps; one where that fails keeps back no other."""
+
+    def work(name: str) -> None:
+        verb = recovery.one(ctx.conf, name)
+        if verb:
+            ctx.say(f"{name}: ended {verb}")
+
+    verbs.each(ctx, recovery.unsettled(ctx.conf), work)

@@ -11,7 +11,7 @@ from dre import app as apps
 from dre import cli, output, recovery, verbs
 from dre.app import App
 from dre.cli import Context
-from dre.cmd.app.running import STOP_WAIT, start_in_order, stop_in_order
+from dre.cmd.app.running import STOP_WAIT, settle_all, start_in_order, stop_in_order
 from dre.errors import DreError, UsageError
 from dre.run import need
 
@@ -97,9 +97,11 @@ def _keep(ctx: Context) -> None:
 
 
 def _autostart(ctx: Context) -> None:
-    recovery.everything(ctx.conf)
-    names = [name for name in apps.names(ctx.conf) if _spec_says_autostart(App(ctx.conf, name))]
-    start_in_order(ctx, names)
+    try:
+        settle_all(ctx)
+    finally:
+        names = [name for name in apps.names(ctx.conf) if _spec_says_autostart(App(ctx.conf, name))]
+        start_in_order(ctx, names)
 
 
 def _spec_says_autostart(app: App) -> bool:
