@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dre import app as apps
+from dre import files
 from dre.app import App
 from dre.conf import Conf
 from dre.errors import DreError, UsageError
@@ -81,20 +82,25 @@ def _free(conf: Conf, taken: set[int]) -> int:
 
     first = free()
     if first is None:
-        _reserve(*(conf.app_ids or SPARE))
+        _reserve(conf, *(conf.app_ids or SPARE))
         first = free()
     if first is None:
         raise DreError("no ids are left for one more unprivileged app; DRE_APP_IDS in dre.conf(5) can give more")
     return first
 
 
-def _reserve(first: int, count: int) -> None:
-    """Give root this range for good, as an administrator would do it."""
+def _reserve(conf: Conf, first: int, count: int) -> None:
+    """Give root this range for good, as an administrator would do it; what was added is noted for a purge."""
     argv = ["usermod"]
+    noted = conf.core_state_dir / "app" / "ids"
+    lines = noted.read_text() if noted.exists() else ""
     for path, option in ((SUBUID, "--add-subuids"), (SUBGID, "--add-subgids")):
         if not any(line.root and line.holds(first, count) for line in _lines(path)):
             argv += [option, f"{first}-{first + count - 1}"]
+            lines += f"{path} {first} {count}\n"
     if len(argv) > 1:
+        noted.parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomic(noted, lines, 0o600)
         run([*argv, "root"])
 
 

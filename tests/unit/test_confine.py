@@ -34,7 +34,7 @@ def files(tmp_path, monkeypatch):
     return files
 
 
-def test_the_highest_that_is_free(files):
+def test_the_highest_that_is_free(files, tmp_path):
     files(f"root:1000000:{3 * RANGE}\n", f"root:1000000:{3 * RANGE}\n")
     taken = set()
     for number in (2, 1, 0):
@@ -43,8 +43,11 @@ def test_the_highest_that_is_free(files):
         taken.add(first)
     assert files.asked == []
     # When they are used up, spare ones are reserved.
-    assert confine._free(Conf(), taken) >= confine.SPARE[0]
+    assert confine._free(Conf(core_state_dir=tmp_path), taken) >= confine.SPARE[0]
     assert len(files.asked) == 1
+    # A purge of the package gives back just this.
+    added = "".join(f"{path} 1879048192 268304384\n" for path in (confine.SUBUID, confine.SUBGID))
+    assert (tmp_path / "app/ids").read_text() == added
 
 
 def test_only_what_root_alone_has_in_both_files(files):
@@ -70,8 +73,8 @@ def test_the_setting_limits_them(files):
     assert files.asked == []
 
 
-def test_what_is_missing_is_reserved_once(files):
-    conf = Conf(app_ids=(7000000, RANGE))
+def test_what_is_missing_is_reserved_once(files, tmp_path):
+    conf = Conf(app_ids=(7000000, RANGE), core_state_dir=tmp_path)
     assert confine._free(conf, set()) == 7000000
     assert confine._free(conf, set()) == 7000000
     assert files.asked == [
