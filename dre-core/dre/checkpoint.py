@@ -90,6 +90,14 @@ def every(app: App) -> list[Checkpoint]:
     return sorted((find(app, tag) for tag in tags), key=lambda found: (found.created, found.tag))
 
 
+def newest(app: App) -> Checkpoint:
+    """The checkpoint made last. Raises NotFoundError when there is none."""
+    found = every(app)
+    if not found:
+        raise NotFoundError(f"{app.name}: has no checkpoint; dre-app checkpoint save makes one of the running app")
+    return found[-1]
+
+
 def save(app: App, tag: str | None, stop: bool, request: str | None = None) -> Checkpoint:
     """Save the running app, which then goes on, or with *stop* has ended. Raises DreError when it could not be."""
     spec = app.need()

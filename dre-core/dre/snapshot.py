@@ -234,14 +234,24 @@ def resume_save(app: App) -> None:
         app.done()
 
 
-def load(app: App, tag: str, *, changed_base: bool = False, say: Say = str) -> Snapshot:
-    """Put the stopped app back to snapshot *tag*, which stays."""
-    app.need()
-    saved = find(app, tag)
+def load(app: App, tag: str | None, *, changed_base: bool = False, say: Say = str) -> Snapshot:
+    """Put the stopped app back to snapshot *tag* (default the newest), which stays."""
+    saved = _chosen(app, tag, say)
     need_stopped(app, "load a snapshot")
     check_base(app, saved, changed_base, say)
-    app.begin(verb="load", tag=tag)
-    resume_load(app, tag)
+    app.begin(verb="load", tag=saved.tag)
+    resume_load(app, saved.tag)
+    return saved
+
+
+def _chosen(app: App, tag: str | None, say: Say) -> Snapshot:
+    """The snapshot *tag*, or the newest, which is said then: it may not be the one that was meant."""
+    app.need()
+    if tag:
+        return find(app, tag)
+    saved = newest(app)
+    hint = "made on schedule; name a TAG for one of before" if saved.scheduled else saved.description
+    say(f"{app.name}: to snapshot {saved.tag} of {saved.created}{f' ({hint})' if hint else ''}")
     return saved
 
 
@@ -308,8 +318,7 @@ def undo(
     say: Say = str,
 ) -> Snapshot:
     """Back to snapshot *tag* (default the newest) and running again; *timeout* is that of the stop."""
-    app.need()
-    saved = find(app, tag) if tag else newest(app)
+    saved = _chosen(app, tag, say)
     check_base(app, saved, changed_base, say)
     intent = {"verb": "undo", "tag": saved.tag, "stage": "load", "timeout": timeout, "request": request}
     app.begin(**intent)

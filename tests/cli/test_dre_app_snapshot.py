@@ -123,3 +123,21 @@ def test_snapshot_of_an_older_version_has_no_base(app, tmp_path):
     }
     path.write_text(json.dumps(old))
     assert app("snapshot", "load", "web1", "good", stderr=True) == ""
+
+
+def test_without_tag_the_newest_is_taken_and_said(app, tmp_path):
+    assert "has no snapshot" in app("snapshot", "load", "web1", code=3)
+    assert "has no checkpoint" in app("checkpoint", "restart", "web1", code=3)
+    delta = tmp_path / "lxc/web1/delta"
+    for tag in ("older", "newer"):
+        (delta / "state").write_text(tag)
+        app("snapshot", "save", "web1", tag, "--description", f"the {tag}")
+    (delta / "state").write_text("now")
+    created = meta(tmp_path, "newer")["created"]
+    said = app("snapshot", "load", "web1", stderr=True)
+    assert said == f"dre-app: web1: to snapshot newer of {created} (the newer)\n"
+    assert (delta / "state").read_text() == "newer"
+    meta(tmp_path, "newer", scheduled=True)
+    assert "(made on schedule; name a TAG for one of before)" in app("snapshot", "load", "web1", stderr=True)
+    assert app("snapshot", "load", "web1", "older", stderr=True) == ""
+    assert app("snapshot", "load", "web1", "--quiet", stderr=True) == ""

@@ -22,9 +22,10 @@ def add(table: Any) -> None:
     restart = verbs.changing(family, "restart", _restart, "back to a checkpoint, and on from there")
     verbs.add_timeout(restart, STOP_WAIT)
     delete = verbs.changing(family, "delete", _delete, "delete a checkpoint")
-    for verb in (restart, delete):
-        verbs.add_name(verb)
-        verb.add_argument("tag", metavar="TAG", type=verbs.name)
+    verbs.add_name(restart)
+    restart.add_argument("tag", nargs="?", metavar="TAG", type=verbs.name, help="default: the newest")
+    verbs.add_name(delete)
+    delete.add_argument("tag", metavar="TAG", type=verbs.name)
     verbs.add_name(cli.verb(family, "list", _list, "list the checkpoints of an app, oldest first"))
 
 
@@ -42,7 +43,12 @@ def _restart(ctx: Context) -> None:
     with recovery.held(ctx.conf, args.name) as app:
         if args.again and requests.completed(ctx.conf, args.request_id):
             return  # the lock gave us the app only after the killed restart had been ended
-        checkpoint.restart(app, args.tag, args.timeout, args.request_id)
+        tag = args.tag
+        if tag is None:
+            found = checkpoint.newest(app)
+            tag = found.tag
+            ctx.say(f"{app.name}: to checkpoint {tag} of {found.created}")
+        checkpoint.restart(app, tag, args.timeout, args.request_id)
 
 
 def _delete(ctx: Context) -> None:

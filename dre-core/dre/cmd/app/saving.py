@@ -40,9 +40,10 @@ def _add_snapshot(table: Any) -> None:
     load = verbs.changing(table, "load", _load, "put a stopped app back to a snapshot")
     add_changed_base(load)
     delete = verbs.changing(table, "delete", _delete, "delete a snapshot")
-    for verb in (load, delete):
-        verbs.add_name(verb)
-        verb.add_argument("tag", metavar="TAG", type=verbs.name)
+    verbs.add_name(load)
+    load.add_argument("tag", nargs="?", metavar="TAG", type=verbs.name, help="default: the newest")
+    verbs.add_name(delete)
+    delete.add_argument("tag", metavar="TAG", type=verbs.name)
     verbs.add_name(cli.verb(table, "list", _snapshots, "list the snapshots of an app, oldest first"))
     prune = verbs.changing(table, "prune", _prune, "delete all snapshots of an app but the newest, and print which")
     prune.add_argument("--keep", metavar="N", type=verbs.count, required=True, help="how many stay")
