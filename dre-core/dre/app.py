@@ -111,38 +111,39 @@ class App:
             raise DreError(f"{path}: damaged: {error}") from None
 
     def store(self, spec: Spec, durable: bool = True) -> None:
-        """Make *spec* the app's, in our file, in its program, and in what is derived anew at each start."""
-        from dre import lxcconfig  # here and below: a list needs none of it
-
+        """Make *spec* the app's, in our file and in what is derived anew at each start."""
         files.write_atomic(self.home / "app.json", spec.to_json(), 0o600, durable)
-        files.write_atomic(self.directory / "command", lxcconfig.script(spec), 0o700, durable)
         if spec.restart != "no":
             self.status.touch(mode=0o600)
         self.refresh(spec)
 
     def refresh(self, spec: Spec) -> None:
-        """Derive the LXC configuration anew, where host, settings or packages have changed since."""
-        from dre import lxcconfig
+        """Derive program and LXC configuration anew, where host, settings or packages have changed since.
 
-        derived = {"config": lxcconfig.render(self.conf, spec, self.log)}
+        A power failure may leave these files empty: the next start is what mends them.
+        """
+        from dre import lxcconfig  # here and below: a list needs none of it
+
+        derived = {"command": lxcconfig.script(spec)}
         if spec.unprivileged:
-            derived = {"mounts.json": lxcconfig.plan(spec, self.directory, self.log), **derived}
+            derived["mounts.json"] = lxcconfig.plan(spec, self.directory, self.log)
+        derived["config"] = lxcconfig.render(self.conf, spec, self.log)  # last: with it there is a container
         for name, text in derived.items():
             path = self.directory / name
             if not path.exists() or path.read_text() != text:
-                files.write_atomic(path, text, durable=False)
+                files.write_atomic(path, text, 0o700 if name == "command" else 0o644, durable=False)
 
     def intent(self) -> dict[str, Any] | None:
         """What a verb has begun and not ended, or None."""
-        try:
         path = self.home / "intent.json"
+        try:
             found: dict[str, Any] = json.loads(path.read_text())
             str(found["verb"])
         except FileNotFoundError:
             return None
-        return found
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DreError(f"{path}: damaged: {error}; without it nothing is known to be unfinished") from None
+        return found
 
     def begin(self, **intent: Any) -> None:
         """Write durably what is about to be done, so that the next verb can end it."""

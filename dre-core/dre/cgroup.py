@@ -273,11 +273,16 @@ def sweep(name: str, taken: set[str], root: Path = ROOT) -> None:
     A group with a process in it cannot be removed, which is what makes this safe.
     """
     wanted = re.compile(rf"lxc\.(?:payload|monitor)\.({re.escape(name)}(?:-\d+)?)")
-    for directory in [root] if unified(root) else [entry for entry in root.iterdir() if not entry.is_symlink()]:
-        for group in directory.glob(f"lxc.*.{name}*"):
-            match = wanted.fullmatch(group.name)
+    # Not through Path and its glob: each verb that changes an app is here, and seldom finds anything.
+    for directory in [str(root)] if unified(root) else [entry.path for entry in os.scandir(root) if _is_own(entry)]:
+        for group in os.listdir(directory):
+            match = wanted.fullmatch(group)
             if match and (match[1] == name or match[1] not in taken):
-                remove(group)
+                remove(Path(directory, group))
+
+
+def _is_own(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False)  # `cpu` may be a link to `cpu,cpuacct`
 
 
 def remove(group: Path) -> None:

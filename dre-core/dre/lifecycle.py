@@ -86,8 +86,7 @@ def create(app: App, spec: Spec, ip: str | None, fill: Callable[[Path], None] | 
     except BaseException:
         remove(app)
         raise
-    for path in (app.home / "app.json", app.directory / "command"):
-        files.fsync(path)
+    files.fsync(app.home / "app.json")
     files.fsync_dir(app.directory)
     app.done()
     app.emit("created", base=spec.base, ip=spec.ip)
@@ -172,7 +171,9 @@ def make_ready(app: App, spec: Spec, crashes: int = 0) -> None:
 
 def begun(app: App, spec: Spec, crashes: int = 0) -> int | None:
     """What follows once LXC has started or restored the app: it is noted, told, and wholly connected. Its init."""
-    pid = app.init_pid()
+    # Not by lxc-info: to load the library into this process costs no more, and in one that serves it is there already.
+    answer: int = app.container().init_pid
+    pid = answer if answer > 0 else None  # its program may have ended at once
     _note(app, pid, kept=spec.restart != "no", crashes=crashes)
     app.emit("started", pid=pid)
     try:
@@ -350,6 +351,8 @@ def remove_tree(path: Path) -> None:
 
     A subvolume goes too where *path* is one, or a snapshot that holds one.
     """
+    if not os.path.lexists(path):
+        return
     for found in () if path.is_symlink() else (path / "tree", path):
         if subvolume.is_one(found):
             subvolume.delete(found)
@@ -371,10 +374,17 @@ def sweep(app: App) -> None:
 
 def tidy(app: App) -> None:
     """Remove half-made and half-removed files; only when no intent needs them."""
-    halves = [path for part in ("snapshot/.*", "checkpoint/.*", ".*.tmp") for path in app.home.glob(part)]
-    halves += app.directory.glob(".*.tmp")
+    halves = [*_hidden(app.home / "snapshot"), *_hidden(app.home / "checkpoint")]
+    halves += [*_hidden(app.home, ".tmp"), *_hidden(app.directory, ".tmp")]
     for path in (app.directory / "delta.new", app.directory / "delta.old", *halves):
         remove_tree(path)
+
+
+def _hidden(directory: Path, end: str = "") -> list[Path]:
+    # Not by glob, which is slow: each verb that changes an app is here, and seldom finds anything.
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return [directory / name for name in os.listdir(directory) if name.startswith(".") and name.endswith(end)]
+    return []
 
 
 def _await_monitor(app: App) -> None:
@@ -390,6 +400,8 @@ def mounted(app: App) -> list[str]:
     """Where something of the app is mounted: its overlay, and what an unprivileged one sees of the host."""
     found = []
     for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        if f"/{app.name}/" not in line:  # nothing of a name is ever escaped
+            continue
         place = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), line.split()[4])
         if place.startswith(f"{app.directory}/"):
             found.append(place)
