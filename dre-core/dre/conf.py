@@ -4,6 +4,7 @@
 The shipped etc/dre.conf is the reference of the keys; this module is their types. Nothing else opens the files.
 """
 
+import functools
 import ipaddress
 import os
 import re
@@ -221,6 +222,11 @@ def _read(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{file}: not UTF-8 text") from None
+    return _assignments(file, text)
+
+
+@functools.lru_cache(maxsize=8)  # who serves reads the files for each request, and they seldom change
+def _assignments(file: Path, text: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for number, line in enumerate(text.split("\n"), 1):
         line = line.strip(" \t")  # what sh skips, and no other blank
