@@ -9,6 +9,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([KMGT]?)i?B?", re.IGNORECASE | re.ASCII)
 _PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?)%?")
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|)")
+_LONGEST = 86400.0 * 36500  # no clock of the kernel goes wrong with it
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -24,14 +25,17 @@ def size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if not match:
         raise UsageError(f"{text!r} is not a size: a number of bytes, or with K, M, G or T")
-    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+    octets = float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")
+    if octets >= 1 << 63:  # what the kernel takes for a size, and more; it would make something else of it
+        raise UsageError(f"{text[:40]!r} is not a size: more than any host has")
+    return int(octets)
 
 
 def percent(text: str) -> float:
     """Percent of one core from `50` or `50%`; may exceed 100. Raises UsageError."""
     match = _PERCENT.fullmatch(text)
     if not match or not 0 < float(match[1]) < 1e6:
-        raise UsageError(f"{text!r} is not a percentage above 0")
+        raise UsageError(f"{text[:40]!r} is not a percentage above 0 and below 1000000")
     return float(match[1])
 
 
@@ -40,4 +44,7 @@ def duration(text: str) -> float:
     match = _DURATION.fullmatch(text)
     if not match:
         raise UsageError(f"{text!r} is not a duration: a number with ms, s, m, h or d")
-    return float(match[1]) * _SECONDS[match[2]]
+    seconds = float(match[1]) * _SECONDS[match[2]]
+    if seconds > _LONGEST:
+        raise UsageError(f"{text[:40]!r} is not a duration of at most {_LONGEST / 86400:g}d")
+    return seconds

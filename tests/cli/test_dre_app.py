@@ -45,6 +45,9 @@ def app(run, settings, tmp_path):
         (("limit", "web1", "--pids", "-4"), "not a number above 0"),
         (("undo", "web1", "--timeout", "soon"), "not a duration"),
         (("start", "web1", "--request-id", "../x"), "not a request id"),
+        (("create", "web1", "--memory", "99999999T"), "more than any host has"),
+        (("create", "web1", "--cpu", "99999999"), "below 1000000"),
+        (("stat", "--interval", "0"), "less than 100 ms"),
         (("frobnicate",), "frobnicate"),
     ],
 )

@@ -70,6 +70,8 @@ def test_sizes(text, octets):
         "nan",
         "\u0661",
         "1\u212a",
+        "8388608T",  # 2^63
+        "9" * 400,
     ],
 )
 def test_no_sizes(text):
@@ -88,7 +90,7 @@ def test_percents(text, value):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "%", "0", "0%", "-5", "+5", "5%%", "1e2", "1_0", " 5", "nan", "inf", "1000000", "\u0665"]
+    "text", ["", "%", "0", "0%", "-5", "+5", "5%%", "1e2", "1_0", " 5", "nan", "inf", "1000000", "9" * 400, "\u0665"]
 )
 def test_no_percents(text):
     with pytest.raises(UsageError, match="is not a percentage"):
@@ -103,7 +105,9 @@ def test_durations(text, value):
     assert units.duration(text) == pytest.approx(value)
 
 
-@pytest.mark.parametrize("text", ["", "s", "-1s", "1 s", "1w", "1S", "1m30s", "1e3s", "inf", "nan", "\u0661s"])
+@pytest.mark.parametrize(
+    "text", ["", "s", "-1s", "1 s", "1w", "1S", "1m30s", "1e3s", "inf", "nan", "\u0661s", "36501d", "9" * 400]
+)
 def test_no_durations(text):
     with pytest.raises(UsageError, match="is not a duration"):
         units.duration(text)

@@ -11,6 +11,7 @@ from dre import cli, recovery, stat, units, verbs
 from dre.cli import Context
 from dre.errors import UsageError
 
+LEAST = 0.1  # seconds between two looks
 COLUMNS = (
     ("NAME", "name", 12),
     ("STATE", "state", 8),
@@ -42,7 +43,7 @@ def add(table: Any) -> None:
 
 def add_repetition(verb: argparse.ArgumentParser, metavar: str) -> None:
     """The arguments of a verb that prints again and again, of the names given or of all."""
-    verb.add_argument("--interval", type=verbs.kind(units.duration), metavar="S", help="look again every S seconds")
+    verb.add_argument("--interval", type=verbs.kind(_interval), metavar="S", help="look again every S seconds")
     text = "look N times (default: 1, with --interval no end)"
     verb.add_argument("--count", type=verbs.count, metavar="N", help=text)
     verb.add_argument("names", nargs="*", metavar=metavar, type=verbs.name)
@@ -51,8 +52,8 @@ def add_repetition(verb: argparse.ArgumentParser, metavar: str) -> None:
 
 def _interval(text: str) -> float:
     value = units.duration(text)
-    if value < 0.1:
-        raise UsageError(f"{text!r} is less than 100 ms")
+    if value < LEAST:
+        raise UsageError(f"{text!r} is less than {LEAST * 1000:g} ms")
     return value
 
 
