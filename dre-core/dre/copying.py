@@ -16,7 +16,6 @@ from pathlib import Path
 from dre import adopt, archive, event, files, lifecycle, network, snapshot
 from dre.app import App
 from dre.errors import DreError
-from dre.run import run
 from dre.spec import DHCP, Spec
 
 _MACHINE_IDS = ("etc/machine-id", "var/lib/dbus/machine-id")
@@ -63,7 +62,8 @@ def wish(spec: Spec) -> str | None:
 
 def _copier(source: App) -> Callable[[Path], None]:
     def fill(delta: Path) -> None:
-        run([*lifecycle.MORTAL, *archive.COPY, "--", str(source.delta), str(delta)], timeout=snapshot.TAR_WAIT)
+        argv = [*archive.COPY, "--", str(source.delta), str(delta)]
+        snapshot.write(source, argv, "copy its delta", delta.parent)
         anonymise(delta)
 
     return fill

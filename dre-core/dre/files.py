@@ -40,9 +40,11 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str, mode: int = 0o
             if durable:
                 os.fsync(stream.fileno())
         temporary.rename(target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename is None:  # write(2) knows none, and the user wants to know
+            error.filename = str(target)
         raise
     if durable:
         fsync_dir(target.parent)

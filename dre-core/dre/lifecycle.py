@@ -6,6 +6,7 @@ killed at any moment; what it leaves is either ended or undone by the next one.
 """
 
 import contextlib
+import errno
 import os
 import re
 import select
@@ -216,6 +217,17 @@ def _note(app: App, init: int | None, wanted: bool = True, kept: bool = False, c
     app.remember(record)
 
 
+def _note_stop(app: App, init: int) -> None:
+    """Note that the app is to end. Where that finds no room, as where it is most needed, forget it: to end is all that
+    then can be told."""
+    try:
+        _note(app, init, wanted=False)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        app.record_file.unlink(missing_ok=True)
+
+
 def _steady(app: App) -> str:
     """The state once it is neither starting nor stopping. Raises TimedOutError."""
     deadline = time.monotonic() + LXC_WAIT
@@ -235,10 +247,9 @@ def stop(app: App, timeout: float) -> bool:
         return False
     init = app.init_pid()
     if init is not None:
-        with contextlib.suppress(OSError):  # ended by itself just now
-            _note(app, init, wanted=False)
-            with _watched(apps.parent(init)) as monitor:
-                _end(app, init, monitor, timeout, frozen=state == "frozen")
+        _note_stop(app, init)
+        with contextlib.suppress(OSError), _watched(apps.parent(init)) as monitor:  # ended by itself just now
+            _end(app, init, monitor, timeout, frozen=state == "frozen")
     sweep(app)
     app.emit("stopped")
     return True

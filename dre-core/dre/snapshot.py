@@ -170,10 +170,10 @@ def packed(place: Path) -> Iterator[IO[bytes]]:
 def pack(app: App, packed: Path) -> None:
     """Pack the delta of the app, which holds still, into the file *packed*."""
     argv = [*archive.PACK, "-C", str(app.delta), "-f", str(packed), "."]
-    _write(app, argv, f"pack {app.delta}", packed.parent.parent)
+    write(app, argv, f"pack {app.delta}", packed.parent.parent)
 
 
-def _write(app: App, argv: Sequence[str], what: str, place: Path) -> None:
+def write(app: App, argv: Sequence[str], what: str, place: Path) -> None:
     """Run tar or cp, which writes to *place*. Raises DreError."""
     done = run([*lifecycle.MORTAL, *argv], timeout=TAR_WAIT, check=False)
     if any(words in done.stderr for words in _FULL):
@@ -387,7 +387,7 @@ def unpack(app: App, saved: Snapshot, into: Path) -> None:
         argv = [*archive.COPY, "--", str(tree), str(into)]
     else:
         argv = [*archive.UNPACK, "-C", str(into), "-f", str(saved.path / "delta.tar")]
-    _write(app, argv, f"unpack snapshot {saved.tag}", into.parent)
+    write(app, argv, f"unpack snapshot {saved.tag}", into.parent)
     if app.spec().base == "host":
         lxcconfig.hide(app.conf, into)  # what the host has come to hide since, and what an imported one may have shown
 

@@ -3,6 +3,7 @@
 
 import os
 import random
+import resource
 import stat
 import subprocess
 import sys
@@ -184,3 +185,17 @@ def test_another_file_system_is_not_entered(tmp_path):
     finally:
         subprocess.run(["umount", inner], check=True)
     assert files.remove_small(tmp_path / "tree") is True
+
+
+def test_a_write_that_fails_names_its_file(tmp_path):
+    path = tmp_path / "app.json"
+    path.write_text("old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(OSError, match="app.json") as raised:
+            files.write_atomic(path, "more than ten octets")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert raised.value.filename == str(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["app.json"] and path.read_text() == "old"
