@@ -47,7 +47,10 @@ def complete(file, *words):
         printf '%s\\n' "${COMPREPLY[@]}"
     """
     shell = ["bash", "--norc", "-u", "-c", script, "bash", file, *words]
-    done = subprocess.run(shell, capture_output=True, text=True, check=False, timeout=60, env=environment())
+    env = environment()
+    if os.environ.get("DRE_TEST_INSTALLED") != "1":
+        env["PATH"] = f"{ROOT / 'dre-core'}:{env['PATH']}"
+    done = subprocess.run(shell, capture_output=True, text=True, check=False, timeout=60, env=env)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -70,3 +73,28 @@ def test_completes_options(directory, command, tmp_path):
 )
 def test_completes_a_verb(directory, command, typed, verb, tmp_path):
     assert complete(completion(directory, command, tmp_path), command, *typed.split()) == [verb]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: dre-app makes overlays and devices")
+def test_completes_names_and_tags(run, settings, tmp_path):
+    (tmp_path / "lxc").mkdir()
+    (tmp_path / "tree/bin").mkdir(parents=True)
+    (tmp_path / "tree/bin/sh").touch()
+    config = settings(DRE_APP_LXC_PATH=tmp_path / "lxc")
+    for argv in (("create", "web1"), ("create", "db1"), ("snapshot", "save", "web1", "good")):
+        more = ("--base", tmp_path / "tree", "--ip", "none") if argv[0] == "create" else ()
+        assert run("dre-app", "--config", config, *argv, *more).returncode == 0
+    file = completion("dre-core", "dre-app", tmp_path)
+
+    def offered(*words):
+        return complete(file, "dre-app", "--config", config, *words)
+
+    assert offered("start", "w") == ["web1"]
+    assert offered("stop", "--timeout", "2", "web1", "") == ["db1", "web1"]
+    assert offered("limit", "d") == ["db1"]
+    assert offered("snapshot", "load", "web1", "") == ["good"]
+    assert offered("undo", "web1", "g") == ["good"]
+    assert offered("create", "w") == []
+    assert offered("push", "web1", "") == []  # then bash completes files
+    assert "--timeout" in offered("stop", "web1", "--t")
+    assert offered("exec", "web1", "--", "w") == []
