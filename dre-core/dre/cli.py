@@ -106,9 +106,20 @@ class Context:
             sys.stderr.write(f"\r\033[K{text}")
             sys.stderr.flush()
 
-    def become(self, program: str, *words: str) -> int:
-        """Let *program*, a path, take our place: status, stdin and stdout pass only without us in between."""
+    def become(self, program: str, *words: str, keep_files: bool = False) -> int:
+        """Let *program*, a path, take our place: status, stdin and stdout pass only without us in between.
+
+        With *keep_files* it is one of LXC's, and must not change the files behind them; see dre.stdio.
+        """
         sys.stdout.flush()
+        files = []
+        if keep_files:
+            from dre import stdio  # not for a list
+
+            files = stdio.endangered()
+        return stdio.run([program, *words], files) if files else self._become(program, words)
+
+    def _become(self, program: str, words: Sequence[str]) -> NoReturn:
         os.execv(program, (program, *words))  # noqa: S606 - the words are the user's own, and no shell reads them
 
 
@@ -149,6 +160,8 @@ def parser(prog: str, description: str, **kwargs: Any) -> Parser:
 def main(made: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
     """Parse *argv* (default sys.argv[1:]), call the `function` default of what was parsed, return the exit code."""
     debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        _fill_closed()
     try:
         args = made.parse_args(argv)
         if getattr(args, "function", None) is None:
@@ -170,6 +183,15 @@ def main(made: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> in
         return _fail(made.prog, message, code, debug)
 
 
+def _fill_closed() -> None:
+    """Put something behind standard streams that are closed: else a file of ours would get their numbers."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            # What is written to a closed standard output must fail; complaints of a closed standard error cannot.
+            os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)  # takes the lowest number, *fd*
+            setattr(sys, name, os.fdopen(fd, "r" if name == "stdin" else "w", closefd=False))
+
+
 def leave(code: int) -> NoReturn:
     """End the process at once: for Python to take itself apart costs more than most verbs."""
     with contextlib.suppress(OSError):  # main has told of what could not be written
@@ -183,7 +205,7 @@ def failure(error: DreError | OSError) -> tuple[int, str]:
     if isinstance(error, DreError):
         return error.code, str(error)
     code = NotPermittedError.code if isinstance(error, PermissionError) else FAILED
-    return code, f"{error.filename or 'operation'}: {error.strerror or error}"
+    return code, f"{error.filename or 'input or output'}: {error.strerror or error}"
 
 
 def _fail(prog: str, message: str, code: int, debug: bool) -> int:

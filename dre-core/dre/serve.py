@@ -64,7 +64,7 @@ class Served(Context):
     stdin: bytes = b""
     more: dict[str, Any] = field(default_factory=dict)
 
-    def become(self, program: str, *words: str) -> int:
+    def become(self, program: str, *words: str, keep_files: bool = False) -> int:
         """Run *program* to its end; how it ended and what it printed become part of the answer."""
         done = run.captured((program, *words), self.stdin, CAPTURED)
         self.more = {"status": done.status, "stdout": _base64(done.stdout), "stderr": _base64(done.stderr)}

@@ -174,3 +174,21 @@ def test_create_waits_for_who_changes_its_tree(run, settings, tmp_path):
         done = create.result()
     assert (done.returncode, b"no such tree" in done.stderr) == (3, True), done.stderr
     assert os.listdir(tmp_path / "lxc") == [] and not (tmp_path / "state/app/state/web1").exists()
+
+
+@root
+def test_closed_streams(app, run, settings, tmp_path):
+    """Closed ones must not become files of ours; what cannot be printed is a failure, and what need not is none."""
+    app("create", "web1", "--base", tmp_path / "tree", "--ip", "none")
+
+    def closed(*argv):
+        script = 'exec "$@" <&- >&-'
+        return run("dre-app", "--config", tmp_path / "dre.conf", *argv, prefix=("sh", "-c", script, "sh"))
+
+    for argv in (("list",), ("--json", "list"), ("status", "web1")):
+        done = closed(*argv)
+        assert done.returncode == 1, (argv, done.stderr)
+        assert done.stderr == b"dre-app: input or output: Bad file descriptor\n"
+    done = closed("set", "web1", "env=A=1")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "env A=1" in app("set", "web1")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """exec leaves mode and owner of what stands behind its stdin, stdout and stderr, which LXC changes, as they are."""
 
+import json
 import os
 import stat
 import subprocess
@@ -62,3 +63,14 @@ def test_put_right_while_it_runs(app, tmp_path):
         child.terminate()
         assert child.wait(10) != 0
         child.stdout.close()
+
+
+def test_serve_answers_whatever_stands_behind_its_streams(app, tmp_path):
+    (tmp_path / "in").write_text(json.dumps({"argv": ["exec", NAME, "--", "sh", "-c", "echo hi"]}) + "\n")
+    with (tmp_path / "in").open() as stdin, (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
+        argv = [program("dre-app"), "--config", app.config, "--serve"]
+        subprocess.run(argv, env=environment(), stdin=stdin, stdout=out, stderr=err, timeout=30, check=True)
+    answer = json.loads((tmp_path / "out").read_text())
+    assert (answer["code"], answer["status"], answer["stdout"]) == (0, 0, "aGkK")
+    assert (tmp_path / "err").read_text() == ""
+    assert {shown(tmp_path / name)[0] for name in ("in", "out", "err")} == {oct(0o644 | stat.S_IFREG)}

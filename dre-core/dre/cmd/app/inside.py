@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from dre import cli, recovery, stdio, verbs
+from dre import cli, recovery, verbs
 from dre.cli import Context
 from dre.errors import DreError, UsageError
 from dre.run import need
@@ -36,10 +36,8 @@ def _exec(ctx: Context) -> int:
     if state != "running":
         raise DreError(f"{app.name}: cannot exec: it is {state}")
     words = ("-n", app.name, "-P", str(ctx.conf.app_lxc_path), "--clear-env", "--", *ctx.args.command)
-    attach = need("lxc-attach")
     # Root of an unprivileged app cannot change the host's files, so LXC, which is that by then, does not either.
-    files = [] if spec.unprivileged else stdio.endangered()
-    return stdio.run([attach, *words], files) if files else ctx.become(attach, *words)
+    return ctx.become(need("lxc-attach"), *words, keep_files=spec.privileged)
 
 
 def _push(ctx: Context) -> None:
