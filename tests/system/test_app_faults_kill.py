@@ -2,8 +2,14 @@
 """kill -9 of a changing verb on a stopped app, after any single change of the file system: the old state or the new.
 
 strace kills at the Nth system call that changes a name. DRE_KILLS is how many of these moments are tried of each verb
-(default 2; all when it is 50). The verbs that run apps are killed by the clock, in test_app_survives_kill.py; clone,
-rename and import in test_app_copy_survives_kill.py.
+(default 2; all when it is 50). The other verbs are killed
+- running or ending apps, and a limit of a running one: in test_app_survives_kill.py, by the clock
+- clone, rename, import: in test_app_copy_survives_kill.py
+- checkpoint: in test_app_checkpoint_survives_kill.py; migrate, receive: in test_app_migrate_survives_kill.py
+- set, isolate, rejoin, adopt of an app with all it may have: in test_app_set.py, _isolate.py, _adopt.py
+- start and stop of an app with ports of the host: in test_app_publish.py; cgroup: in test_app_groups.py
+- snapshots that are subvolumes: in test_app_on_btrfs.py.
+LXC's monitor and an app's first process are killed under a verb in test_app_faults.py.
 """
 
 import collections
@@ -13,6 +19,7 @@ import random
 import shutil
 import signal
 import subprocess
+import tarfile
 
 import pytest
 from conftest import environment, program
@@ -32,6 +39,7 @@ VERBS = {
     "load": (("create", "push", "save", "other"), ("snapshot", "load", NAME, "good"), (0,)),
     "delete": (("create", "push", "save"), ("snapshot", "delete", NAME, "good"), (0, 3)),
     "prune": (("create", "save", "second"), ("snapshot", "prune", NAME, "--keep", "1"), (0,)),
+    "adopt": ((), ("adopt", NAME, "--ip", "none", "--privileged", "--", "sh"), (0,)),
     "push": ((), ("push", NAME, "FILE", "/etc/file"), (0,)),
     "other": ((), ("push", NAME, "OTHER", "/etc/file"), (0,)),
     "second": ((), ("snapshot", "save", NAME, "second"), (0, 1)),
@@ -60,6 +68,11 @@ class World:
 
     def prepare(self, verb):
         self("destroy", NAME, codes=(0, 3))
+        if verb == "adopt":
+            shutil.rmtree(self.directory / NAME, ignore_errors=True)  # not ours yet when it was killed at its begin
+            shutil.copytree(self.place / "tree", self.directory / NAME / "rootfs")
+            text = f"lxc.rootfs.path = dir:{self.directory / NAME / 'rootfs'}\nlxc.uts.name = {NAME}\n"
+            (self.directory / NAME / "config").write_text(text)
         for earlier in VERBS[verb][0]:
             self(*VERBS[earlier][1])
 
@@ -70,10 +83,9 @@ class World:
         done = self.run(*argv, before=("strace", "-qq", "-o", self.place / "trace", "-e", inject))
         return done.returncode == -signal.SIGKILL
 
-    def changes(self, verb):
-        """The changes that the verb makes, in order: each the name of a system call and which of that name it is."""
-        self.prepare(verb)
-        self.run(*VERBS[verb][1], before=("strace", "-qq", "-o", self.place / "trace", "-e", f"trace={CALLS}"))
+    def changes(self, *argv):
+        """The changes that dre-app makes, in order: each the name of a system call and which of that name it is."""
+        self.run(*argv, before=("strace", "-qq", "-o", self.place / "trace", "-e", f"trace={CALLS}"))
         found, seen = [], collections.Counter()
         for line in (self.place / "trace").read_text().splitlines():
             call = line.partition("(")[0]
@@ -123,7 +135,8 @@ def test_kill(world, verb):
     world(*argv)
     after = world.state()
     assert before != after
-    changes = world.changes(verb)
+    world.prepare(verb)
+    changes = world.changes(*argv)
     assert changes
     hits = 0
     for moment in changes if KILLS >= 50 else random.sample(changes, min(KILLS, len(changes))):
@@ -135,4 +148,56 @@ def test_kill(world, verb):
         assert world.state() == after, f"{verb} asked again after a kill at {moment} of {changes}"
         world("recover")
         assert world.halves() == [], f"{verb} killed at {moment} of {changes}"
+    assert hits, "no kill hit"
+
+
+@pytest.mark.parametrize("verb", ["load", "set", "destroy", "adopt"] if KILLS >= 50 else ["load"])
+def test_kill_of_recover(world, verb):
+    """What one verb left and recover was ending is ended by the next."""
+    _, argv, _ = VERBS[verb]
+    world.prepare(verb)
+    before = world.state()
+    world(*argv)
+    after = world.state()
+    world.prepare(verb)
+    hits = 0
+    left = world.changes(*argv)
+    for moment in left if KILLS >= 50 else random.sample(left, len(left)):
+        world.prepare(verb)
+        world.killed_at(moment, *argv)
+        ending = world.changes("recover")  # none where the verb had not begun, or had done all
+        for second in random.sample(ending, min(2 if KILLS >= 50 else 1, len(ending))):
+            world.prepare(verb)
+            world.killed_at(moment, *argv)
+            hits += world.killed_at(second, "recover")
+            world("recover")
+            assert world.halves() == [], f"{verb} killed at {moment}, recover at {second} of {ending}"
+            assert world.state() in (before, after), f"{verb} killed at {moment}, recover at {second} of {ending}"
+        if hits and KILLS < 50:
+            break
+    assert hits, "no kill hit"
+
+
+def test_kill_of_export(world):
+    """The app is as it was, and the file is whole or not there."""
+    world.prepare("save")
+    before, file = world.state(), world.place / "web1.tar"
+    argv = ("export", "--no-compress", NAME, str(file))
+    world(*argv)
+    with tarfile.open(file) as tar:
+        whole = [(member.name, member.size) for member in tar]
+    file.unlink()
+    changes = world.changes(*argv)
+    hits = 0
+    for moment in changes if KILLS >= 50 else random.sample(changes, min(KILLS, len(changes))):
+        file.unlink(missing_ok=True)
+        hits += world.killed_at(moment, *argv)
+        if file.exists():
+            with tarfile.open(file) as tar:
+                assert [(member.name, member.size) for member in tar] == whole
+        world(*argv)  # what it left does not keep the next from doing it
+        assert world.state() == before
+        world("recover")
+        assert world.halves() == [], f"killed at {moment} of {changes}"
+        assert not list(file.parent.glob("*web1.tar?*")), f"killed at {moment} of {changes}"
     assert hits, "no kill hit"
