@@ -85,3 +85,12 @@ def test_an_app_without_app_json_is_not_taken_for_half_made(app, home, tmp_path)
     (home / "app.json").unlink()
     app("destroy", "web1", code=3)
     assert not home.exists() and not delta.exists()
+
+
+def test_what_lxc_destroy_left_can_be_destroyed(app, home, tmp_path):
+    (tmp_path / "lxc/web1").rename(tmp_path / "gone")
+    assert app("list").split()[:2] == ["web1", "partial"]
+    app("start", "web1", code=3)
+    app("destroy", "web1")
+    assert not home.exists() and "web1" not in app("list")
+    app("destroy", "web1", code=3)

@@ -63,6 +63,11 @@ def _destroy(ctx: Context) -> None:
         try:
             app.need()
         except NotFoundError:
+            if app.home.exists():  # partial: lxc-destroy has left this
+                app.begin(verb="destroy")
+                lifecycle.remove(app)
+                app.emit("destroyed")
+                return
             if ctx.args.again:
                 return
             raise
