@@ -3,9 +3,10 @@
 
 strace kills at the Nth system call that changes a name. DRE_KILLS is how many of these moments are tried of each verb
 (default 2; all when it is 50). The other verbs are killed
-- running or ending apps, and a limit of a running one: in test_app_survives_kill.py, by the clock
+- start, stop, restart, freeze, thaw, undo, and limit of a running app: in test_app_survives_kill.py, by the clock
 - clone, rename, import: in test_app_copy_survives_kill.py
-- checkpoint: in test_app_checkpoint_survives_kill.py; migrate, receive: in test_app_migrate_survives_kill.py
+- checkpoint save and restart: in test_app_checkpoint_survives_kill.py
+- migrate, receive: in test_app_migrate_survives_kill.py
 - set, isolate, rejoin, adopt of an app with all it may have: in test_app_set.py, _isolate.py, _adopt.py
 - start and stop of an app with ports of the host: in test_app_publish.py; cgroup: in test_app_groups.py
 - snapshots that are subvolumes: in test_app_on_btrfs.py.

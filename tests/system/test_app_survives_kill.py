@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """kill -9 of dre-app at any moment: the next call works, nothing is left behind, and the shared tree is untouched.
 
-DRE_KILLS is how often each verb is killed (default 5). The moments are drawn uniformly from the verb's own measured
-duration; when fewer than 80 % hit the running command, the test has not tested and fails.
+DRE_KILLS is how often each verb is killed (default 5; restart, freeze and thaw only from 10 on). The moments are drawn
+uniformly from the verb's own measured duration; when fewer than 80 % hit the running command, the test has not tested
+and fails.
 """
 
 import json
@@ -22,6 +23,8 @@ NAME = "t-kill"
 V2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
 UNLIMITED, LIMITED = ("max" if V2 else "-1", False, "max"), ("40000", True, "77")
 VERBS = ("create", "start", "stop", "load", "undo", "destroy", "limit")
+if KILLS >= 10:  # a restart is a stop and a start, which are killed in any case
+    VERBS += ("restart", "freeze", "thaw")
 
 
 class World:
@@ -55,13 +58,11 @@ class World:
     def victim(self, verb):
         return {
             "create": ("create", NAME, "--base", str(self.tree)),
-            "start": ("start", NAME),
-            "stop": ("stop", NAME),
             "load": ("snapshot", "load", NAME, "good"),
             "undo": ("undo", NAME, "good"),
             "destroy": ("destroy", "--force", NAME),
             "limit": ("limit", NAME, "--cpu", "40", "--memory", "100M", "--pids", "77"),
-        }[verb]
+        }.get(verb, (verb, NAME))
 
     def prepare(self, verb):
         """Bring the app into the state that *verb* begins with."""
@@ -79,6 +80,8 @@ class World:
             (delta / "more").write_text("bad\n")
         if verb != "load":
             self.call("start", NAME)
+        if verb == "thaw":
+            self.call("freeze", NAME)
 
     def after(self, verb):
         """The next call works, and the verb was done or was not."""
@@ -92,6 +95,16 @@ class World:
             self.call("stop", NAME)
             assert self.output("status", NAME) == "stopped"
             self.call("start", NAME)
+        elif verb == "restart":
+            assert self.output("status", NAME) in ("running", "stopped")
+            self.call("start", NAME)
+            assert self.output("exec", NAME, "--", "cat", "/state") == "good"
+            self.call("restart", NAME)
+            assert self.output("status", NAME) == "running"
+        elif verb in ("freeze", "thaw"):
+            assert self.output("status", NAME) in ("running", "frozen")
+            self.call(verb, NAME)
+            assert self.output("status", NAME) == ("frozen" if verb == "freeze" else "running")
         elif verb == "load":
             assert self.output("status", NAME) == "stopped"
             delta = app_ground.LXC / NAME / "delta"
