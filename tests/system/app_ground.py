@@ -10,10 +10,14 @@ import fcntl
 import hashlib
 import os
 import pathlib
+import random
 import re
 import shutil
+import signal
 import subprocess
 import time
+
+from conftest import environment, program
 
 LXC = pathlib.Path("/var/lib/lxc")
 BRIDGE = "dret1"
@@ -30,9 +34,9 @@ def make_tree(place, more=()):
         (tree / directory).mkdir(parents=True)
     for link in ("bin", "lib", "lib64", "sbin"):
         (tree / link).symlink_to(f"usr/{link}")
-    for program in (*PROGRAMS, *more):
-        path = shutil.which(program, path="/usr/bin:/bin:/usr/sbin")
-        shutil.copy(path, tree / "usr/bin" / program)
+    for name in (*PROGRAMS, *more):
+        path = shutil.which(name, path="/usr/bin:/bin:/usr/sbin")
+        shutil.copy(path, tree / "usr/bin" / name)
         for library in re.findall(r"(/\S+) \(0x", subprocess.run(["ldd", path], capture_output=True, text=True).stdout):
             target = tree / library.lstrip("/")
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -131,6 +135,15 @@ class Ground:
         done = self.run("dre-app", "--config", self.config, *argv, stdin=stdin)
         assert done.returncode == code, f"{argv}: {done.returncode}: {done.stderr.decode()}"
         return (done.stderr if code else done.stdout).decode().removesuffix("\n")
+
+    def killed(self, *argv, longest):
+        """Whether dre-app was still at work when it was killed at a random moment of *longest* seconds."""
+        words = [program("dre-app"), "--config", self.config, *argv]
+        with subprocess.Popen(words, env=environment()) as victim:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                victim.wait(random.uniform(0, longest))
+            victim.send_signal(signal.SIGKILL)
+        return victim.returncode == -signal.SIGKILL
 
     def events(self):
         """The types of the events emitted so far; nobody reads them, so they are spooled."""

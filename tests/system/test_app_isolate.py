@@ -10,14 +10,12 @@ import os
 import pathlib
 import re
 import select
-import signal
 import socket
 import subprocess
 import time
 
 import app_ground
 import pytest
-from conftest import environment, program
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 NAME, OTHER = "niso1", "niso2"
@@ -161,16 +159,19 @@ def test_without_network_and_unknown(app):
 def test_killed_at_any_moment(app):
     app("create", NAME)
     app("start", NAME)
+    longest = {}
+    for verb in ("isolate", "rejoin"):
+        begun = time.monotonic()
+        app(verb, NAME)
+        longest[verb] = time.monotonic() - begun
+    hits = 0
     for count in range(int(os.environ.get("DRE_KILLS", "4"))):
         verb = ("isolate", "rejoin")[count % 2]
-        argv = [program("dre-app"), "--config", app.config, verb, NAME]
-        with subprocess.Popen(argv, env=environment()) as victim:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                victim.wait(0.02 * (count + 4))
-            victim.send_signal(signal.SIGKILL)
+        hits += app.killed(verb, NAME, longest=longest[verb])
         row = json.loads(app("status", NAME, "--json"))
         assert row["state"] == "running"
         assert not answers(row["ip"][0]) if row["isolated"] else reached(row["ip"][0])
         assert dropped(app) is row["isolated"]
         app(verb, NAME)
         assert dropped(app) is (verb == "isolate")
+    assert hits
