@@ -63,10 +63,7 @@ def create(app: App, spec: Spec, ip: str | None, fill: Callable[[Path], None] | 
 
     *fill* puts into the empty delta what the app begins with.
     """
-    if app.exists():
-        raise DreError(f"{app.name}: there is such an app already")
-    if os.path.lexists(app.directory):
-        raise DreError(f"{app.name}: taken by an LXC container that dre-app did not make: {app.directory}")
+    need_free(app)
     remove(app)  # what is left of one that lxc-destroy removed
     with trees.used(app.conf, spec.base), network.reserved(app.conf):
         if spec.base != "host" and not Path(spec.base).is_dir():
@@ -92,6 +89,14 @@ def create(app: App, spec: Spec, ip: str | None, fill: Callable[[Path], None] | 
     app.done()
     app.emit("created", base=spec.base, ip=spec.ip)
     return spec
+
+
+def need_free(app: App) -> None:
+    """Raise DreError when there is such an app, or a container of others."""
+    if app.exists():
+        raise DreError(f"{app.name}: there is such an app already")
+    if os.path.lexists(app.directory):
+        raise DreError(f"{app.name}: taken by an LXC container that dre-app did not make: {app.directory}")
 
 
 def _build(app: App, spec: Spec, fill: Callable[[Path], None] | None) -> None:

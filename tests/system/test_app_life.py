@@ -91,7 +91,8 @@ def test_taken_name_leaves_the_app_untouched(app):
     app("create", "t-life", "--memory", "100M")
     app("start", "t-life")
     config = (LXC / "t-life/config").read_bytes()
-    assert "already" in app("create", "t-life", "--memory", "1M", code=1)
+    for more in (("--memory", "1M"), ("--publish", "20799:80"), ("--base", "nosuch")):
+        assert "already" in app("create", "t-life", *more, code=1)
     assert (LXC / "t-life/config").read_bytes() == config
     assert app("exec", "t-life", "--", "echo", "here") == "here"
 

@@ -37,6 +37,7 @@ def _create(ctx: Context) -> None:
     with recovery.held(ctx.conf, args.name) as app:
         if args.again and app.exists() and app.spec().request == args.request_id:
             return  # done by the call that was killed before it could say so
+        lifecycle.need_free(app)  # before what is wanted is looked at: all of it may be right but for the name
         base = lifecycle.base(ctx.conf, args.base)
         fields = spec.from_options(args)
         fields["privileged"] = confine.privileged(base, args.privileged, args.unprivileged)
