@@ -57,6 +57,9 @@ def test_follow_goes_on_through_a_restart_and_ends_with_the_app(app):
 
 def test_the_reason_of_a_failed_start(app):
     mark("x\n")
-    (app_ground.LXC / NAME / "command").unlink()
+    (app_ground.LXC / NAME / "command").unlink()  # derived anew at each start, and so no reason
+    app("start", NAME)
+    app("stop", "--timeout", "1", NAME)
+    (app_ground.LXC / NAME / "lower").unlink()
     assert "cannot start" in app("start", NAME, code=1)
-    assert f"{app_ground.LXC / NAME}/command" in app("log", "--lxc", NAME)
+    assert "lxc.hook.pre-start" in app("log", "--lxc", NAME)
