@@ -64,7 +64,8 @@ def create(app: App, spec: Spec, ip: str | None, fill: Callable[[Path], None] | 
     *fill* puts into the empty delta what the app begins with.
     """
     need_free(app)
-    remove(app)  # what is left of one that lxc-destroy removed
+    if app.home.exists():
+        remove(app)  # what is left of one that lxc-destroy removed
     with trees.used(app.conf, spec.base), network.reserved(app.conf):
         if spec.base != "host" and not Path(spec.base).is_dir():
             raise NotFoundError(f"{spec.base}: no such tree: it has just been deleted")
@@ -350,9 +351,9 @@ def remove(app: App) -> None:
     (app.directory / "config").unlink(missing_ok=True)  # first: without it there is no container
     sweep(app)
     saved = app.home / "snapshot"
-    for path in (app.directory, *saved.glob("*"), saved):
+    for path in (app.directory, *_entries(saved), saved):
         remove_tree(path)
-    for path in (app.log, *app.log.parent.glob(f"{app.name}.*log*"), app.record_file):
+    for path in (*_entries(app.log.parent, f"{app.name}."), app.record_file):
         path.unlink(missing_ok=True)
     gone = app.home.with_name(f".{app.name}.gone")  # its intent must not vanish before the rest
     remove_tree(gone)
@@ -390,16 +391,16 @@ def sweep(app: App) -> None:
 
 def tidy(app: App) -> None:
     """Remove half-made and half-removed files; only when no intent needs them."""
-    halves = [*_hidden(app.home / "snapshot"), *_hidden(app.home / "checkpoint")]
-    halves += [*_hidden(app.home, ".tmp"), *_hidden(app.directory, ".tmp")]
+    halves = [*_entries(app.home / "snapshot", "."), *_entries(app.home / "checkpoint", ".")]
+    halves += [*_entries(app.home, ".", ".tmp"), *_entries(app.directory, ".", ".tmp")]
     for path in (app.directory / "delta.new", app.directory / "delta.old", *halves):
         remove_tree(path)
 
 
-def _hidden(directory: Path, end: str = "") -> list[Path]:
+def _entries(directory: Path, begin: str = "", end: str = "") -> list[Path]:
     # Not by glob, which is slow: each verb that changes an app is here, and seldom finds anything.
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        return [directory / name for name in os.listdir(directory) if name.startswith(".") and name.endswith(end)]
+        return [directory / name for name in os.listdir(directory) if name.startswith(begin) and name.endswith(end)]
     return []
 
 
