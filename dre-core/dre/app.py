@@ -17,11 +17,12 @@ from typing import Any
 from dre import cgroup, files, units
 from dre.cgroup import Usage
 from dre.conf import Conf
-from dre.errors import DreError, NotFoundError
+from dre.errors import DreError, NotFoundError, TimedOutError
 from dre.spec import DHCP, Spec
 
 FIELDS = ("name", "state", "ip", "pid", "cpu", "memory", "memory_limit", "cpu_limit", "pids", "created", "base")
 IDLE = Usage(cpu_ns=0, memory=0, memory_limit=None, cpu_limit=None, pids=0, running=False)
+TELL_WAIT = 5.0  # seconds for LXC to tell the state of an app
 SOCKETS = Path("/proc/net/unix")  # the names of all sockets of this host, those of LXC's monitors among them
 _STATES = {
     "RUNNING": "running",
@@ -181,12 +182,25 @@ class App:
             with contextlib.suppress(OSError, DreError):  # it ended while we looked; a kernel without that group
                 return "frozen" if cgroup.Group.of(pid).frozen() else "running", pid
         served = (self.directory / "config").exists() and self._commanded(sockets)
-        found = self.container().state if served else "STOPPED"
+        found = self._told() if served else "STOPPED"
         if found in _STATES:
             return _STATES[found], None
         if not self.exists() or (self.home / "intent.json").exists():
             return "partial", None
         return "crashed" if record.get("wanted") else "stopped", None
+
+    def _told(self) -> str:
+        """The state as LXC's monitor tells it. While it starts the app it tells nothing; nor when it is stuck there.
+
+        By a program, for the library would wait for ever.
+        """
+        from dre import run
+
+        argv = ["lxc-info", "-n", self.name, "-P", str(self.conf.app_lxc_path), "-s", "-H"]
+        try:
+            return run.run(argv, check=False, timeout=TELL_WAIT).stdout.decode().strip()
+        except TimedOutError:
+            return "STARTING"
 
     def record(self) -> dict[str, Any]:
         """What `start` noted: wanted, init and monitor as [pid, start time]; empty when nothing is noted.

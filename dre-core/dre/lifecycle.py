@@ -145,12 +145,19 @@ def start(app: App, crashes: int = 0) -> bool:
         mount(app)  # as the hook would, but without a new interpreter
     argv = ["lxc-start", "-n", app.name, "-P", str(app.conf.app_lxc_path), "-o", str(said), "-l", "ERROR"]
     before = app.delta.stat()
-    done = run(argv, check=False, timeout=LXC_WAIT)
-    if done.returncode != 0:
+    reason = None
+    try:
+        if run(argv, check=False, timeout=LXC_WAIT).returncode != 0:
+            reason = _reason(said)
+    except TimedOutError:
+        if not unstick(app):
+            raise
+        reason = "its first process died before it was one"
+    if reason:
         with contextlib.suppress(DreError):  # the reason is what matters; the next start says who stands in it
             unmount(app)
         network.clear(app, spec)
-        raise DreError(f"{app.name}: cannot start: {_reason(said)}")
+        raise DreError(f"{app.name}: cannot start: {reason}")
     with contextlib.suppress(FileNotFoundError):
         # LXC makes and removes names in the root directory as it starts; without this each start would change
         # the digest of the delta.
@@ -238,10 +245,25 @@ def _steady(app: App) -> str:
     """The state once it is neither starting nor stopping. Raises TimedOutError."""
     deadline = time.monotonic() + LXC_WAIT
     while (state := app.state()) in ("starting", "stopping"):
-        left = deadline - time.monotonic()
-        if left <= 0 or not app.container().wait("RUNNING|STOPPED|FROZEN", max(int(left), 1)):
+        if not unstick(app) and time.monotonic() > deadline:
             raise TimedOutError(f"{app.name}: still {state} after {LXC_WAIT:g} s")
+        time.sleep(0.02)
     return state
+
+
+def unstick(app: App) -> bool:
+    """Kill the monitor of an app that does not come to its state: one whose first process died as it was started waits
+    for a word of it for ever. False when there is none."""
+    title = f"[lxc monitor] {app.conf.app_lxc_path} {app.name}".encode()
+    for process in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError), _watched(int(process)) as fd:
+            if Path(f"/proc/{process}/cmdline").read_bytes().rstrip(b"\0") != title:
+                continue
+            children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+            if children and all(apps.started(int(child)) is None for child in children):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+                return _ended(fd, KILL_WAIT)
+    return False
 
 
 def stop(app: App, timeout: float) -> bool:

@@ -161,6 +161,8 @@ def one(conf: Conf, name: str) -> str | None:
         verb = settle(app)
         lifecycle.tidy(app)
         state = app.state() if app.exists() else None
+        if state == "starting" and lifecycle.unstick(app):
+            state = app.state()
         if state in ("stopped", "partial"):
             lifecycle.sweep(app)
         elif state == "crashed":

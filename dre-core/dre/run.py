@@ -4,6 +4,7 @@
 import contextlib
 import os
 import selectors
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,16 @@ PACKAGES = {
     "zstd": "zstd",
     "usermod": "passwd",
 }
+_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with(parent: int) -> None:
+    """In a process that *parent* has just forked: work that is killed there ends here, too. See prctl(2)."""
+    import ctypes  # late, for it is slow
+
+    ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before that
+        os._exit(1)
 
 
 def run(

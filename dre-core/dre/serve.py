@@ -10,7 +10,6 @@ import argparse
 import base64
 import binascii
 import contextlib
-import ctypes
 import fnmatch
 import gc
 import io
@@ -36,7 +35,6 @@ ROWS = LINE - (32 << 10)  # of them for the rows, which leaves room for id and e
 CAPTURED = 360 << 10  # of stdout, and of stderr, of a program; base64 makes four of three
 ERROR = 4096  # characters of an error
 DEADLINE, LONGEST = 600.0, 86400.0  # seconds
-_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -201,7 +199,6 @@ class Server:
     ) -> None:
         self.prog, self.made, self.config, self.deadline = prog, made, config, deadline
         self.allow, self.names = allow, names
-        self.libc = ctypes.CDLL(None)
         self.child: Child | None = None
         # Kept for the protocol alone: what a verb, or a program it calls, reads or prints must not get into it.
         self.requests, self.answers = os.dup(0), os.dup(1)
@@ -262,7 +259,7 @@ class Server:
     def _be_child(self, receiving: int, giving: int, parent: int) -> NoReturn:
         try:
             # The work shall not outlive the process that was asked for it.
-            self.libc.prctl(_PDEATHSIG, signal.SIGKILL)
+            run.die_with(parent)
             os.close(self.requests)
             os.close(self.answers)
             with os.fdopen(receiving, "rb") as stream, contextlib.suppress(EOFError):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from dre import lifecycle
+from dre import lifecycle, run
 from dre.app import App
 from dre.errors import DreError, NotFoundError, UsageError
 
@@ -153,16 +153,19 @@ def _user_namespace(ids: tuple[int, int] | None) -> Iterator[int | None]:
 def _inside(app: App, place: Place, work: Callable[[], None]) -> None:
     """Do *work* in a child that cannot leave *place*; an OSError there is raised here as DreError."""
     reader, writer = os.pipe()
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
         code = 1
         try:
+            run.die_with(parent)
             if place.namespace is not None:
                 from dre import idmap
             os.chroot(place.root)
             os.chdir("/")
             if place.namespace is not None:
                 idmap.enter(place.namespace)
+                run.die_with(parent)  # again: a change of ids lets the kernel forget it
             work()
             code = 0
         except OSError as error:

@@ -2,11 +2,14 @@
 """push and pull reach files of the app and, whatever links it has made, never one of the host."""
 
 import os
+import pathlib
 import stat
+import subprocess
 
 import app_ground
 import pytest
-from app_ground import LXC, Ground, picture
+from app_ground import LXC, Ground, picture, wait_for
+from conftest import environment, program
 
 NAME = "t-push"
 
@@ -85,3 +88,24 @@ def test_standard_streams_and_what_is_no_file(app, tmp_path):
     assert app("pull", NAME, "/typed", tmp_path / "no/such", code=1).endswith(
         f"{tmp_path}/no: No such file or directory"
     )
+
+
+@pytest.mark.parametrize("state", ["stopped", "running"])
+def test_killed_at_work_it_leaves_the_old_file_and_no_process(app, tmp_path, state):
+    app("push", NAME, "-", "/file", stdin=b"old\n")
+    if state == "running":
+        app("start", NAME)
+    before = picture(NAME)["mounts"]
+    words = [program("dre-app"), "--config", app.config, "push", NAME, "-", "/file"]
+    with subprocess.Popen(words, env=environment(), stdin=subprocess.PIPE) as victim:
+        victim.stdin.write(b"half")  # the rest never comes
+        victim.stdin.flush()
+        children = pathlib.Path(f"/proc/{victim.pid}/task/{victim.pid}/children")
+        assert wait_for(lambda: children.read_text().split() and list((LXC / NAME / "delta").glob(".file.*")), 30)
+        (copier,) = children.read_text().split()
+        victim.kill()
+        assert wait_for(lambda: not os.path.exists(f"/proc/{copier}"))
+    assert app("pull", NAME, "/file", "-") == "old"
+    app("push", NAME, "-", "/file", stdin=b"new\n")
+    assert app("pull", NAME, "/file", "-") == "new"
+    assert picture(NAME)["mounts"] == before

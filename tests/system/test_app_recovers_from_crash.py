@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LXC's monitor killed: the app is seen as crashed, starts again, and leaves nothing behind."""
+"""LXC's monitor killed, or stuck: the app is seen as crashed, starts again, and leaves nothing behind."""
 
 import json
 import os
 import pathlib
 import signal
+import socket
+import subprocess
 
 import app_ground
 from app_ground import Ground, picture, wait_for
@@ -29,3 +31,30 @@ def test_monitor_killed(run, settings, tmp_path):
         assert app("exec", NAME, "--", "cat", "/etc/release") == "from the tree"
         app("destroy", "--force", NAME)
         assert picture(NAME) == before
+
+
+def test_a_monitor_that_waits_for_a_dead_process_is_ended(run, settings):
+    """As LXC's does for ever when the app's first process is killed within the start.
+
+    In its place a shell of its name, with a dead child it has not waited for, holds its socket and never answers.
+    """
+    title = f"[lxc monitor] {app_ground.LXC} {NAME}"
+    with Ground(run, settings) as app:
+        app("create", NAME, "--ip", "none")
+        with socket.socket(socket.AF_UNIX) as command:
+            command.bind(f"\0{app_ground.LXC}/{NAME}/command")
+            command.listen()
+            argv = ["bash", "-c", 'exec -a "$0" sh', title]
+            stuck = subprocess.Popen(argv, stdin=subprocess.PIPE, pass_fds=[command.fileno()])
+        try:
+            stuck.stdin.write(b"true &\nread word\n")
+            stuck.stdin.flush()
+            children = pathlib.Path(f"/proc/{stuck.pid}/task/{stuck.pid}/children")
+            assert wait_for(lambda: children.read_text().split())
+            assert app("list").split()[:2] == [NAME, "starting"]
+            app("start", NAME)
+            assert stuck.wait(10) == -signal.SIGKILL
+        finally:
+            stuck.kill()
+            stuck.communicate()
+        assert app("status", NAME) == "running"
