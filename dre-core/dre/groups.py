@@ -124,7 +124,7 @@ def _settle(group: ProcessGroup) -> None:
             if apps.started(pid) == began:
                 with contextlib.suppress(DreError):  # ended just now
                     _move(pid, group.group())
-    elif group.exists() and verb == "delete":
+    elif verb == "delete":
         _end(group)
     elif group.exists():
         old = Limits(**intent["old"])
@@ -248,7 +248,7 @@ def delete(group: ProcessGroup, force: bool) -> None:
 
 def _end(group: ProcessGroup) -> None:
     deadline = time.monotonic() + KILL_WAIT
-    while group.processes():
+    while group.exists() and group.processes():  # it ceased to exist where a kill left only other hierarchies
         _kill(group, deadline)
         if time.monotonic() > deadline:
             raise DreError(f"{group.name}: processes do not end {KILL_WAIT:g} s after they were killed")
