@@ -335,6 +335,12 @@ def started(pid: int) -> int | None:
     return None if words[0] in "ZX" else int(words[19])
 
 
-def parent(pid: int) -> int:
-    """The parent of process *pid*. Raises OSError when it is gone."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+def monitor(init: int) -> int:
+    """LXC's monitor of the app whose first process is *init*. Raises OSError when that is gone.
+
+    Where the monitor was killed it is *init* itself, which the kernel kills then: no other end is left to wait for.
+    """
+    above = int(Path(f"/proc/{init}/stat").read_text().rpartition(")")[2].split()[1])
+    # Who has lost its parent is given to process 1, or in a user's session to its manager; see PR_SET_CHILD_SUBREAPER.
+    orphaned = above <= 1 or Path(f"/proc/{above}/comm").read_text() == "systemd\n"
+    return init if orphaned else above

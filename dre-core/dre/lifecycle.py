@@ -224,7 +224,7 @@ def _note(app: App, init: int | None, wanted: bool = True, kept: bool = False, c
     record: dict[str, Any] = {"wanted": wanted, "kept": kept, "crashes": crashes}
     with contextlib.suppress(OSError):  # its program may have ended at once
         if init is not None:
-            monitor = apps.parent(init)
+            monitor = apps.monitor(init)
             record["monitor"] = [monitor, apps.started(monitor)]
             record["init"] = [init, apps.started(init)]
     app.remember(record)
@@ -276,7 +276,7 @@ def stop(app: App, timeout: float) -> bool:
     init = app.init_pid()
     if init is not None:
         _note_stop(app, init)
-        with contextlib.suppress(OSError), _watched(apps.parent(init)) as monitor:  # ended by itself just now
+        with contextlib.suppress(OSError), _watched(apps.monitor(init)) as monitor:  # ended by itself just now
             _end(app, init, monitor, timeout, frozen=state == "frozen")
     sweep(app)
     app.emit("stopped")
