@@ -286,6 +286,9 @@ def stop(app: App, timeout: float) -> bool:
 def _end(app: App, init: int, monitor: int, timeout: float, frozen: bool) -> None:
     if frozen:
         app.container().unfreeze()  # a frozen process cannot obey
+        group = cgroup.Group.of(init)
+        if group.frozen():  # LXC's monitor was killed, and so will be the app, once it can
+            group.write(*(("", "cgroup.freeze", "0") if group.v2 else ("freezer", "freezer.state", "THAWED")))
     # Not left to init.lxc, which would kill one second after its TERM: a database may need longer.
     halt = app.spec().halt
     if halt is None:

@@ -58,3 +58,17 @@ def test_a_monitor_that_waits_for_a_dead_process_is_ended(run, settings):
             stuck.kill()
             stuck.communicate()
         assert app("status", NAME) == "running"
+
+
+def test_a_frozen_app_whose_monitor_was_killed_goes(run, settings):
+    """On version 1 of control groups what is frozen cannot be killed, and nobody is left who would thaw it."""
+    with Ground(run, settings) as app:
+        before = picture(NAME)
+        app("create", NAME, "--ip", "none")
+        app("start", NAME)
+        pid = json.loads(app("status", NAME, "--json"))["pid"]
+        app("freeze", NAME)
+        os.kill(parent(pid), signal.SIGKILL)
+        app("destroy", "--force", NAME)
+        assert wait_for(lambda: not os.path.exists(f"/proc/{pid}"))
+        assert picture(NAME) == before
