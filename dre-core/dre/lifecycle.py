@@ -285,10 +285,7 @@ def stop(app: App, timeout: float) -> bool:
 
 def _end(app: App, init: int, monitor: int, timeout: float, frozen: bool) -> None:
     if frozen:
-        app.container().unfreeze()  # a frozen process cannot obey
-        group = cgroup.Group.of(init)
-        if group.frozen():  # LXC's monitor was killed, and so will be the app, once it can
-            group.write(*(("", "cgroup.freeze", "0") if group.v2 else ("freezer", "freezer.state", "THAWED")))
+        _unfreeze(app, init)  # a frozen process cannot obey
     # Not left to init.lxc, which would kill one second after its TERM: a database may need longer.
     halt = app.spec().halt
     if halt is None:
@@ -357,10 +354,20 @@ def thaw(app: App) -> bool:
         return False
     if state != "frozen":
         raise DreError(f"{app.name}: cannot thaw: it is {state}")
-    if not app.container().unfreeze():
+    init = app.init_pid()
+    if init is None or not _unfreeze(app, init):
         raise DreError(f"{app.name}: LXC could not thaw it")
     app.emit("thawed")
     return True
+
+
+def _unfreeze(app: App, init: int) -> bool:
+    """Let the processes of the frozen app run; whether LXC could. Raises OSError when it has ended."""
+    thawed = bool(app.container().unfreeze())
+    group = cgroup.Group.of(init)
+    if group.frozen():  # LXC's monitor was killed, and so will be the app, once it can
+        group.write(*(("", "cgroup.freeze", "0") if group.v2 else ("freezer", "freezer.state", "THAWED")))
+    return thawed
 
 
 def destroy(app: App) -> None:

@@ -69,6 +69,14 @@ def test_a_frozen_app_whose_monitor_was_killed_goes(run, settings):
         pid = json.loads(app("status", NAME, "--json"))["pid"]
         app("freeze", NAME)
         os.kill(parent(pid), signal.SIGKILL)
+        if not os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
+            assert wait_for(lambda: parent(pid) == 1)
+            app("thaw", NAME)
+        assert wait_for(lambda: app("list").split()[1] == "crashed")
+        app("start", NAME)
+        pid = json.loads(app("status", NAME, "--json"))["pid"]
+        app("freeze", NAME)
+        os.kill(parent(pid), signal.SIGKILL)
         app("destroy", "--force", NAME)
         assert wait_for(lambda: not os.path.exists(f"/proc/{pid}"))
         assert picture(NAME) == before
