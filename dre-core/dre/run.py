@@ -27,6 +27,7 @@ PACKAGES = {
     "nft": "nftables",
     "nsenter": "util-linux",
     "openssl": "openssl",
+    "qemu-img": "qemu-utils",
     "sec": "sec",
     "setpriv": "util-linux",
     "setsid": "util-linux",
