@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Outcomes remembered by request id: asked again with the same id, a verb answers as it did and does nothing.
 
-One file per id in <state>/app/requests. An id that was begun and has no outcome belongs to a killed call: the verb is
-done again, knowing that it may have been done already.
+One file per id in <state>/app/requests or <state>/sys/requests. An id that was begun and has no outcome belongs to a
+killed call: the verb is done again, knowing that it may have been done already.
 """
 
 import contextlib
@@ -46,9 +46,9 @@ def identity(text: str) -> str:
 
 
 @contextlib.contextmanager
-def asked(conf: Conf, request: str, argv: Mapping[str, Any]) -> Iterator[Request]:
+def asked(conf: Conf, request: str, argv: Mapping[str, Any], kind: str = "app") -> Iterator[Request]:
     """Hold *request*: a second caller waits for the first and then gets its outcome. Raises UsageError."""
-    path = _path(conf, request)
+    path = _path(conf, request, kind)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     asked_for = json.loads(json.dumps(argv))
     with files.lock(path.with_suffix(".lock"), timeout=600):
@@ -68,22 +68,22 @@ def asked(conf: Conf, request: str, argv: Mapping[str, Any]) -> Iterator[Request
         yield Request(outcome, known is not None and outcome is None, remember)
 
 
-def complete(conf: Conf, request: str | None) -> None:
+def complete(conf: Conf, request: str | None, kind: str = "app") -> None:
     """Note that the verb of *request* was done, by whoever ended it after a kill."""
-    path = _path(conf, request or "")
+    path = _path(conf, request or "", kind)
     known = _read(path) if request else None
     if known is not None and "code" not in known:
         _write(path, {**known, **Outcome(0, "", "").__dict__})
 
 
-def completed(conf: Conf, request: str | None) -> bool:
+def completed(conf: Conf, request: str | None, kind: str = "app") -> bool:
     """Whether *request* has an outcome by now."""
-    known = _read(_path(conf, request)) if request else None
+    known = _read(_path(conf, request, kind)) if request else None
     return known is not None and "code" in known
 
 
-def _path(conf: Conf, request: str) -> Path:
-    return conf.core_state_dir / "app" / "requests" / f"{request}.json"
+def _path(conf: Conf, request: str, kind: str) -> Path:
+    return conf.core_state_dir / kind / "requests" / f"{request}.json"
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -13,7 +13,8 @@ from dre import network
 from dre import spec as specs
 from dre.app import App
 from dre.errors import DreError
-from dre.spec import LATER, NOW, REFUSED, Spec
+from dre.properties import LATER, NOW, REFUSED, hook
+from dre.spec import Spec
 
 COMMAND = "command"  # no property: create and set take it after `--`
 
@@ -71,7 +72,7 @@ def _act(app: App, old: Spec, new: Spec, keys: Sequence[str]) -> None:
         return
     for key in keys:
         if _live(key) not in (LATER, REFUSED, NOW):
-            specs.hook(_live(key))(app, old, new)
+            hook(_live(key))(app, old, new)
 
 
 def _live(key: str) -> str:

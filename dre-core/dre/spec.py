@@ -6,18 +6,18 @@ dre.lxcconfig or dre.lifecycle. Nothing here touches an app.
 """
 
 import argparse
-import importlib
 import ipaddress
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dre import cgroup, units
+from dre import cgroup, properties, units
 from dre.errors import UsageError
+from dre.properties import NOW, REFUSED, Property, hook, yes
 
 AUTO = "auto"  # in place of an address: one still to be chosen
 DHCP = "dhcp"  # in place of an address: what the network gives at each start
@@ -211,55 +211,6 @@ def _one_line(what: str, text: str) -> str:
     return text
 
 
-def yes(word: str) -> bool:
-    """The value of a flag. Raises UsageError."""
-    if word not in ("yes", "no"):
-        raise UsageError(f"{word!r}: expected yes or no")
-    return word == "yes"
-
-
-def shown(value: Any) -> list[str]:
-    """The words that would set *value*, as most properties have them."""
-    if isinstance(value, bool):
-        return ["yes" if value else "no"]
-    if isinstance(value, dict):
-        return [f"{key}={text}" for key, text in value.items()]
-    if isinstance(value, (list, tuple)):
-        return [str(item) for item in value]
-    return [] if value is None else [str(value)]
-
-
-LATER = ""  # a running app gets it at its next start
-REFUSED = "refused"  # the app must be stopped first
-NOW = "now"  # it is no matter of the running app: what is stored is all there is to do
-
-
-@dataclass(frozen=True)
-class Property:
-    """One property: *convert* makes the field's value of the word given, or of all words where it takes *many*.
-
-    A *flag* is `--KEY` of create and KEY=yes|no of set; *show* gives the words that would set a value.
-    *live* says what `set` does about a running app: LATER, REFUSED, NOW, or `MODULE:FUNCTION`, called as
-    function(app, old Spec, new Spec) once the new one is stored; it may be called again after a kill, and with both
-    exchanged when a later one fails. *check*, also `MODULE:FUNCTION`, is called as function(app, Spec) by create and by
-    set before anything is changed; it refuses by raising, and returns the Spec to store.
-    """
-
-    metavar: str
-    help: str
-    convert: Callable[[Any], Any]
-    many: bool = False
-    flag: bool = False
-    show: Callable[[Any], list[str]] = shown
-    live: str = LATER
-    check: str = ""
-    bare: str | None = None  # the word that the option without one stands for
-
-    def value(self, given: Any) -> Any:
-        """The field's value of what an option or a word gave. Raises UsageError."""
-        return yes("yes" if given is True else given) if self.flag else self.convert(given)
-
-
 def _binds(words: Iterable[str]) -> tuple[Bind, ...]:
     return tuple(map(bind, words))
 
@@ -327,46 +278,17 @@ def field_of(key: str) -> str:
 
 def add_options(verb: argparse.ArgumentParser) -> None:
     """Add an option for each property."""
-    for key, item in PROPERTIES.items():
-        if item.flag:
-            verb.add_argument(f"--{key}", action="store_true", default=None, help=item.help)
-        elif item.many:
-            verb.add_argument(f"--{key}", action="append", metavar=item.metavar, help=item.help)
-        elif item.bare:
-            verb.add_argument(f"--{key}", nargs="?", const=item.bare, metavar=item.metavar, help=item.help)
-        else:
-            verb.add_argument(f"--{key}", metavar=item.metavar, help=item.help)
+    properties.add_options(verb, PROPERTIES)
 
 
 def from_options(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of Spec that options set. Raises UsageError."""
-    given = {key: getattr(args, key.replace("-", "_")) for key in PROPERTIES}
-    return {field_of(key): PROPERTIES[key].value(value) for key, value in given.items() if value is not None}
+    return properties.from_options(args, PROPERTIES, field_of)
 
 
 def from_words(words: Sequence[str]) -> dict[str, Any]:
     """The fields of Spec that `key=value` words set; an empty value empties what takes many. Raises UsageError."""
-    given: dict[str, list[str]] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or key not in PROPERTIES:
-            raise UsageError(f"{word!r}: expected key=value; keys are {', '.join(sorted(PROPERTIES))}")
-        given.setdefault(key, []).append(value)
-    found = {}
-    for key, values in given.items():
-        item = PROPERTIES[key]
-        if len(values) > 1 and not item.many:
-            raise UsageError(f"{key}: given {len(values)} times")
-        words = [value for value in values if value] if item.many else values
-        found[field_of(key)] = item.value(words if item.many else words[0])
-    return found
-
-
-def hook(name: str) -> Callable[..., Any]:
-    """The function `MODULE:FUNCTION`, imported when it is needed."""
-    module, _, function = name.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    return found
+    return properties.from_words(words, PROPERTIES, field_of)
 
 
 def checked(app: Any, wanted: Spec, keys: Iterable[str]) -> Spec:

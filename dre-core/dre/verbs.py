@@ -132,7 +132,7 @@ def _remembered(ctx: Context, name: str, function: Verb) -> int:
     from dre import requests
 
     argv = {"verb": name, **{key: value for key, value in vars(ctx.args).items() if key not in unasked}}
-    with requests.asked(ctx.conf, ctx.args.request_id, argv) as request:
+    with requests.asked(ctx.conf, ctx.args.request_id, argv, ctx.prog.removeprefix("dre-")) as request:
         if request.outcome is None:
             stdout, ctx.out.stream = ctx.out.stream, io.StringIO()
             ctx.args.again = request.again
