@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dre import cgroup, files, units
+from dre import cgroup, files, intent, units
 from dre.cgroup import Usage
 from dre.conf import Conf
 from dre.errors import DreError, NotFoundError, TimedOutError
@@ -136,24 +136,15 @@ class App:
 
     def intent(self) -> dict[str, Any] | None:
         """What a verb has begun and not ended, or None."""
-        path = self.home / "intent.json"
-        try:
-            found: dict[str, Any] = json.loads(path.read_text())
-            str(found["verb"])
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DreError(f"{path}: damaged: {error}; without it nothing is known to be unfinished") from None
-        return found
+        return intent.read(self.home)
 
-    def begin(self, **intent: Any) -> None:
+    def begin(self, **fields: Any) -> None:
         """Write durably what is about to be done, so that the next verb can end it."""
-        files.write_atomic(self.home / "intent.json", json.dumps(intent) + "\n", 0o600)
+        intent.begin(self.home, **fields)
 
     def done(self) -> None:
         """Forget the intent: the verb has ended."""
-        (self.home / "intent.json").unlink(missing_ok=True)
-        files.fsync_dir(self.home)
+        intent.done(self.home)
 
     @contextlib.contextmanager
     def locked(self, timeout: float = 60.0) -> Iterator[None]:
