@@ -42,6 +42,20 @@ def _address(text: str) -> ipaddress.IPv4Interface:
         ) from None
 
 
+def _address6(text: str) -> ipaddress.IPv6Interface | None:
+    try:
+        address = ipaddress.IPv6Interface(text) if text else None
+        if address and (address.network.prefixlen != 64 or address.is_link_local or address.ip == address.network[0]):
+            raise ValueError
+        return address
+    except ValueError:
+        raise UsageError(f"expected nothing, or a host's address with /64 such as fd00:d::1/64, got {text!r}") from None
+
+
+def _link(text: str) -> str:
+    return _interface(text) if text else ""
+
+
 def _ip(text: str) -> str:
     try:
         return str(ipaddress.IPv4Address(text))
@@ -146,6 +160,12 @@ def _database(text: str) -> str:
     return text
 
 
+def _virt(text: str) -> str:
+    if text not in ("auto", "kvm", "tcg"):
+        raise UsageError(f"expected auto, kvm or tcg, got {text!r}")
+    return text
+
+
 def _word(text: str) -> str:
     if not re.fullmatch(r"\S+", text):
         raise UsageError(f"expected one word, got {text!r}")
@@ -168,8 +188,12 @@ class Conf:
     sys_default_dns: tuple[str, ...] = _key("10.231.0.1", _ips)
     sys_default_mac: str = _key("auto", _mac)
     sys_default_memory: int = _key("512M", units.size)
+    sys_uri: str = _key("qemu:///system", _word)
+    sys_virt: str = _key("auto", _virt)
 
     bridge_address: ipaddress.IPv4Interface = _key("10.231.0.1/24", _address)
+    bridge_address6: ipaddress.IPv6Interface | None = _key("", _address6)
+    bridge_uplink: str = _key("", _link)
     bridge_nat: bool = _key("yes", _yes)
     bridge_dns: bool = _key("yes", _yes)
     bridge_domain: str = _key("dre", _domain)

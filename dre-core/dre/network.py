@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dre import app as apps
-from dre import bridge, dnsmasq, files, lease, lxcconfig, publish
+from dre import bridge, dnsmasq, files, lease, lxcconfig, nat, publish
 from dre.app import App
 from dre.conf import Conf
 from dre.errors import DreError, MissingError, UsageError
@@ -47,6 +47,7 @@ def address(app: App, wanted: str | None) -> str | None:
         return wanted
     given = {spec.ip for _, spec in others(app)} - {None, DHCP}
     taken = {app.conf.bridge_address.ip, *(ipaddress.IPv4Interface(str(ip)).ip for ip in given)}
+    taken |= {address for _, address, _ in dnsmasq.reservations(app.conf)}
     if wanted is None or wanted == AUTO:
         return _next(app, taken)
     return _checked(app, wanted, taken)
@@ -174,8 +175,8 @@ def _exists(link: str) -> bool:
 
 def _drop(conf: Conf, link: str) -> None:
     # All of it may be there already: `add` is content with that, but would add a rule twice.
-    table = f"bridge {bridge.table(conf.bridge_if)}"
-    bridge.nft(f"""add table {table}
+    table = f"bridge {nat.table(conf.bridge_if)}"
+    nat.nft(f"""add table {table}
 add set {table} isolated {{ type ifname; }}
 add chain {table} from {{ type filter hook prerouting priority filter; }}
 add chain {table} to {{ type filter hook postrouting priority filter; }}
@@ -188,9 +189,9 @@ add element {table} isolated {{ "{link}" }}
 
 
 def _pass(conf: Conf, link: str) -> None:
-    if bridge.has_table("bridge", conf.bridge_if):
-        element = f'element bridge {bridge.table(conf.bridge_if)} isolated {{ "{link}" }}'
-        bridge.nft(f"add {element}\ndelete {element}\n")  # one that is not there cannot be deleted
+    if nat.has_table("bridge", conf.bridge_if):
+        element = f'element bridge {nat.table(conf.bridge_if)} isolated {{ "{link}" }}'
+        nat.nft(f"add {element}\ndelete {element}\n")  # one that is not there cannot be deleted
 
 
 def prepare(app: App, spec: Spec) -> None:
@@ -231,7 +232,7 @@ def clear(app: App, spec: Spec) -> None:
     if spec.isolated:
         _pass(app.conf, link)
     if spec.limits.net is not None:  # Linux from 6.16 on keeps the rule for the next link of that name
-        run(["nft", "delete", "chain", "netdev", bridge.table(app.conf.bridge_if), link], check=False, timeout=10)
+        run(["nft", "delete", "chain", "netdev", nat.table(app.conf.bridge_if), link], check=False, timeout=10)
 
 
 def limit(app: App, spec: Spec, rate: int | None) -> None:
@@ -264,7 +265,7 @@ def rates(conf: Conf, link: str) -> tuple[int | None, int | None]:
     """What the kernel has as limits of *link*: receive and send."""
     queues = json.loads(run(["tc", "-j", "qdisc", "show", "dev", link, "root"], timeout=10).stdout or b"[]")
     receive = next((int(queue["options"]["rate"]) for queue in queues if queue.get("kind") == "tbf"), None)
-    found = run(["nft", "-j", "list", "chain", "netdev", bridge.table(conf.bridge_if), link], check=False, timeout=10)
+    found = run(["nft", "-j", "list", "chain", "netdev", nat.table(conf.bridge_if), link], check=False, timeout=10)
     rules = json.loads(found.stdout)["nftables"] if found.returncode == 0 else []
     limits = [part["limit"] for item in rules for part in item.get("rule", {}).get("expr", ()) if "limit" in part]
     return receive, int(limits[0]["rate"]) * _UNITS[limits[0].get("rate_unit", "bytes")] if limits else None
@@ -289,12 +290,12 @@ def _set_receive(link: str, rate: int | None, present: int | None) -> None:
 
 
 def _set_send(conf: Conf, link: str, rate: int | None) -> None:
-    chain = f"netdev {bridge.table(conf.bridge_if)} {link}"
+    chain = f"netdev {nat.table(conf.bridge_if)} {link}"
     # The kernel lets through what one second may bring, and the burst, before it begins to drop.
     rule = "" if rate is None else f"limit rate over {rate} bytes/second burst {_LEAST_BURST} bytes drop"
     end = f"add rule {chain} {rule}" if rule else f"delete chain {chain}"
     try:
-        bridge.nft(f"""add table netdev {bridge.table(conf.bridge_if)}
+        nat.nft(f"""add table netdev {nat.table(conf.bridge_if)}
 add chain {chain} {{ type filter hook ingress device "{link}" priority filter; }}
 flush chain {chain}
 {end}

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dre import app as apps
-from dre import bridge, files, lxcconfig, network
+from dre import bridge, files, lxcconfig, nat, network
 from dre.app import App
 from dre.conf import Conf
 from dre.errors import DreError, UsageError
@@ -24,7 +24,7 @@ def check(app: App, spec: Spec) -> Spec:
         return spec
     if spec.ip is None:
         raise UsageError("publish: needs an address: --ip none has no network")
-    if not bridge.forwards(app.conf):
+    if not nat.forwards(app.conf):
         raise DreError('publish: this host does not forward to the bridge; set DRE_BRIDGE_NAT="yes"')
     for number, item in enumerate(spec.publish):
         if any(map(item.clashes, spec.publish[:number])):
@@ -93,10 +93,10 @@ def refresh(conf: Conf, starting: str = "", ended: str = "") -> None:
     """Make the rules anew."""
     with files.lock(conf.core_run_dir / "lock" / f"publish-{conf.bridge_if}"):
         rules = list(_rules(conf, starting, ended))
-        table = f"table ip {bridge.table(conf.bridge_if)}-publish"
+        table = f"table ip {nat.table(conf.bridge_if)}-publish"
         if not rules:
             _admit_localhost(conf, False)
-        bridge.nft(f"add {table}\ndelete {table}\n" + (_table(conf, table, rules) if rules else ""))
+        nat.nft(f"add {table}\ndelete {table}\n" + (_table(conf, table, rules) if rules else ""))
         if rules:
             _admit_localhost(conf, True)
         file = _file(conf)
