@@ -81,7 +81,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 def inspect(file: Path, formats: tuple[str, ...] = FORMATS) -> tuple[str, int]:
     """Format and virtual size of the disk in *file*, which needs no other file. Raises UsageError."""
     file = file.absolute()  # else QEMU takes what stands before a colon for a protocol
-    _refuse_qcow2_parents(file, _head(file))
+    _refuse_parents(file, _head(file))
     done = run(["qemu-img", "info", "-U", "--output=json", str(file)], timeout=30, check=False)
     try:
         told = json.loads(done.stdout) if done.returncode == 0 else {}
@@ -125,12 +125,14 @@ def _head(file: Path) -> bytes:
         raise UsageError(f"{file}: cannot be read: {error.strerror}") from None
 
 
-def _refuse_qcow2_parents(file: Path, head: bytes) -> None:
-    """Refuse before qemu-img sees it: some of its versions open the data file that a header names, even for `info`."""
-    if head[:4] != b"QFI\xfb" or len(head) < 72:
-        return
-    version, backing = int.from_bytes(head[4:8], "big"), int.from_bytes(head[8:16], "big")
-    if backing:
-        raise UsageError(f"{file}: it has a backing file; qemu-img convert makes one image of both")
-    if version >= 3 and int.from_bytes(head[72:80], "big") & _DATA_FILE:
-        raise UsageError(f"{file}: its data are in another file; qemu-img convert makes one image of both")
+def _refuse_parents(file: Path, head: bytes) -> None:
+    """Refuse before qemu-img sees it: to tell of a disk it opens, in some versions, what the header names."""
+    second = f"{file}: its content is in another file; qemu-img convert makes one image of both"
+    if head.startswith(b"# Disk DescriptorFile") or (head[:4] == b"KDMV" and not any(head[12:20])):  # vmdk
+        raise UsageError(second)
+    if head[:4] == b"QFI\xfb" and len(head) >= 72:
+        version, backing = int.from_bytes(head[4:8], "big"), int.from_bytes(head[8:16], "big")
+        if backing:
+            raise UsageError(f"{file}: it has a backing file; qemu-img convert makes one image of both")
+        if version >= 3 and int.from_bytes(head[72:80], "big") & _DATA_FILE:
+            raise UsageError(second)

@@ -10,7 +10,8 @@ from conftest import ROOT
 
 SHARE = "/usr/share/dre-base" if os.environ.get("DRE_TEST_INSTALLED") == "1" else str(ROOT / "dre-base")
 sys.path.insert(0, SHARE)
-from baselib import sources, trees  # noqa: E402
+from baselib import sources  # noqa: E402
+from baselib.wish import Wish  # noqa: E402
 from dre.errors import UsageError  # noqa: E402
 
 DEBIAN = """\
@@ -156,8 +157,8 @@ def test_proxy_and_retries_are_carried_over_and_nothing_that_runs(host):
 )
 def test_a_wish_holds_only_what_apt_takes_as_meant(words):
     with pytest.raises(UsageError):
-        trees.Wish(**words)
+        Wish(**words)
 
 
 def test_wishes_that_are_fine():
-    trees.Wish("noble", "https://mirror.example:8080/ubuntu", ("libc6:amd64", "g++", "hello=2.10-3+b1"))
+    Wish("noble", "https://mirror.example:8080/ubuntu", ("libc6:amd64", "g++", "hello=2.10-3+b1"))
