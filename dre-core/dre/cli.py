@@ -14,6 +14,7 @@ from dre import __version__, conf
 from dre.errors import FAILED, USAGE, DreError, NotPermittedError, UsageError
 
 Column = tuple[str, str, int]  # header, field name, least width
+Before = Callable[..., None]  # what a process does before it becomes a program; see dre.attached.guard
 
 
 class Parser(argparse.ArgumentParser):
@@ -106,21 +107,48 @@ class Context:
             sys.stderr.write(f"\r\033[K{text}")
             sys.stderr.flush()
 
-    def become(self, program: str, *words: str, keep_files: bool = False) -> int:
+    def become(self, first: Before, program: str, *words: str, keep_files: bool = False) -> int:
         """Let *program*, a path, take our place: status, stdin and stdout pass only without us in between.
 
-        With *keep_files* it is one of LXC's, and must not change the files behind them; see dre.stdio.
+        *first* is called in the process that becomes it. With *keep_files* it is one of LXC's, and must not change the
+        files behind them; see dre.stdio.
         """
         sys.stdout.flush()
-        files = []
         if keep_files:
             from dre import stdio  # not for a list
 
             files = stdio.endangered()
-        return stdio.run([program, *words], files) if files else self._become(program, words)
+            if files:
+                return stdio.run([program, *words], files, first)
+        first()
+        return self._become(program, words)
+
+    def given(self) -> bytes:
+        """What standard input holds to its end, nothing where a person would have to type it."""
+        return b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
+
+    def pass_on(self, status: int, stdout: bytes, stderr: bytes, cut: bool) -> int:
+        """Let a program's end and output, had from elsewhere, be ours; *cut*: it printed more."""
+        for stream, octets in ((sys.stdout, stdout), (sys.stderr, stderr)):
+            if stream.isatty():
+                lines = octets.decode(errors="replace").split("\n")
+                octets = "\n".join(harmless(line.removesuffix("\r")) for line in lines).encode()
+            stream.flush()
+            stream.buffer.write(octets)
+            stream.flush()
+        if cut:
+            self.say("its output was cut: it printed more than is passed on")
+        return status
 
     def _become(self, program: str, words: Sequence[str]) -> NoReturn:
         os.execv(program, (program, *words))  # noqa: S606 - the words are the user's own, and no shell reads them
+
+
+def harmless(text: str) -> str:
+    """*text*, one line, without what would command a terminal: a container is not to be trusted with that."""
+    import re  # late: a list has nothing of that kind
+
+    return re.sub(r"[^\t\x20-\x7e\xa0-\U0010ffff]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def common(parser: argparse.ArgumentParser, top: bool) -> None:

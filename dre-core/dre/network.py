@@ -45,12 +45,19 @@ def address(app: App, wanted: str | None) -> str | None:
             raise UsageError(f"--ip dhcp: {app.conf.bridge_if} gives no addresses: set DRE_BRIDGE_DHCP")
         lease.check()
         return wanted
-    given = {spec.ip for _, spec in others(app)} - {None, DHCP}
-    taken = {app.conf.bridge_address.ip, *(ipaddress.IPv4Interface(str(ip)).ip for ip in given)}
+    from dre.system import address as systems  # not for a list
+
+    taken = {app.conf.bridge_address.ip, *taken_by_apps(app), *systems.taken(app.conf)}
     taken |= {address for _, address, _ in dnsmasq.reservations(app.conf)}
     if wanted is None or wanted == AUTO:
-        return _next(app, taken)
-    return _checked(app, wanted, taken)
+        return next_free(app.conf, app.name, taken)
+    return checked(app.conf, app.name, wanted, taken)
+
+
+def taken_by_apps(app: App) -> set[ipaddress.IPv4Address]:
+    """The addresses of all apps but *app*."""
+    given = {spec.ip for _, spec in others(app)} - {None, DHCP}
+    return {ipaddress.IPv4Interface(str(ip)).ip for ip in given}
 
 
 def others(app: App) -> Iterator[tuple[str, Spec]]:
@@ -66,28 +73,30 @@ def others(app: App) -> Iterator[tuple[str, Spec]]:
             yield name, Spec.from_json(json.dumps(intent["new"]))
 
 
-def _next(app: App, taken: set[ipaddress.IPv4Address]) -> str:
-    network = app.conf.bridge_address.network
-    leases = dnsmasq.dhcp_range(app.conf)
+def next_free(conf: Conf, name: str, taken: set[ipaddress.IPv4Address]) -> str:
+    """The first address of the bridge's network, with its length, that is neither *taken* nor DHCP's to give."""
+    network = conf.bridge_address.network
+    leases = dnsmasq.dhcp_range(conf)
     for candidate in network.hosts():
         if candidate not in taken and not (leases and leases[0] <= candidate <= leases[1]):
             return f"{candidate}/{network.prefixlen}"
-    raise DreError(f"{app.name}: no free address in {network}")
+    raise DreError(f"{name}: no free address in {network}")
 
 
-def _checked(app: App, wanted: str, taken: set[ipaddress.IPv4Address]) -> str:
-    network = app.conf.bridge_address.network
+def checked(conf: Conf, name: str, wanted: str, taken: set[ipaddress.IPv4Address]) -> str:
+    """*wanted*, an address of the bridge's network with its length that can be had. Raises UsageError or DreError."""
+    network = conf.bridge_address.network
     try:
         chosen = ipaddress.IPv4Interface(wanted if "/" in wanted else "")
     except ValueError:
         raise UsageError(f"--ip {wanted!r}: expected ADDR/LEN, dhcp or none") from None
     if chosen.network != network or chosen.ip in (network.network_address, network.broadcast_address):
-        raise UsageError(f"--ip {wanted}: not an address of {network}, the network of {app.conf.bridge_if}")
-    leases = dnsmasq.dhcp_range(app.conf)
+        raise UsageError(f"--ip {wanted}: not an address of {network}, the network of {conf.bridge_if}")
+    leases = dnsmasq.dhcp_range(conf)
     if leases and leases[0] <= chosen.ip <= leases[1]:
-        raise DreError(f"{app.name}: address {chosen.ip} is one that DHCP gives, {leases[0]} to {leases[1]}")
+        raise DreError(f"{name}: address {chosen.ip} is one that DHCP gives, {leases[0]} to {leases[1]}")
     if chosen.ip in taken:
-        raise DreError(f"{app.name}: address {chosen.ip} is taken")
+        raise DreError(f"{name}: address {chosen.ip} is taken")
     return wanted
 
 
@@ -154,11 +163,11 @@ def apply_isolation(app: App, spec: Spec) -> None:
     if link is None:
         return
     if spec.isolated:
-        _drop(app.conf, link)
+        drop(app.conf, link)
         _set_link(link, "down")
     else:
         _set_link(link, "up")
-        _pass(app.conf, link)
+        admit(app.conf, link)
 
 
 def _set_link(link: str, state: str) -> None:
@@ -173,7 +182,8 @@ def _exists(link: str) -> bool:
     return Path("/sys/class/net", link).exists()
 
 
-def _drop(conf: Conf, link: str) -> None:
+def drop(conf: Conf, link: str) -> None:
+    """Have the bridge drop all that comes from *link* and goes to it, whether it is there yet or not."""
     # All of it may be there already: `add` is content with that, but would add a rule twice.
     table = f"bridge {nat.table(conf.bridge_if)}"
     nat.nft(f"""add table {table}
@@ -188,7 +198,8 @@ add element {table} isolated {{ "{link}" }}
 """)
 
 
-def _pass(conf: Conf, link: str) -> None:
+def admit(conf: Conf, link: str) -> None:
+    """End what `drop` began; no matter when it never did."""
     if nat.has_table("bridge", conf.bridge_if):
         element = f'element bridge {nat.table(conf.bridge_if)} isolated {{ "{link}" }}'
         nat.nft(f"add {element}\ndelete {element}\n")  # one that is not there cannot be deleted
@@ -230,7 +241,7 @@ def clear(app: App, spec: Spec) -> None:
     if _exists(link):
         run(["ip", "link", "del", link], check=False)  # the kernel may have been faster
     if spec.isolated:
-        _pass(app.conf, link)
+        admit(app.conf, link)
     if spec.limits.net is not None:  # Linux from 6.16 on keeps the rule for the next link of that name
         run(["nft", "delete", "chain", "netdev", nat.table(app.conf.bridge_if), link], check=False, timeout=10)
 

@@ -19,7 +19,7 @@ def check(app: App, spec: Spec) -> Spec:
     for name in spec.after:
         if name != app.name and not App(app.conf, name).exists():
             raise NotFoundError(f"after {name}: no such app")
-    _walk([app.name], lambda name: spec.after if name == app.name else after(app.conf, name))
+    walk([app.name], lambda name: spec.after if name == app.name else after(app.conf, name))
     return spec
 
 
@@ -32,10 +32,11 @@ def after(conf: Conf, name: str) -> tuple[str, ...]:
 
 def sequence(conf: Conf, names: Iterable[str]) -> list[str]:
     """The apps *names* and all that they are after, each behind those. Raises UsageError naming a circle."""
-    return _walk(names, lambda name: after(conf, name))
+    return walk(names, lambda name: after(conf, name))
 
 
-def _walk(names: Iterable[str], before: Callable[[str], Iterable[str]]) -> list[str]:
+def walk(names: Iterable[str], before: Callable[[str], Iterable[str]]) -> list[str]:
+    """*names* and all that *before* gives for them, each behind those. Raises UsageError naming a circle."""
     done: dict[str, None] = {}
     path: list[str] = []
 

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -45,6 +46,8 @@ PACKAGES = {
     "unshare": "util-linux",
     "zstd": "zstd",
     "usermod": "passwd",
+    "virsh": "libvirt-clients",
+    "xorriso": "xorriso",
 }
 _PDEATHSIG = 1  # linux/prctl.h
 
@@ -56,6 +59,27 @@ def die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before that
         os._exit(1)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that process *pid* has started and that have not ended, and those it was given; [] when it has."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def kill_family(pid: int) -> None:
+    """SIGKILL to *pid* and to what it has started, each stopped first so that it starts nothing more meanwhile."""
+    family = [pid]
+    for member in family:  # grows as it goes
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member, signal.SIGSTOP)
+        family += children(member)
+    for member in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member, signal.SIGKILL)
 
 
 def run(
@@ -146,14 +170,17 @@ class Captured:
     cut: bool  # it printed more than was kept
 
 
-def captured(argv: Sequence[str], stdin: bytes, limit: int) -> Captured:
+def captured(argv: Sequence[str], stdin: bytes, limit: int, first: Callable[[int], None]) -> Captured:
     """Run *argv* until it ends, without a deadline, and keep at most *limit* octets of each of its outputs.
+
+    *first* is called in its process before that becomes it, with ours.
 
     What it leaves in the background may hold the outputs open; that is not waited for. Raises MissingError.
     """
     pipe = subprocess.PIPE
     try:
-        child = subprocess.Popen(list(argv), stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)
+        before = partial(first, os.getpid())
+        child = subprocess.Popen(list(argv), stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0, preexec_fn=before)
     except FileNotFoundError:
         raise missing(argv[0]) from None
     with child:

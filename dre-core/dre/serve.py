@@ -17,17 +17,15 @@ import json
 import os
 import pickle
 import select
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from dre import cli, conf, event, run
-from dre.cli import Context
+from dre.cli import Before, Context
 from dre.errors import DONE, FAILED, TIMED_OUT, USAGE, DreError, NotPermittedError, UsageError
 
 LINE = 1 << 20  # octets of a request or an answer, without its end
@@ -62,11 +60,19 @@ class Served(Context):
     stdin: bytes = b""
     more: dict[str, Any] = field(default_factory=dict)
 
-    def become(self, program: str, *words: str, keep_files: bool = False) -> int:
+    def become(self, first: Before, program: str, *words: str, keep_files: bool = False) -> int:
         """Run *program* to its end; how it ended and what it printed become part of the answer."""
-        done = run.captured((program, *words), self.stdin, CAPTURED)
-        self.more = {"status": done.status, "stdout": _base64(done.stdout), "stderr": _base64(done.stderr)}
-        if done.cut:
+        done = run.captured((program, *words), self.stdin, CAPTURED, first)
+        return self.pass_on(done.status, done.stdout, done.stderr, done.cut)
+
+    def given(self) -> bytes:
+        """What the request gives as standard input."""
+        return self.stdin
+
+    def pass_on(self, status: int, stdout: bytes, stderr: bytes, cut: bool) -> int:
+        """Make a program's end and output part of the answer."""
+        self.more = {"status": status, "stdout": _base64(stdout[:CAPTURED]), "stderr": _base64(stderr[:CAPTURED])}
+        if cut or max(len(stdout), len(stderr)) > CAPTURED:
             self.more["truncated"] = True
         return DONE
 
@@ -227,7 +233,7 @@ class Server:
             child.requests.flush()
         answer = _received(child.answers, deadline)
         if answer is None:
-            _kill(child.pid)
+            run.kill_family(child.pid)
             text = f"not done within {request.deadline:g} s; what was begun is ended by the next verb on it"
             answer = _answer(request.id, TIMED_OUT, [], text)
             child.left = 0
@@ -357,25 +363,6 @@ def _received(fd: int, deadline: float) -> bytes | None:
             return b""
         answer += octets
     return answer
-
-
-def _kill(child: int) -> None:
-    """SIGKILL to *child* and to what it has started, each stopped first so that it starts nothing more meanwhile."""
-    family = [child]
-    for pid in family:  # grows as it goes
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGSTOP)
-        family += _children(pid)
-    for pid in family:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
 
 
 def _answer(identity: int | str | None, code: int, rows: list[str], error: str, **more: Any) -> bytes:

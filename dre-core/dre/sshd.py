@@ -114,13 +114,14 @@ def check(app: "App", spec: Spec) -> Spec:
     base = Path("/" if spec.base == "host" else spec.base)
     if not os.path.lexists(base / PROGRAM) and not os.path.lexists(app.delta / PROGRAM):
         raise MissingError(f"{app.name}: sshd-port: {spec.base} has no /{PROGRAM}; install openssh-server there")
-    allowed = spec.ssh_keys or _of_root()
+    allowed = spec.ssh_keys or keys_of_root()
     if not allowed:
         raise UsageError(f"{app.name}: sshd-port: nobody could log in: {KEYS} holds no public key; give --ssh-key FILE")
     return replace(spec, sshd_port=spec.sshd_port or app.conf.default_sshd_port, ssh_keys=allowed)
 
 
-def _of_root() -> tuple[str, ...]:
+def keys_of_root() -> tuple[str, ...]:
+    """Those that may log in as root of the host. Raises UsageError where they cannot be read."""
     files = [KEYS / "authorized_keys", *sorted(KEYS.glob("*.pub"))] if KEYS.is_dir() else []
     found = dict.fromkeys(line for file in files if file.is_file() and file.stat().st_size for line in _read(file))
     return tuple(found)

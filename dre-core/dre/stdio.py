@@ -11,8 +11,9 @@ import signal
 import stat
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -54,12 +55,18 @@ def endangered() -> list[File]:
     return [item for item in found if item.mode != MADE]
 
 
-def run(argv: Sequence[str], files: Sequence[File]) -> int:
+def run(argv: Sequence[str], files: Sequence[File], first: Callable[[int, Callable[[], None]], None]) -> int:
     """Run *argv* on our stdin, stdout and stderr and put *files* right; its status, as a shell has it.
 
-    Signals that end us reach it, and it ends with us.
+    Signals that end us reach it, but for SIGKILL. *first* is called in its process before that becomes it, with ours
+    and with what then is left to be done.
     """
-    child = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "--", *argv])
+
+    def mend() -> None:
+        for item in files:
+            item.put_right()
+
+    child = subprocess.Popen(argv, preexec_fn=partial(first, os.getpid(), mend))
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         child.send_signal(number)

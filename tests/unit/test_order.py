@@ -11,7 +11,7 @@ NAMES = "abcdef"
 
 
 def ordered(graph, names):
-    return order._walk(names, lambda name: graph.get(name, ()))
+    return order.walk(names, lambda name: graph.get(name, ()))
 
 
 def test_each_stands_behind_what_it_is_after():

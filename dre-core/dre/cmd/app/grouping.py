@@ -6,6 +6,7 @@ from typing import Any
 from dre import cli, groups, verbs
 from dre.cgroup import Limits
 from dre.cli import Context
+from dre.cmd import limit_options, repeating
 from dre.cmd.app import limiting, sampling
 
 KEYS = tuple(key for key in limiting.KEYS if key != "net")  # a process has no link of its own
@@ -27,15 +28,15 @@ def add(table: Any) -> None:
     inner = verbs.family(table, "cgroup", "limits for processes without a container", *INNER)
     create = verbs.changing(inner, "create", _create, "make a group, empty")
     _add_group(create)
-    limiting.add_options(create, KEYS)
+    limit_options.add_options(create, KEYS)
     delete = verbs.changing(inner, "delete", _delete, "remove empty groups")
     delete.add_argument("--force", action="store_true", help="kill the processes in them first")
     delete.add_argument("names", nargs="+", metavar="GROUP", type=verbs.name)
     cli.verb(inner, "list", _list, "list all groups").set_defaults(names=[])
     limit = verbs.changing(inner, "limit", _limit, "set or print limits; `none` lifts one")
     _add_group(limit)
-    limiting.add_options(limit, KEYS)
-    sampling.add_repetition(cli.verb(inner, "stat", _stat, "print use of cpu, memory, pids and io"), "GROUP")
+    limit_options.add_options(limit, KEYS)
+    repeating.add_repetition(cli.verb(inner, "stat", _stat, "print use of cpu, memory, pids and io"), "GROUP")
     join = verbs.changing(inner, "add", _join, "move processes with all their threads into a group")
     _add_group(join)
     join.add_argument("pids", nargs="+", metavar="PID", type=verbs.count)
@@ -47,7 +48,7 @@ def _add_group(verb: Any) -> None:
 
 def _create(ctx: Context) -> None:
     with groups.held(ctx.conf, ctx.args.name) as group:
-        groups.create(group, Limits(**limiting.chosen(ctx.args, KEYS)))
+        groups.create(group, Limits(**limit_options.chosen(ctx.args, KEYS)))
 
 
 def _delete(ctx: Context) -> None:
@@ -65,7 +66,7 @@ def _list(ctx: Context) -> None:
 
 def _limit(ctx: Context) -> None:
     name = ctx.args.name
-    changes = limiting.chosen(ctx.args, KEYS)
+    changes = limit_options.chosen(ctx.args, KEYS)
     with groups.held(ctx.conf, name) as group:
         found = groups.limit(group, changes) if changes else group.need().limits()
     if not changes:
@@ -78,7 +79,7 @@ def _stat(ctx: Context) -> None:
     cli.need_root("dre-app cgroup stat")
     for name in ctx.args.names:
         groups.ProcessGroup(ctx.conf, name).need()
-    sampling.repeat(ctx, groups.Watch(ctx.args.names).look, STAT_COLUMNS)
+    repeating.repeat(ctx, groups.Watch(ctx.args.names).look, STAT_COLUMNS)
 
 
 def _join(ctx: Context) -> None:

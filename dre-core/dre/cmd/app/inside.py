@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """dre-app exec, push and pull: programs and files in apps. Apart from the verbs that start and stop, to be quick."""
 
+from functools import partial
 from typing import Any
 
-from dre import cli, recovery, verbs
+from dre import attached, cli, recovery, verbs
 from dre.cli import Context
 from dre.errors import DreError, UsageError
 from dre.run import need
@@ -37,7 +38,8 @@ def _exec(ctx: Context) -> int:
         raise DreError(f"{app.name}: cannot exec: it is {state}")
     words = ("-n", app.name, "-P", str(ctx.conf.app_lxc_path), "--clear-env", "--", *ctx.args.command)
     # Root of an unprivileged app cannot change the host's files, so LXC, which is that by then, does not either.
-    return ctx.become(need("lxc-attach"), *words, keep_files=spec.privileged)
+    first = partial(attached.guard, app.init_pid())
+    return ctx.become(first, need("lxc-attach"), *words, keep_files=spec.privileged)
 
 
 def _push(ctx: Context) -> None:

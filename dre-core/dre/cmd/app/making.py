@@ -6,7 +6,8 @@ from typing import Any
 from dre import adopt, cgroup, confine, lifecycle, order, recovery, relimit, spec, verbs
 from dre.app import App
 from dre.cli import Context
-from dre.cmd.app import limiting
+from dre.cmd import limit_options
+from dre.cmd.app.limiting import KEYS
 from dre.cmd.app.running import STOP_WAIT, each_held
 from dre.errors import DreError, NotFoundError
 
@@ -16,7 +17,7 @@ def add(table: Any) -> None:
     create = verbs.changing(table, "create", _create, "make an app, stopped")
     verbs.add_name(create)
     create.add_argument("--base", default="host", metavar="host|TREE", help="what it shares (default: host)")
-    limiting.add_options(create)
+    limit_options.add_options(create, KEYS)
     spec.add_options(create)
     text = "its root is a user of the host (default with a tree as base)"
     create.add_argument("--unprivileged", action="store_true", default=None, help=text)
@@ -45,7 +46,7 @@ def _create(ctx: Context) -> None:
             app,
             base=base,
             command=spec.command(args.command),
-            limits=cgroup.Limits(**limiting.chosen(args)),
+            limits=cgroup.Limits(**limit_options.chosen(args, KEYS)),
             request=args.request_id,
             **fields,
         )

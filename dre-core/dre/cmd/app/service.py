@@ -2,7 +2,6 @@
 """dre-app log, console, keep, autostart and autostop: services as a person meets them, and as the host keeps them."""
 
 import os
-import re
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -64,14 +63,9 @@ def _print(ctx: Context, lines: Iterable[bytes]) -> None:
         if ctx.out.as_json:
             ctx.out.json({"name": ctx.args.name, "line": text})
         else:
-            ctx.out.line(_harmless(text) if terminal else text)
+            ctx.out.line(cli.harmless(text) if terminal else text)
         if ctx.args.follow:
             ctx.out.stream.flush()
-
-
-def _harmless(text: str) -> str:
-    """*text* without what would command a terminal: an app is not to be trusted with that."""
-    return re.sub(r"[^\t\x20-\x7e\xa0-\U0010ffff]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def _console(ctx: Context) -> None:

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What lxc-attach runs in an app ends with it, also when it is killed: LXC leaves it running, with the app's limits
+used up by what nobody waits for, and no checkpoint possible.
+
+Who is about to become lxc-attach forks a guard first. It is no jailer: what the program put into a session of its own,
+or into the background of the app before it ended, goes on as the app's.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dre import run
+
+MARK = "DRE_ATTACHED"  # in the environment of lxc-attach and of what it forks, but not of the program
+
+
+def guard(init: int | None, owner: int | None = None, mend: Callable[[], None] | None = None) -> None:
+    """In the process that becomes lxc-attach, into the app of the first process *init*: have its program end with it.
+
+    With *owner*, which has forked this process, it ends with that; where that was killed *mend* is called, on the
+    same stdin, stdout and stderr.
+    """
+    if init is None:  # the app has ended, as lxc-attach will say
+        return
+    us = os.getpid()
+    os.environ[MARK] = str(us)
+    fds = [os.pidfd_open(us)]
+    if owner is not None:
+        with contextlib.suppress(ProcessLookupError):
+            fds.append(os.pidfd_open(owner))
+        if os.getppid() != owner:  # it ended before that
+            os._exit(1)
+    with contextlib.suppress(OSError):  # so has the app
+        inside = _namespace(init)
+        if os.fork() == 0:
+            try:
+                _stand(fds, f"{MARK}={us}", inside, os.getsid(0), mend)
+            finally:
+                os._exit(0)
+    for fd in fds:
+        os.close(fd)
+
+
+def _stand(fds: Sequence[int], mark: str, inside: str, session: int, mend: Callable[[], None] | None) -> None:
+    """The guard's work: wait for the end of the processes behind *fds*, the first of which becomes lxc-attach."""
+    os.setsid()  # what is sent to the session, or to a group in it, is not for us
+    os.chdir("/")
+    Path("/proc/self/comm").write_text("dre-app guard")  # for people
+    low = 3
+    for fd in (*fds, os.sysconf("SC_OPEN_MAX")):
+        os.closerange(low, fd)
+        low = fd + 1
+    ended = select.select(fds, [], [])[0]
+    if fds[0] not in ended:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(fds[0], signal.SIGKILL)
+        select.select(fds[:1], [], [])
+    pause = 0.005
+    while left := _left(mark, inside, session):
+        for pid in left:
+            run.kill_family(pid)
+        time.sleep(pause)  # there is no event for the end of what is not ours; and a frozen app ends when it is thawed
+        pause = min(pause * 2, 1.0)
+    if mend and fds[-1] in ended:
+        mend()
+
+
+def _left(mark: str, inside: str, session: int) -> list[int]:
+    """What lxc-attach left: processes of itself, which may be about to make its program, and that program."""
+    found = []
+    # They have been given to somebody else by now: to whom we have been, too.
+    for pid in run.children(os.getppid()):
+        with contextlib.suppress(OSError):  # it has just ended
+            environment = Path("/proc", str(pid), "environ").read_bytes().split(b"\0")
+            if mark.encode() in environment or (_namespace(pid) == inside and os.getsid(pid) == session):
+                found.append(pid)
+    return found
+
+
+def _namespace(pid: int) -> str:
+    return str(Path("/proc", str(pid), "ns/pid").readlink())
