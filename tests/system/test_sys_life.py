@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Systems are ordinary domains of libvirt: made, started, held, limited, cut off, saved and removed, as virsh sees it.
+
+The disk here boots nothing, so no guest is asked; QEMU, disk and memory are real.
+"""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+
+import pytest
+from system_ground import BRIDGE, NETWORK, Host
+
+
+@pytest.fixture(scope="module")
+def host():
+    with Host() as made:
+        yield made
+
+
+@pytest.fixture
+def system(host):
+    """The name of a stopped system."""
+    host.dre("create", "s1", "--base", host.small(), "--memory", "64M", "--ip", f"{NETWORK}.5/24")
+    yield "s1"
+    host.dre("destroy", "--force", "s1", check=False)
+
+
+def state(host, name="s1"):
+    return host.virsh("domstate", name).strip()
+
+
+def home(host, name="s1"):
+    return pathlib.Path(host.place, "state/sys/state", name)
+
+
+def link(host):
+    """The host's end of the link."""
+    return host.virsh("domiflist", "s1").split()[0]
+
+
+def test_it_lives_as_virsh_sees_it(host, system):
+    assert (state(host), host.dre("status", system, check=False).stdout) == ("shut off", "stopped\n")
+    host.dre("start", system)
+    assert state(host) == "running"
+    row = json.loads(host.dre("status", system, "--json").stdout)
+    assert (row["state"], row["ip"], row["memory_limit"]) == ("running", [f"{NETWORK}.5"], 64 << 20)
+    assert f"guest={system}" in pathlib.Path(f"/proc/{row['pid']}/cmdline").read_text()
+    host.dre("start", system)  # again: nothing to do
+    host.dre("freeze", system)
+    assert (state(host), host.dre("status", system, check=False).returncode) == ("paused", 1)
+    assert "frozen" in host.dre("start", system, check=False).stderr
+    host.dre("thaw", system)
+    host.dre("thaw", system)
+    assert state(host) == "running"
+    refused = host.dre("destroy", system, check=False)
+    assert (refused.returncode, "--force" in refused.stderr) == (1, True)
+    host.dre("stop", system, "--timeout", "0")
+    host.dre("stop", system)
+    assert state(host) == "shut off"
+    host.dre("destroy", system)
+    assert host.dre("destroy", system, check=False).returncode == 3
+    assert (host.virsh("list", "--all"), home(host).exists()) == ("", False)
+
+
+def test_one_that_virsh_made_is_handled_too(host):
+    disk = host.place / "foreign.qcow2"
+    host.call("qemu-img", "create", "-q", "-f", "qcow2", disk, "8M")
+    xml = f"""<domain type='qemu'><name>foreign</name><memory unit='MiB'>64</memory>
+      <os><type arch='x86_64' machine='q35'>hvm</type></os>
+      <devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{disk}'/>
+      <target dev='vda' bus='virtio'/></disk></devices></domain>"""
+    (host.place / "foreign.xml").write_text(xml)
+    host.virsh("define", host.place / "foreign.xml")
+    assert [line.split()[:2] for line in host.dre("list").stdout.splitlines()] == [["foreign", "stopped"]]
+    host.dre("start", "foreign")
+    host.dre("checkpoint", "save", "foreign", "c1")
+    assert host.dre("isolate", "foreign", check=False).returncode == 1
+    done = host.dre("destroy", "--force", "foreign")
+    assert (disk.exists(), str(disk) in done.stderr) == (True, True)
+
+
+def test_limits_are_live_and_lasting(host, system):
+    host.dre("start", system)
+    host.dre("limit", system, "--cpu", "50", "--io", "2M", "--cpus", "0")
+    for flag in ("--live", "--config"):
+        assert re.search(r"vcpu_quota\s*: 50000\n", host.virsh("schedinfo", system, flag)), flag
+        assert re.search(r"write_bytes_sec:\s*2097152\n", host.virsh("blkdeviotune", system, "vda", flag)), flag
+    host.dre("limit", system, "--cpu", "none", "--io", "none")
+    assert "cpu none" in host.dre("limit", system).stdout
+    more = host.dre("limit", system, "--memory", "1G", "--cpu", "20", check=False)
+    assert more.returncode == 2  # and the other was not done either
+    assert "cpu none" in host.dre("limit", system).stdout
+    assert host.dre("limit", system, "--cpus", "4000", check=False).returncode == 2
+
+
+def test_isolation_survives_a_restart(host, system):
+    host.dre("start", system)
+    host.dre("isolate", system)
+    for _ in range(2):
+        assert host.virsh("domif-getlink", system, link(host)).split()[-1] == "down"
+        table = subprocess.run(["nft", "list", "ruleset", "bridge"], capture_output=True, check=True).stdout.decode()
+        assert link(host) in table
+        host.dre("restart", system, "--timeout", "0")
+    host.dre("rejoin", system)
+    assert host.virsh("domif-getlink", system, link(host)).split()[-1] == "up"
+    assert link(host) in os.listdir(f"/sys/class/net/{BRIDGE}/brif")
+
+
+def test_saved_states_are_libvirts_and_each_can_be_gone_back_to(host, system):
+    host.dre("snapshot", "save", system, "clean", "--description", "as made")
+    host.dre("start", system)
+    for tag in ("one", "two"):
+        host.dre("checkpoint", "save", system, tag)
+    assert host.virsh("snapshot-list", system, "--name").split() == ["clean", "one", "two"]
+    taken = host.dre("checkpoint", "save", system, "clean", check=False)
+    assert (taken.returncode, "clean already" in taken.stderr) == (1, True)
+    host.dre("stop", system, "--timeout", "0")
+    for tag in ("one", "two", "one"):
+        host.dre("checkpoint", "restart", system, tag)
+        assert (state(host), host.virsh("snapshot-current", system, "--name").strip()) == ("running", tag)
+    host.dre("undo", system, "clean")
+    assert (state(host), host.virsh("snapshot-current", system, "--name").strip()) == ("running", "clean")
+    host.dre("checkpoint", "delete", system, "one")
+    rows = [json.loads(line) for line in host.dre("checkpoint", "list", system, "--json").stdout.splitlines()]
+    assert [row["tag"] for row in rows] == ["two"]
+    info = json.loads(host.call("qemu-img", "info", "-U", "--output=json", home(host) / "disk.qcow2").stdout)
+    assert sorted(item["name"] for item in info["snapshots"]) == ["clean", "two"]
+    assert host.dre("undo", system, "one", check=False).returncode == 3
+
+
+def test_what_is_wrong_leaves_nothing(host, system):
+    wrong = (
+        (["--base", "/nonexistent"], 3),
+        (["--base", "/etc/passwd"], 2),
+        (["--memory", "1T"], 2),
+        (["--ip", f"{NETWORK}.5/24"], 1),
+        (["--nic", "nobridge0"], 3),
+        (["--disk", "/etc/passwd"], 2),
+        (["--disk-size", "4M"], 2),
+    )
+    for argv, status in wrong:
+        base = [] if "--base" in argv else ["--base", host.small()]
+        done = host.dre("create", "s2", *base, *argv, check=False)
+        assert (done.returncode, len(done.stderr.splitlines()) <= 3) == (status, True), (argv, done.stderr)
+    assert host.virsh("list", "--all", "--name").split() == [system]
+    assert os.listdir(home(host).parent) == [system]
+    assert host.dre("exec", system, "--", "true", check=False).returncode == 1  # it is stopped
+
+
+def test_a_crash_of_qemu_is_seen(host, system):
+    host.dre("start", system)
+    os.kill(json.loads(host.dre("status", system, "--json").stdout)["pid"], 9)
+    for _ in range(100):
+        told = host.dre("status", system, check=False).stdout
+        if told != "running\n":
+            break
+    assert told == "crashed\n"
+    host.dre("start", system)
+    assert state(host) == "running"
