@@ -8,7 +8,9 @@ import subprocess
 
 import net_ground
 import pytest
+import system_ground
 from app_ground import wait_for
+from conftest import program
 from net_ground import BRIDGE, GATEWAY
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -148,3 +150,44 @@ def described():
         addresses,
         "UP" in link["flags"],
     )
+
+
+DOMAIN = """<domain type='qemu'><name>natt3</name><memory unit='MiB'>32</memory><os><type>hvm</type></os><devices>
+<interface type='bridge'><source bridge='dret2s'/><target dev='dret2t0'/></interface>
+<interface type='bridge'><source bridge='dret2o'/><target dev='dret2t1'/></interface></devices></domain>"""
+
+
+def test_taps_of_running_systems_are_put_back():
+    with system_ground.Host() as host:
+        text = host.conf.read_text()
+        host.conf.write_text(text.replace(system_ground.BRIDGE, "dret2s").replace(system_ground.NETWORK, "10.231.115"))
+        bridge = (program("dre-bridge"), "--config", host.conf)
+        file = host.place / "natt3.xml"
+        file.write_text(DOMAIN)
+        host.call(*bridge, "up")
+        qemu = None
+        try:
+            ip("link", "add", "dret2o", "type", "bridge")
+            host.call("virsh", "-q", "create", "--paused", file)
+            qemu = int(host.call("cat", "/run/libvirt/qemu/natt3.pid").stdout)
+            masters = {"dret2t0": "dret2s", "dret2t1": "dret2o"}
+            assert {name: master(name) for name in masters} == masters
+            ip("link", "set", "dret2t1", "nomaster")  # not of our bridge
+            ip("link", "del", "dret2s")
+            ip("link", "add", "dret2s", "type", "bridge")
+            done = host.call(*bridge, "attach")
+            assert (done.stdout, done.stderr) == ("", "dre-bridge: dret2t0 is in dret2s again\n")
+            assert {name: master(name) for name in masters} == {"dret2t0": "dret2s", "dret2t1": None}
+            # A libvirt that does not answer is none, and says nothing.
+            os.kill(int((host.place / "libvirtd.pid").read_text()), 9)
+            ip("link", "set", "dret2t0", "nomaster")
+            assert host.call(*bridge, "attach").stderr == ""
+        finally:
+            if qemu is not None:
+                os.kill(qemu, 9)  # nobody else does, with libvirt gone
+            for name in ("dret2o", "dret2s"):
+                subprocess.run(["ip", "link", "del", name], check=False)
+
+
+def master(name):
+    return json.loads(ip("-j", "link", "show", name))[0].get("master")
