@@ -170,9 +170,7 @@ def make_ready(app: App, spec: Spec, crashes: int = 0) -> None:
     """What must be there before LXC starts or restores the stopped app."""
     relimit.check(app, spec.limits)
     confine.check_seccomp(app, spec)
-    sweep(app)
-    if crashes:
-        app.remember({"wanted": True, "kept": True, "told": True, "crashes": crashes})  # so that a kill loses nothing
+    sweep(app, {"wanted": True, "kept": True, "told": True, "crashes": crashes} if crashes else None)
     app.refresh(spec)
     for item in spec.binds:
         if not Path(item.source).exists():
@@ -385,7 +383,8 @@ def remove(app: App) -> None:
     saved = app.home / "snapshot"
     for path in (app.directory, *_entries(saved), saved):
         remove_tree(path)
-    for path in (*_entries(app.log.parent, f"{app.name}."), app.record_file):
+    halves = [*_entries(app.log.parent, f".{app.name}."), *_entries(app.record_file.parent, f".{app.name}.")]
+    for path in (*_entries(app.log.parent, f"{app.name}."), app.record_file, *halves):
         path.unlink(missing_ok=True)
     gone = app.home.with_name(f".{app.name}.gone")  # its intent must not vanish before the rest
     remove_tree(gone)
@@ -409,8 +408,11 @@ def remove_tree(path: Path) -> None:
         run([*MORTAL, "rm", "-rf", "--one-file-system", "--", str(path)], timeout=600)
 
 
-def sweep(app: App) -> None:
-    """Remove what a killed monitor or a killed verb left of a stopped app: mount, link, control groups, record."""
+def sweep(app: App, record: dict[str, Any] | None = None) -> None:
+    """Remove what a killed monitor or a killed verb left of a stopped app: mount, link, control groups, record.
+
+    With *record* that takes the place of the old one, and no moment is without: killed there, a crash is still known.
+    """
     _await_monitor(app)
     unmount(app)
     if (app.home / "app.json").exists():
@@ -418,7 +420,10 @@ def sweep(app: App) -> None:
             network.clear(app, app.spec())
     others = set(os.listdir(app.conf.app_lxc_path)) if app.conf.app_lxc_path.is_dir() else set()
     cgroup.sweep(app.name, others)
-    app.record_file.unlink(missing_ok=True)
+    if record is None:
+        app.record_file.unlink(missing_ok=True)
+    else:
+        app.remember(record)
 
 
 def tidy(app: App) -> None:
