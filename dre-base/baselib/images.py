@@ -218,8 +218,9 @@ def _build(store: Store, new: Path, name: str, wish: ImageWish, epoch: int | Non
 @contextlib.contextmanager
 def _system(store: Store, new: Path, wish: Wish, epoch: int | None, progress: debian.Progress) -> Iterator[Path]:
     """A root file system with the packages of every image and those of *wish*, to be changed as one likes."""
-    own = any(package.startswith("linux-image-") for package in wish.wanted)
-    include = [*SYSTEM, *(() if own else KERNELS)]
+    own = [package for package in wish.wanted if package.startswith("linux-image-")]
+    more = [package for package in wish.wanted if package not in own]
+    include = [*SYSTEM, *(own or KERNELS)]
     cache = Cache(store.conf, store.directory)
     host = "" if wish.mirror else sources.of_host(wish.suite)
     words = [wish.suite, wish.mirror or "", host, *sources.apt_options(), *include, *debian.OPTIONS, *_OPTIONS]
@@ -230,7 +231,7 @@ def _system(store: Store, new: Path, wish: Wish, epoch: int | None, progress: de
             with layers.over(kept, new / "kept") as root:
                 progress("asking the archives for newer versions")
                 if not debian.outdated(root):
-                    _install(cache, root, wish.wanted, new / "debs", progress)
+                    _install(cache, root, more, new / "debs", progress)
                     yield root
                     return
             progress("there are newer versions: making it anew")
@@ -242,7 +243,7 @@ def _system(store: Store, new: Path, wish: Wish, epoch: int | None, progress: de
     _copy_keys(host, base)
     cache.collect(archives)
     with layers.over(base, new / "fresh") as root:
-        _install(cache, root, wish.wanted, new / "debs", progress)
+        _install(cache, root, more, new / "debs", progress)
         yield root
     progress("keeping the system for the next time")
     cache.keep(words, base)
