@@ -232,6 +232,23 @@ def each(
         raise failures[0]
 
 
+def start_each(
+    ctx: Context, names: Sequence[str], after: Callable[[str], Iterable[str]], start: Callable[[str], object]
+) -> None:
+    """Do *start* on every name, one at a time; not on one that is *after* another where that failed."""
+    failed: list[str] = []
+
+    def started(name: str) -> None:
+        failed.append(name)
+        wanting = [other for other in after(name) if other in failed]
+        if wanting:
+            raise DreError(f"{name}: not started, for {wanting[0]} was not, which it is after")
+        start(name)
+        failed.remove(name)
+
+    each(ctx, names, started)
+
+
 def _at_once(
     names: Sequence[str], work: Callable[[str], DreError | None], behind: Callable[[str], Iterable[str]]
 ) -> list[DreError | None]:

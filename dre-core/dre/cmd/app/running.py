@@ -7,7 +7,6 @@ from typing import Any
 from dre import cli, lifecycle, order, recovery, verbs
 from dre.app import App
 from dre.cli import Context
-from dre.errors import DreError
 
 STOP_WAIT = 10.0
 
@@ -36,24 +35,18 @@ def each_held(ctx: Context, work: Callable[[App], object], doomed: bool = False)
 
 def start_in_order(ctx: Context, names: Sequence[str], work: Callable[[App], object] = lifecycle.start) -> None:
     """Start the apps *names*, by *work*, each after those it is after, which are started too."""
-    failed: list[str] = []
 
     def held(name: str) -> None:
-        failed.append(name)
-        wanting = [other for other in order.after(ctx.conf, name) if other in failed]
-        if wanting:
-            raise DreError(f"{name}: not started, for {wanting[0]} was not, which it is after")
         with recovery.held(ctx.conf, name) as app:
             if name in names:
                 work(app)
             else:
                 lifecycle.start(app)
-        failed.remove(name)
 
     found = order.sequence(ctx.conf, names)
     try:
         # One at a time: a start forks, and what is forked in one thread has the pipes of the others.
-        verbs.each(ctx, found, held)
+        verbs.start_each(ctx, found, lambda name: order.after(ctx.conf, name), held)
     finally:
         if any(App(ctx.conf, name).record().get("kept") for name in found):
             from dre import keeping  # few apps want it

@@ -6,7 +6,6 @@ from typing import Any
 
 from dre import cli, units, verbs
 from dre.cli import Context
-from dre.errors import DreError
 from dre.system import lifecycle, order, recovery
 from dre.system.model import System
 
@@ -49,18 +48,12 @@ def each_held(ctx: Context, work: Callable[[System], object], doomed: bool = Fal
 
 def start_in_order(ctx: Context, names: Sequence[str], work: Callable[[System], object] = lifecycle.start) -> None:
     """Start the systems *names*, by *work*, each after those it is after, which are started too."""
-    failed: list[str] = []
 
     def held(name: str) -> None:
-        failed.append(name)
-        wanting = [other for other in order.after(ctx.conf, name) if other in failed]
-        if wanting:
-            raise DreError(f"{name}: not started, for {wanting[0]} was not, which it is after")
         with recovery.held(ctx.conf, name) as system:
             work(system) if name in names else lifecycle.start(system)
-        failed.remove(name)
 
-    verbs.each(ctx, order.sequence(ctx.conf, names), held)
+    verbs.start_each(ctx, order.sequence(ctx.conf, names), lambda name: order.after(ctx.conf, name), held)
 
 
 def _start(ctx: Context) -> None:
