@@ -33,7 +33,7 @@ def read(file: Path) -> list[str]:
 
 
 def _is_key(line: str) -> bool:
-    """Whether the octets in *line* name the same kind of key as its first word."""
+    """Whether the octets in *line* are fields to their end, the first naming the kind of key that the line does."""
     match = _LINE.fullmatch(line)
     if not match:
         return False
@@ -41,5 +41,11 @@ def _is_key(line: str) -> bool:
         octets = base64.b64decode(match[2], validate=True)
     except binascii.Error:
         return False
-    kind = match[1].encode()
-    return len(octets) > 4 + len(kind) + 4 and octets.startswith(len(kind).to_bytes(4, "big") + kind)
+    fields = []
+    while octets:
+        length = int.from_bytes(octets[:4], "big")
+        fields.append(octets[4 : 4 + length])
+        if len(fields[-1]) != length or len(octets) < 4:
+            return False
+        octets = octets[4 + length :]
+    return len(fields) > 1 and fields[0] == match[1].encode()
