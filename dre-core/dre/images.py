@@ -5,12 +5,14 @@ An image NAME is the directory {state}/base/NAME with `image.qcow2`, `image.json
 `vmlinuz` and `initrd.img`. A file may be hostile: what would make QEMU open a second file is refused.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dre import units
+from dre import trees, units
 from dre.conf import Conf
 from dre.errors import NotFoundError, UsageError
 from dre.run import run
@@ -50,6 +52,18 @@ def find(conf: Conf, text: str) -> Image:
         return Image(path.stem, path.parent, path, None, None, None, {}, format, size)
     hint = "" if "/" in text else f" in {path.parent}; dre-base --name {text} makes one"
     raise NotFoundError(f"{text}: no such image{hint}")
+
+
+@contextlib.contextmanager
+def used(conf: Conf, image: Image) -> Iterator[Image]:
+    """*image* as it is now, which dre-base neither deletes nor replaces in this block: for who makes a disk on it.
+
+    Raises NotFoundError where it has gone since it was found, and TimedOutError while dre-base works on it.
+    """
+    with trees.used(conf, str(image.directory)):
+        if not image.disk.is_file():
+            raise NotFoundError(f"{image.name}: no such image: it has just been deleted")
+        yield load(image.directory) if image.manifest else image
 
 
 def load(directory: Path) -> Image:

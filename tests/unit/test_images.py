@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is an image that a system can be based on; qemu-img makes the files."""
 
+import fcntl
 import json
 import shutil
 import subprocess
 
 import pytest
-from dre import conf, images
+from dre import conf, images, trees
 from dre.errors import NotFoundError, UsageError
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img (qemu-utils)")
@@ -51,6 +52,20 @@ def test_without_kernel_it_boots_by_itself(settings, store):
     make(store / "one", kernel=False)
     found = images.find(settings, "one")
     assert (found.kernel, found.initrd, found.cmdline) == (None, None, None)
+
+
+def test_an_image_in_use_is_held_and_looked_at_again(settings, store):
+    image = make(store / "one")
+    found = images.find(settings, "one")
+    (image / "image.json").write_text(json.dumps({"name": "one", "cmdline": "replaced"}))
+    with images.used(settings, found) as now:
+        assert now.cmdline == "replaced"
+        lock = trees.lock_file(settings, image)
+        with lock.open() as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    shutil.rmtree(image)
+    with pytest.raises(NotFoundError, match="just been deleted"), images.used(settings, found):
+        pass
 
 
 def test_a_path_is_a_disk_without_kernel(settings, tmp_path):
