@@ -6,6 +6,7 @@ may be killed at any moment; what it leaves is either ended or undone by the nex
 """
 
 import contextlib
+import ipaddress
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import SubElement
 
-from dre import bridge, files, network
+from dre import bridge, dnsmasq, files, network
 from dre.errors import DreError, TimedOutError, UsageError
 from dre.images import Image
 from dre.run import run
+from dre.spec import DHCP
 from dre.system import address, hypervisor, identity, limits, virt
 from dre.system import domain as definitions
 from dre.system.agent import Agent
@@ -153,6 +155,7 @@ def remove(system: System) -> None:
                     network.admit(system.conf, device)
             found.undefineFlags(every)
     system.wanted.unlink(missing_ok=True)
+    _release(system)
     system.log.unlink(missing_ok=True)
     _remove_home(system)
 
@@ -218,8 +221,32 @@ def prepare(system: System) -> None:
     if spec is None or spec.ip is None:
         return
     bridge.up(system.conf)
+    _reserve(system, spec)
     if spec.isolated:
         _drop(system)
+
+
+def _reserve(system: System, spec: Spec) -> None:
+    """Have DHCP give the system its address, and names found; for an image that cannot be told it in any other way."""
+    if spec.ip in (None, DHCP) or bridge.foreign(system.conf.bridge_if):
+        return
+    if ipaddress.IPv4Interface(str(spec.ip)).network != system.conf.bridge_address.network:
+        return
+    address_only = str(spec.ip).partition("/")[0]
+    if dnsmasq.dhcp_range(system.conf) is not None:
+        with network.reserved(system.conf):
+            dnsmasq.reserve(system.conf, spec.mac, address_only, system.name)
+    elif dnsmasq.serves(system.conf):
+        dnsmasq.name(system.conf, system.name, address_only)
+
+
+def _release(system: System) -> None:
+    """Forget what `_reserve` told: the system has ended."""
+    with contextlib.suppress(DreError):  # a damaged system.json tells no address
+        spec = system.spec()
+        if spec is not None and spec.ip is not None:
+            dnsmasq.release(system.conf, spec.mac)
+            dnsmasq.forget(system.conf, system.name)
 
 
 def complete(system: System) -> None:
@@ -258,6 +285,7 @@ def stop(system: System, timeout: float) -> bool:
         if not _ended(domain, timeout):
             _kill(system, domain)
     system.wanted.unlink(missing_ok=True)
+    _release(system)
     system.emit("stopped")
     return True
 

@@ -92,10 +92,7 @@ def _create(ctx: Context) -> None:
             cloud=args.cloud_init,
             **fields,
         )
-        ip = args.ip
-        if ip is None and (image is None or image.kernel is None) and not args.cloud_init:
-            ip = "dhcp"  # there is no way to tell it another
-        lifecycle.create(system, order.check(system, made), ip, wanted)
+        lifecycle.create(system, order.check(system, made), args.ip, wanted)
         if args.cpu is not None:
             _limit(system, args.cpu)
 
