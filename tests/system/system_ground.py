@@ -114,6 +114,8 @@ class Host:
     def small(self, name="small"):
         """An image that boots nothing but is one: a disk with a partition table."""
         path = self.place / f"{name}.qcow2"
+        if path.exists():
+            return path
         raw = self.place / f"{name}.raw"
         with raw.open("wb") as stream:
             stream.truncate(8 << 20)

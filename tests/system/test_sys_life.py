@@ -131,6 +131,44 @@ def test_saved_states_are_libvirts_and_each_can_be_gone_back_to(host, system):
     assert host.dre("undo", system, "one", check=False).returncode == 3
 
 
+def test_a_renamed_system_keeps_its_saved_states(host, system):
+    host.dre("start", system)
+    host.dre("checkpoint", "save", system, "one")
+    assert "stop it" in host.dre("rename", system, "s9", check=False).stderr
+    host.dre("stop", system, "--timeout", "0")
+    uuid = host.virsh("domuuid", system)
+    host.dre("rename", system, "s9")
+    try:
+        assert (host.virsh("list", "--all", "--name").split(), host.virsh("domuuid", "s9")) == (["s9"], uuid)
+        assert host.virsh("snapshot-list", "s9", "--name").split() == ["one"]
+        host.dre("checkpoint", "restart", "s9", "one")
+        assert (state(host, "s9"), home(host).exists()) == ("running", False)
+        assert str(home(host, "s9") / "disk.qcow2") in host.virsh("domblklist", "s9")
+    finally:
+        host.dre("destroy", "--force", "s9")
+
+
+def test_a_clone_is_another_machine(host, system):
+    host.dre("snapshot", "save", system, "clean")
+    assert host.dre("clone", system, system, check=False).returncode == 1
+    host.dre("clone", system, "s2")
+    try:
+        first, second = (json.loads(host.dre("status", name, "--json", check=False).stdout) for name in (system, "s2"))
+        assert first["uuid"] != second["uuid"]
+        assert (second["ip"] != first["ip"], second["snapshots"], second["base"]) == (True, [], first["base"])
+        macs = {host.virsh("domiflist", name).split()[-1] for name in (system, "s2")}
+        assert len(macs) == 2
+        host.dre("start", system)
+        assert "stop it" in host.dre("clone", system, "s3", check=False).stderr
+        host.dre("clone", system, "s3", "--tag", "clean")
+        host.dre("start", "s2", "s3")
+        assert {state(host, name) for name in (system, "s2", "s3")} == {"running"}
+        told = json.loads(host.call("qemu-img", "info", "-U", "--output=json", home(host, "s3") / "disk.qcow2").stdout)
+        assert told["full-backing-filename"] == str(host.small())
+    finally:
+        host.dre("destroy", "--force", "s2", "s3", check=False)
+
+
 def test_what_is_wrong_leaves_nothing(host, system):
     wrong = (
         (["--base", "/nonexistent"], 3),

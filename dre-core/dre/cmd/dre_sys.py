@@ -17,6 +17,7 @@ GROUPS = {
     "sampling": ("stat",),
     "limiting": ("limit",),
     "linking": ("isolate", "rejoin"),
+    "copying": ("clone", "rename"),
     "saving": ("snapshot", "checkpoint", "undo"),
 }
 

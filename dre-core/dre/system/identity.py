@@ -51,6 +51,8 @@ def credentials(spec: Spec) -> list[str]:
     if spec.ssh_keys:
         text = base64.b64encode("".join(f"{key}\n" for key in spec.ssh_keys).encode()).decode()
         lines += ["d /root/.ssh 0700 root root -", f"f+~ /root/.ssh/authorized_keys 0600 root root - {text}"]
+    if spec.fresh:
+        lines.append("r! /etc/ssh/ssh_host_*")  # before its services start, and make new ones
     octets = base64.b64encode("".join(f"{line}\n" for line in lines).encode()).decode()
     return [f"io.systemd.credential:dre.name={spec.name}", f"io.systemd.credential.binary:tmpfiles.extra={octets}"]
 

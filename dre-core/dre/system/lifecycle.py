@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from xml.etree.ElementTree import SubElement
+from xml.etree.ElementTree import Element, SubElement
 
 from dre import bridge, dnsmasq, files, network
 from dre.errors import DreError, TimedOutError, UsageError
@@ -110,6 +110,22 @@ def _build(system: System, spec: Spec, wanted: Wanted) -> None:
     )
     with hypervisor.translated(f"{system.name}: cannot be defined"):
         hypervisor.connect(system.conf).defineXML(definitions.render(hardware))
+
+
+def tell_guest(system: System, top: Element, spec: Spec) -> None:
+    """Have the definition *top* tell the guest what *spec* says: command line and credentials, or the seed."""
+    if spec.cloud:
+        identity.seed(system.conf, spec, system.home / "seed.iso")
+        return
+    line = top.find("os/cmdline")
+    if line is not None:
+        kept = [word for word in (line.text or "").split() if not word.startswith(("ip=", "systemd.hostname="))]
+        line.text = identity.command_line(system.conf, spec, " ".join(kept))
+    strings = top.find("sysinfo/oemStrings")
+    if strings is not None:
+        strings.clear()
+        for text in identity.credentials(spec):
+            SubElement(strings, "entry").text = text
 
 
 def _overlay(disk: Path, image: Image | None, size: int | None) -> None:
@@ -257,6 +273,20 @@ def complete(system: System) -> None:
     if spec.isolated:
         apply_isolation(system, True)
     limits.apply_net(system, spec.net)
+    if spec.fresh:
+        # Its host keys go at this boot, and only at this one: what it is told next is without that.
+        system.store(replace(spec, fresh=False))
+        redefine(system, replace(spec, fresh=False))
+
+
+def redefine(system: System, spec: Spec) -> None:
+    """Have the guest told what *spec* says from its next start on."""
+    import libvirt
+
+    with hypervisor.translated(system.name):
+        top = definitions.parse(system.need().XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+        tell_guest(system, top, spec)
+        hypervisor.connect(system.conf).defineXML(definitions.to_xml(top))
 
 
 def wait_usable(system: System, timeout: float) -> None:

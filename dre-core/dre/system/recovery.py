@@ -6,39 +6,67 @@ Create and save are undone; destroy, load, undo, restart, isolate, limit and ren
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dre.conf import Conf
 from dre.errors import DreError, TimedOutError
-from dre.system import lifecycle, limits, model, saved
+from dre.system import copying, lifecycle, limits, model, saved
 from dre.system.limits import Limits
 from dre.system.model import System
 
 # Verbs of modules that few commands need.
-_LATE = {"rename": "dre.system.copying", "migrate": "dre.system.migrate", "set": "dre.system.setting"}
+_LATE = {"migrate": "dre.system.migrate", "set": "dre.system.setting"}
 
 
 @contextlib.contextmanager
 def held(conf: Conf, name: str, doomed: bool = False, timeout: float = 60.0) -> Iterator[System]:
     """The system *name*, locked, with nothing unfinished. With *doomed* it is about to be destroyed: do not undo."""
-    system = System(conf, name)
-    with system.locked(timeout):
-        settle(system, doomed)
+    with held_all(conf, [name], doomed, timeout) as (system,):
         yield system
+
+
+@contextlib.contextmanager
+def held_all(conf: Conf, names: Sequence[str], doomed: bool = False, timeout: float = 60.0) -> Iterator[list[System]]:
+    """As `held`, several systems at once, in the order of *names*."""
+    found = [System(conf, name) for name in names]
+    with _locked(found, timeout):
+        for system in found:
+            settle(system, doomed)
+        yield found
+
+
+@contextlib.contextmanager
+def _locked(wanted: Sequence[System], timeout: float) -> Iterator[None]:
+    """The locks of the systems, and of the other names of unfinished renames, always in one order."""
+
+    def needed() -> set[str]:
+        return {name for system in wanted for name in (system.name, *copying.partners(system))}
+
+    while True:
+        names = needed()
+        with contextlib.ExitStack() as locks:
+            for name in sorted(names):
+                locks.enter_context(System(wanted[0].conf, name).locked(timeout))
+            if needed() <= names:
+                yield
+                return
 
 
 def look(conf: Conf, name: str) -> System:
     """The system *name* for reading: what is unfinished is ended first, unless its verb is still at work."""
     system = System(conf, name)
-    if system.home.exists() and system.intent() is not None:
-        with contextlib.suppress(TimedOutError), system.locked(timeout=0):
+    if not system.home.exists() or system.intent() is not None:
+        with contextlib.suppress(TimedOutError), _locked([system], timeout=0):
             settle(system)
     return system
 
 
 def settle(system: System, doomed: bool = False) -> str | None:
     """End what is unfinished, and return its verb."""
+    for name in copying.partners(system):
+        if name != system.name and System(system.conf, name).home.exists():
+            system = System(system.conf, name)  # the intent has gone along with the directory
     try:
         intent = system.intent() if system.home.exists() else None
     except DreError:
@@ -78,6 +106,7 @@ _ENDS = {
     "restart": saved.resume_restart,
     "isolate": lambda system, intent: lifecycle.resume_isolate(system, intent["isolated"]),
     "limit": _limit,
+    "rename": copying.resume,
 }
 
 

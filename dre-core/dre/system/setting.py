@@ -7,13 +7,11 @@ What each property is stands in dre.system.spec; limits are dre.system.limits'.
 import json
 from dataclasses import asdict, replace
 from typing import Any
-from xml.etree.ElementTree import SubElement
 
 from dre import network
 from dre.errors import DreError
 from dre.properties import REFUSED, hook
-from dre.system import domain as definitions
-from dre.system import hypervisor, identity
+from dre.system import lifecycle
 from dre.system.model import RUNNING, System
 from dre.system.spec import PROPERTIES, Spec, field_of
 
@@ -49,31 +47,10 @@ def _become(system: System, old: Spec, new: Spec, keys: list[str]) -> None:
     system.store(new)
     try:
         if {"ip", "ssh-key"} & set(keys):
-            _tell_guest(system, new)
+            lifecycle.redefine(system, new)
     except Exception:
         system.store(old)
         system.done()
         raise
     system.done()
     system.emit("set", keys=keys)
-
-
-def _tell_guest(system: System, spec: Spec) -> None:
-    """What the guest hears at its next start: command line, credentials, seed."""
-    if spec.cloud:
-        identity.seed(system.conf, spec, system.home / "seed.iso")
-        return
-    connection = hypervisor.connect(system.conf)
-    with hypervisor.translated(system.name):
-        top = definitions.parse(system.need().XMLDesc(0))
-        boot = top.find("os")
-        line = boot.find("cmdline") if boot is not None else None
-        if line is not None:
-            kept = [word for word in (line.text or "").split() if not word.startswith(("ip=", "systemd.hostname="))]
-            line.text = identity.command_line(system.conf, spec, " ".join(kept))
-        strings = top.find("sysinfo/oemStrings")
-        if strings is not None:
-            strings.clear()
-            for text in identity.credentials(spec):
-                SubElement(strings, "entry").text = text
-        connection.defineXML(definitions.to_xml(top))

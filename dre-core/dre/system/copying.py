@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A second system like a stopped one, and another name for one. Wants the locks of both names.
+
+A clone is another machine: address, MAC, machine id and ssh host keys are its own. A renamed system stays what it was,
+with all its saved states.
+"""
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from dre import event, network
+from dre.errors import DreError
+from dre.run import run
+from dre.system import address, hypervisor, lifecycle, order, saved
+from dre.system import domain as definitions
+from dre.system.model import RUNNING, System
+from dre.system.saved import SNAPSHOT
+from dre.system.spec import Spec
+
+COPY_WAIT = 3600.0  # seconds for a disk to be copied
+_MACHINE_ID = "systemd.machine_id="
+
+
+def clone(source: System, new: System, tag: str | None, request: str | None) -> Spec:
+    """Make *new* like the stopped system *source*, or like its snapshot *tag*. Raises DreError and its children."""
+    old = source.ours()
+    if tag is None:
+        _need_stopped(source)
+    else:
+        saved.find(source, tag, SNAPSHOT)
+    lifecycle.need_free(new)
+    top = _definition(source)
+    disks = _disks(source, new, top)
+    with network.reserved(new.conf):
+        new.begin(verb="create")
+        try:
+            wanted = None if old.ip is not None and old.ip != "dhcp" else (old.ip or "none")
+            spec = replace(
+                old,
+                name=new.name,
+                created=event.stamp(),
+                ip=address.choose(new.conf, new.name, wanted),
+                mac=address.mac(new.conf, None, new.name),
+                request=request,
+                autostart=False,  # not before somebody has looked at it
+                fresh=not old.cloud,
+            )
+        except DreError:
+            lifecycle.remove(new)
+            raise
+        new.store(spec, durable=False)
+    try:
+        for here, there in disks:
+            _copy(here, there, tag)
+        new.log.parent.mkdir(parents=True, exist_ok=True)
+        _make_other(new, top, spec, old.ip)
+        with hypervisor.translated(f"{new.name}: cannot be defined"):
+            hypervisor.connect(new.conf).defineXML(definitions.to_xml(top))
+    except BaseException:
+        lifecycle.remove(new)
+        raise
+    new.done()
+    new.emit("created", base=spec.base, ip=spec.ip, source=source.name)
+    return spec
+
+
+def _need_stopped(system: System) -> None:
+    state = system.state()
+    if state in RUNNING:
+        raise DreError(f"{system.name}: is {state}; stop it first")
+
+
+def _definition(system: System) -> Element:
+    import libvirt
+
+    with hypervisor.translated(system.name):
+        xml = system.need().XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
+    return definitions.parse(xml)
+
+
+def _disks(source: System, new: System, top: Element) -> list[tuple[Path, Path]]:
+    """Each disk and its copy. Raises DreError for one that is not ours: two systems must not write to it."""
+    found = []
+    for _, path, format in definitions.disks(top):
+        if path.parent != source.home or format != "qcow2":
+            raise DreError(f"{source.name}: its disk {path} is not dre-sys's; it cannot be cloned")
+        found.append((path, new.home / path.name))
+    return found
+
+
+def _copy(source: Path, target: Path, tag: str | None) -> None:
+    """What *source* holds now, or held at *tag*, on the same image; without its saved states."""
+    import json
+
+    told = json.loads(run(["qemu-img", "info", "-U", "--output=json", str(source)], timeout=30).stdout)
+    argv = ["qemu-img", "convert", "-U", "-O", "qcow2"]
+    if tag is not None:
+        argv += ["-l", f"snapshot.name={tag}"]
+    if told.get("full-backing-filename"):
+        argv += ["-B", told["full-backing-filename"], "-F", told["backing-filename-format"]]
+    run([*argv, str(source), str(target)], timeout=COPY_WAIT)
+    target.chmod(0o600)
+
+
+def _make_other(new: System, top: Element, spec: Spec, had: str | None) -> None:
+    """Turn the definition *top* into that of *new*."""
+    for gone in top.findall("uuid"):
+        top.remove(gone)
+    name = top.find("name")
+    old = System(new.conf, (name.text if name is not None else None) or "")
+    _move(top, old, new)
+    for number, made in enumerate(top.iterfind("devices/interface")):
+        mac = made.find("mac")
+        if mac is not None and number == 0 and had is not None:
+            mac.set("address", spec.mac)
+        elif mac is not None:
+            made.remove(mac)
+    lifecycle.tell_guest(new, top, spec)
+    line = top.find("os/cmdline")
+    if line is not None:
+        words = [word for word in (line.text or "").split() if not word.startswith(_MACHINE_ID)]
+        line.text = " ".join([*words, _MACHINE_ID + secrets.token_hex(16)])
+
+
+def _move(top: Element, old: System, new: System) -> None:
+    """Put the name *new* for *old*, and its places, into a definition."""
+    for name in top.findall("name"):
+        name.text = new.name
+    for item in top.iter():
+        for key in ("file", "path"):
+            text = item.get(key, "")
+            if text.startswith(f"{old.home}/"):
+                item.set(key, f"{new.home}/{text.removeprefix(f'{old.home}/')}")
+            elif text == str(old.log):
+                item.set(key, str(new.log))
+    for number, made in enumerate(top.iterfind("devices/interface")):
+        source, target = made.find("source"), made.find("target")
+        if source is not None and target is not None and source.get("bridge"):
+            target.set("dev", definitions.link(source.get("bridge", ""), new.name, number))
+
+
+def rename(old: System, new: System) -> None:
+    """Give the stopped system the name *new*; its saved states stay."""
+    import libvirt
+
+    spec = old.ours()
+    _need_stopped(old)
+    lifecycle.need_free(new)
+    others = order.dependents(old.conf, old.name)
+    if others:
+        raise DreError(f"{old.name}: {', '.join(others)} is after it; change that first")
+    top = _definition(old)
+    _move(top, old, new)
+    lifecycle.tell_guest(new, top, replace(spec, name=new.name))
+    states = []
+    with hypervisor.translated(old.name):
+        for snapshot in sorted(old.need().listAllSnapshots(), key=_age):
+            one = definitions.parse(snapshot.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE))
+            for kind in ("domain", "inactiveDomain"):
+                for inner in one.findall(kind):
+                    _move(inner, old, new)
+            states.append(definitions.to_xml(one))
+    old.begin(verb="rename", old=old.name, new=new.name, domain=definitions.to_xml(top), states=states)
+    _rename(old, new, definitions.to_xml(top), states)
+
+
+def _age(snapshot: Any) -> int:
+    return int(definitions.parse(snapshot.getXMLDesc()).findtext("creationTime") or 0)
+
+
+def resume(system: System, intent: dict[str, Any]) -> None:
+    """End a rename that was killed."""
+    old, new = (System(system.conf, intent[key]) for key in ("old", "new"))
+    _rename(old, new, intent["domain"], intent["states"])
+
+
+def _rename(old: System, new: System, xml: str, states: list[str]) -> None:
+    """Each step may have been done already. The intent goes along with the directory."""
+    import libvirt
+
+    if old.home.exists():
+        old.home.rename(new.home)
+    connection = hypervisor.connect(new.conf)
+    before = old.find()
+    with hypervisor.translated(f"{old.name}: rename"):
+        if before is not None:
+            before.undefineFlags(
+                libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
+            )
+        domain = connection.defineXML(xml)
+        there = set(domain.snapshotListNames())
+        for state in states:
+            if definitions.parse(state).findtext("name") not in there:
+                domain.snapshotCreateXML(state, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+    for end in (".log", *(f".log.{number}" for number in range(4))):
+        log = old.log.with_suffix(end)
+        if log.exists():
+            log.rename(new.log.with_suffix(end))
+    spec = new.spec()
+    if spec is not None:
+        new.store(replace(spec, name=new.name))
+        if spec.isolated:
+            lifecycle.apply_isolation(new, True)
+    new.done()
+    new.emit("renamed", old=old.name)
+
+
+def partners(system: System) -> Iterator[str]:
+    """The names that an unfinished rename of or to this one has."""
+    place = system.home.parent
+    for home in (place.iterdir() if place.is_dir() else ()) if not system.home.exists() else (system.home,):
+        if not (home / "intent.json").exists():
+            continue
+        intent = None
+        with contextlib.suppress(DreError):  # damaged: whoever settles that system says so
+            intent = System(system.conf, home.name).intent()
+        if intent is not None and intent["verb"] == "rename" and system.name in (intent["old"], intent["new"]):
+            yield from (intent["old"], intent["new"])
