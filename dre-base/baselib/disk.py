@@ -54,6 +54,17 @@ def check_tools() -> None:
             raise MissingError(f"{_GRUB / platform_}: not there; apt-get install {package}")
 
 
+def need_room(root: Path, size: int) -> None:
+    """Raise UsageError where what is in *root* cannot fit into a disk of *size* bytes."""
+    held = sum(entry.lstat().st_blocks * 512 for entry in root.rglob("*"))
+    if held > size - _ROOT - _END:
+        raise _too_small(held, size)
+
+
+def _too_small(held: int, size: int) -> UsageError:
+    return UsageError(f"--size {size >> 20}M is too small: the packages take {held >> 20}M, and ext4 more")
+
+
 def make(root: Path, raw: Path, size: int, root_uuid: str, ids: Ids, epoch: int | None) -> None:
     """Write the disk *raw* of *size* bytes with what is in *root*; with *epoch*, no later time is in it.
 
@@ -142,7 +153,7 @@ def _ext4(root: Path, raw: Path, size: int, root_uuid: str, ids: Ids, epoch: int
         said = done.stderr.decode(errors="replace").strip()
         if "Could not allocate" in said or "No space" in said or "no free space" in said.lower():
             held = sum(entry.lstat().st_blocks * 512 for entry in root.rglob("*"))
-            raise UsageError(f"--size {size >> 20}M is too small: the packages take {held >> 20}M, and ext4 more")
+            raise _too_small(held, size)
         raise DreError(f"mke2fs: {said.splitlines()[-1] if said else f'exit status {done.returncode}'}")
     if epoch is not None:
         _set_times(raw, root_uuid, epoch)

@@ -188,6 +188,7 @@ def _build(store: Store, new: Path, name: str, wish: ImageWish, epoch: int | Non
             if step.name != FIRST:
                 progress(f"step {step.name}")
                 run([*debian.MORTAL, str(step), str(root)], env=given)
+        disk.need_room(root, wish.size)
         held = packages.installed(root)
         version = _take_kernel(root, new)
         ordered = root if epoch is None else _in_order(root, new / "ordered", epoch)
@@ -229,7 +230,7 @@ def _system(store: Store, new: Path, wish: Wish, epoch: int | None, progress: de
     with cache.root(words) as kept:
         if kept is not None:
             with layers.over(kept, new / "kept") as root:
-                progress("asking the archives for newer versions")
+                progress(f"asking the archives for newer versions than are in {kept}")
                 if not debian.outdated(root):
                     _install(cache, root, more, new / "debs", progress)
                     yield root

@@ -3,7 +3,7 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,9 @@ def _default_name(ctx: cli.Context) -> str:
     return name
 
 
-def _progress(ctx: cli.Context, name: str) -> Any:
-    return lambda stage: ctx.progress(f"{name}: {stage}")
+def _progress(ctx: cli.Context, name: str) -> Callable[[str], None]:
+    tell = ctx.say if ctx.args.debug else ctx.progress
+    return lambda stage: tell(f"{name}: {stage}")
 
 
 def list_(ctx: cli.Context) -> None:
