@@ -9,22 +9,19 @@ dre.archive, and both must be what the manifest says of them.
 import contextlib
 import io
 import json
-import os
-import subprocess
 import tarfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from dre import archive, event, files, identity, lifecycle, manifest, network, run, snapshot, units
+from dre import archive, event, identity, lifecycle, manifest, network, packing, snapshot, units
 from dre.app import App
 from dre.errors import DreError, UsageError
 from dre.manifest import Allowed
 from dre.spec import Spec
 
 FORMAT = "dre-app/1"
-MANIFEST_MAX = 16 << 20
 _BLOCK = 1 << 20
 
 
@@ -53,12 +50,12 @@ def export(app: App, out: IO[bytes], tag: str | None, *, snapshots: bool, compre
         }
         members = [("delta.tar", delta, size)]
         members += [(f"snapshot/{item.tag}/delta.tar", item.packed, item.size) for item in others]
-        with _compressor(out, compress) as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
+        with packing.compressor(out, compress) as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
             octets = json.dumps(head, indent=1).encode()
-            _add(tar, "manifest.json", io.BytesIO(octets), len(octets))
+            packing.add(tar, "manifest.json", io.BytesIO(octets), len(octets))
             for name, opened, length in members:
                 with opened() as content:
-                    _add(tar, name, content, length)
+                    packing.add(tar, name, content, length)
     finally:
         packed.unlink(missing_ok=True)
     app.emit("exported", digest=digest, tag=tag)
@@ -73,129 +70,9 @@ def _about(app: App, saved: snapshot.Snapshot) -> dict[str, Any]:
     return {**saved.row(), "app": {**manifest.of(app, saved.spec), "identity": saved.base or {}}}
 
 
-def _add(tar: tarfile.TarFile, name: str, content: IO[bytes], size: int) -> None:
-    member = tarfile.TarInfo(name)
-    member.size, member.mode = size, 0o600
-    tar.addfile(member, content)
-
-
-@contextlib.contextmanager
-def _compressor(out: IO[bytes], compress: bool) -> Iterator[IO[bytes]]:
-    """What to write to, for *out* to get it compressed."""
-    if not compress:
-        yield out
-        return
-    with _zstd(["-q", "-3", "-T0", "-c"], stdin=subprocess.PIPE, stdout=out) as child:
-        yield child.stdin  # type: ignore[misc]
-
-
-@contextlib.contextmanager
-def _zstd(options: list[str], **streams: Any) -> Iterator["subprocess.Popen[bytes]"]:
-    """zstd at work. Raises MissingError, and DreError when it ends badly, which is the reason for a broken pipe too."""
-    child = subprocess.Popen([run.need("zstd"), *options], stderr=subprocess.PIPE, **streams)
-    broken: Exception | None = None
-    with child:
-        try:
-            yield child
-        except (BrokenPipeError, tarfile.TarError, DreError) as error:
-            broken = error
-        except BaseException:
-            child.kill()
-            raise
-        for stream in (child.stdin, child.stdout):
-            with contextlib.suppress(BrokenPipeError):
-                if stream:
-                    stream.close()
-        assert child.stderr
-        said = child.stderr.read().decode(errors="replace").strip()
-        # What is read no more ends zstd by SIGPIPE; then ours is the reason.
-        if child.wait() > 0 and said:
-            words = said.splitlines()[-1].removeprefix("zstd: ").replace("/*stdin*\\: ", "")
-            raise DreError(f"zstd: {words}") from broken
-        if broken:
-            raise broken
-
-
-@contextlib.contextmanager
-def target(name: str, standard: IO[bytes]) -> Iterator[IO[bytes]]:
-    """What to write file *name* to, which is replaced at once when all is written; `-` is *standard*.
-
-    What is no file, a FIFO or a device, is written to.
-    """
-    if name == "-":
-        if standard.isatty():
-            raise UsageError("an archive is not for a terminal: give a FILE, or a pipe")
-        yield standard
-        standard.flush()
-        return
-    place = Path(os.path.realpath(name))
-    if place.is_dir():
-        raise DreError(f"{name}: is a directory")
-    if place.exists() and not place.is_file():
-        with open(place, "wb") as stream:
-            yield stream
-        return
-    if not place.parent.is_dir():
-        raise DreError(f"{place.parent}: No such file or directory")
-    part = place.with_name(f"{place.name}.part")
-    try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.rename(place)
-        files.fsync_dir(place.parent)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-@dataclass
-class Incoming:
-    """An archive that is being read: what it says of itself, and then its members one by one."""
-
-    tar: tarfile.TarFile
-    head: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """The name the app had."""
-        return units.name(str(self.head["name"]))
-
-    def member(self, name: str) -> IO[bytes]:
-        """The content of the next member, which must be *name*."""
-        found = self.tar.next()
-        if found is None or found.name != name or not found.isreg():
-            raise DreError(f"not an archive of an app: {name} is missing")
-        content = self.tar.extractfile(found)
-        assert content is not None
-        return content
-
-
-@contextlib.contextmanager
-def opened(name: str, standard: IO[bytes]) -> Iterator[Incoming]:
-    """The archive in file *name*, compressed or not; `-` is *standard*. Raises UsageError when it is none."""
-    with contextlib.ExitStack() as stack:
-        source = standard if name == "-" else stack.enter_context(open(name, "rb"))
-        # With -f it passes on what is not compressed.
-        child = stack.enter_context(_zstd(["-q", "-d", "-c", "-f"], stdin=source, stdout=subprocess.PIPE))
-        try:
-            tar = stack.enter_context(tarfile.open(fileobj=child.stdout, mode="r|", tarinfo=archive.Member))
-            first = tar.next()
-            if first is None or first.name != "manifest.json" or not first.isreg() or first.size > MANIFEST_MAX:
-                raise ValueError("it does not begin with manifest.json")
-            content = tar.extractfile(first)
-            assert content is not None
-            head = json.loads(content.read())
-            if head["format"] != FORMAT:
-                raise ValueError(f"its format is {head['format']!r}, not {FORMAT}")
-        except (ValueError, KeyError, TypeError, RecursionError, tarfile.TarError) as error:
-            raise UsageError(f"{name}: not an archive of an app: {error}") from None
-        yield Incoming(tar, head)
-
-
 def take(
     app: App,
-    incoming: Incoming,
+    incoming: packing.Incoming,
     allowed: Allowed,
     request: str | None,
     *,

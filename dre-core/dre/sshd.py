@@ -84,6 +84,11 @@ def port(word: str) -> int | None:
     return int(word)
 
 
+def is_key(line: str) -> bool:
+    """Whether *line* is a public key as authorized_keys has it."""
+    return line.isprintable() and _KEY.fullmatch(line) is not None
+
+
 def keys(words: list[str]) -> tuple[str, ...]:
     """The lines for authorized_keys of what was given: files, or keys themselves. Raises UsageError."""
     return tuple(line for word in words for line in ([word] if _KEY.fullmatch(word) else _read(Path(word))))
@@ -98,7 +103,7 @@ def _read(file: Path) -> list[str]:
         raise UsageError(f"ssh-key {file}: a private key; give its public half, {file}.pub")
     found = [line for line in lines if line and not line.startswith("#")]
     for line in found:
-        if not line.isprintable() or not _KEY.fullmatch(line):
+        if not is_key(line):
             raise UsageError(f"ssh-key {file}: not a public key: {line[:40]!r}")
     if not found:
         raise UsageError(f"ssh-key {file}: holds no key")

@@ -4,11 +4,14 @@
 The disk here boots nothing, so no guest is asked; QEMU, disk and memory are real.
 """
 
+import hashlib
+import io
 import json
 import os
 import pathlib
 import re
 import subprocess
+import tarfile
 
 import pytest
 from system_ground import BRIDGE, NETWORK, Host
@@ -167,6 +170,64 @@ def test_a_clone_is_another_machine(host, system):
         assert told["full-backing-filename"] == str(host.small())
     finally:
         host.dre("destroy", "--force", "s2", "s3", check=False)
+
+
+def test_an_exported_system_comes_back_under_another_name(host, system):
+    """What is on its disk is the same, octet for octet, and needs no image."""
+    place = host.place / "s1.dre"
+    host.call("qemu-io", "-c", "write -P 7 1M 64k", home(host) / "disk.qcow2")
+    host.dre("export", system, place)
+    host.dre("import", "--as", "s2", place)
+    try:
+        told = json.loads(host.call("qemu-img", "info", "--output=json", home(host, "s2") / "disk.qcow2").stdout)
+        assert "backing-filename" not in told
+        host.call("qemu-img", "compare", home(host) / "disk.qcow2", home(host, "s2") / "disk.qcow2")
+        assert host.dre("import", "--as", "s2", place, check=False).returncode == 1
+        host.dre("start", "s2")
+        assert state(host, "s2") == "running"
+    finally:
+        host.dre("destroy", "--force", "s2")
+
+
+def forged(host, **fields):
+    """An archive that was changed on its way: *fields* of the description, or members."""
+    disk = fields.pop("disk", host.small())
+    octets = disk.read_bytes()
+    system = {"base": "x", "image": None, "memory": 64 << 20, "vcpus": 1, "ip": None, "uefi": False, "cloud": False}
+    about = {"name": "disk.qcow2", "length": len(octets), "sha256": hashlib.sha256(octets).hexdigest()}
+    head = {"format": "dre-sys/1", "name": "s2", "system": {**system, "ssh_keys": []}, "disks": [about]}
+    for key, value in fields.items():
+        (head["system"] if key in head["system"] else about if key in about else head)[key] = value
+    place = host.place / "forged.dre"
+    with tarfile.open(place, "w") as tar:
+        for name, content in (("manifest.json", json.dumps(head).encode()), (about["name"], octets)):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return place
+
+
+def test_a_forged_archive_is_refused(host):
+    secret = host.place / "secret"
+    secret.write_text("secret\n" * 200)
+    hostile = host.place / "hostile.qcow2"
+    host.call("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", secret, hostile, "1M")
+    for fields in (
+        {"disk": hostile},
+        {"sha256": "0" * 64},
+        {"length": 5},
+        {"name": "../../../etc/passwd"},
+        {"memory": -1},
+        {"vcpus": "many"},
+        {"ssh_keys": ["/etc/passwd"]},
+        {"format": "dre-app/1"},
+        {"disks": [{}]},
+    ):
+        done = host.dre("import", forged(host, **fields), check=False)
+        assert (done.returncode in (1, 2), done.stdout, done.stderr.count("\n")) == (True, "", 1), (fields, done.stderr)
+        assert (host.virsh("list", "--all", "--name").split(), home(host, "s2").exists()) == ([], False)
+    host.dre("import", forged(host))
+    host.dre("destroy", "s2")
 
 
 def test_what_is_wrong_leaves_nothing(host, system):

@@ -17,7 +17,7 @@ GROUPS = {
     "sampling": ("stat",),
     "limiting": ("limit",),
     "linking": ("isolate", "rejoin"),
-    "copying": ("clone", "rename"),
+    "copying": ("clone", "rename", "export", "import"),
     "saving": ("snapshot", "checkpoint", "undo"),
 }
 

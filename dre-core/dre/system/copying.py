@@ -30,12 +30,12 @@ def clone(source: System, new: System, tag: str | None, request: str | None) -> 
     """Make *new* like the stopped system *source*, or like its snapshot *tag*. Raises DreError and its children."""
     old = source.ours()
     if tag is None:
-        _need_stopped(source)
+        need_stopped(source)
     else:
         saved.find(source, tag, SNAPSHOT)
     lifecycle.need_free(new)
-    top = _definition(source)
-    disks = _disks(source, new, top)
+    top = definition(source)
+    disks = own_disks(source, top)
     with network.reserved(new.conf):
         new.begin(verb="create")
         try:
@@ -55,8 +55,8 @@ def clone(source: System, new: System, tag: str | None, request: str | None) -> 
             raise
         new.store(spec, durable=False)
     try:
-        for here, there in disks:
-            _copy(here, there, tag)
+        for path in disks:
+            copy(path, new.home / path.name, tag)
         new.log.parent.mkdir(parents=True, exist_ok=True)
         _make_other(new, top, spec, old.ip)
         with hypervisor.translated(f"{new.name}: cannot be defined"):
@@ -69,13 +69,15 @@ def clone(source: System, new: System, tag: str | None, request: str | None) -> 
     return spec
 
 
-def _need_stopped(system: System) -> None:
+def need_stopped(system: System) -> None:
+    """Raise DreError while it runs."""
     state = system.state()
     if state in RUNNING:
         raise DreError(f"{system.name}: is {state}; stop it first")
 
 
-def _definition(system: System) -> Element:
+def definition(system: System) -> Element:
+    """What libvirt starts it with."""
     import libvirt
 
     with hypervisor.translated(system.name):
@@ -83,25 +85,25 @@ def _definition(system: System) -> Element:
     return definitions.parse(xml)
 
 
-def _disks(source: System, new: System, top: Element) -> list[tuple[Path, Path]]:
-    """Each disk and its copy. Raises DreError for one that is not ours: two systems must not write to it."""
+def own_disks(system: System, top: Element) -> list[Path]:
+    """Its disks. Raises DreError for one that is not ours: two systems must not write to it."""
     found = []
     for _, path, format in definitions.disks(top):
-        if path.parent != source.home or format != "qcow2":
-            raise DreError(f"{source.name}: its disk {path} is not dre-sys's; it cannot be cloned")
-        found.append((path, new.home / path.name))
+        if path.parent != system.home or format != "qcow2":
+            raise DreError(f"{system.name}: its disk {path} is not dre-sys's; do that without it")
+        found.append(path)
     return found
 
 
-def _copy(source: Path, target: Path, tag: str | None) -> None:
-    """What *source* holds now, or held at *tag*, on the same image; without its saved states."""
+def copy(source: Path, target: Path, tag: str | None, whole: bool = False) -> None:
+    """What *source* holds now, or held at *tag*, on the same image or *whole*; without its saved states."""
     import json
 
     told = json.loads(run(["qemu-img", "info", "-U", "--output=json", str(source)], timeout=30).stdout)
     argv = ["qemu-img", "convert", "-U", "-O", "qcow2"]
     if tag is not None:
         argv += ["-l", f"snapshot.name={tag}"]
-    if told.get("full-backing-filename"):
+    if told.get("full-backing-filename") and not whole:
         argv += ["-B", told["full-backing-filename"], "-F", told["backing-filename-format"]]
     run([*argv, str(source), str(target)], timeout=COPY_WAIT)
     target.chmod(0o600)
@@ -149,12 +151,12 @@ def rename(old: System, new: System) -> None:
     import libvirt
 
     spec = old.ours()
-    _need_stopped(old)
+    need_stopped(old)
     lifecycle.need_free(new)
     others = order.dependents(old.conf, old.name)
     if others:
         raise DreError(f"{old.name}: {', '.join(others)} is after it; change that first")
-    top = _definition(old)
+    top = definition(old)
     _move(top, old, new)
     lifecycle.tell_guest(new, top, replace(spec, name=new.name))
     states = []

@@ -79,12 +79,17 @@ class Wanted:
     ) -> None:
         self.image, self.virt, self.memory, self.vcpus, self.size = image, virt_kind, memory, vcpus, size
         self.extras, self.bridges, self.iso, self.uefi = extras, bridges, iso, uefi
+        # Brings the disks into the home of the system, in place of an empty one on the image; returns them.
+        self.fill: Callable[[Path], list[Path]] | None = None
 
 
 def _build(system: System, spec: Spec, wanted: Wanted) -> None:
     system.log.parent.mkdir(parents=True, exist_ok=True)
-    _overlay(system.disk, wanted.image, wanted.size)
-    extras = tuple(_extra(system, number, word) for number, word in enumerate(wanted.extras, 2))
+    if wanted.fill is not None:
+        extras = tuple(Extra(path, "qcow2") for path in wanted.fill(system.home)[1:])
+    else:
+        _overlay(system.disk, wanted.image, wanted.size)
+        extras = tuple(_extra(system, number, word) for number, word in enumerate(wanted.extras, 2))
     seed = system.home / "seed.iso" if spec.cloud else None
     if seed is not None:
         identity.seed(system.conf, spec, seed)

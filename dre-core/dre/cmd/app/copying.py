@@ -61,20 +61,20 @@ def _rename(ctx: Context) -> None:
 
 
 def _export(ctx: Context) -> None:
-    from dre import portable
+    from dre import packing, portable
 
     args = ctx.args
     cli.need_root("dre-app export")
-    with recovery.held(ctx.conf, args.name) as app, portable.target(args.file, sys.stdout.buffer) as out:
+    with recovery.held(ctx.conf, args.name) as app, packing.target(args.file, sys.stdout.buffer) as out:
         portable.export(app, out, args.tag, snapshots=args.snapshots, compress=not args.no_compress)
 
 
 def _import(ctx: Context) -> None:
-    from dre import manifest, portable
+    from dre import manifest, packing, portable
 
     args = ctx.args
     allowed = manifest.Allowed(args.allow_privileged, args.allow_setuid, tuple(args.allow_bind))
-    with portable.opened(args.file, sys.stdin.buffer) as incoming:
+    with packing.opened(args.file, sys.stdin.buffer, portable.FORMAT) as incoming:
         name = args.new or incoming.name
         with recovery.held(ctx.conf, name) as app:
             if args.again and app.exists() and app.spec().request == args.request_id:
