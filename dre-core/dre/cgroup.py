@@ -155,12 +155,15 @@ class Group:
         return {kind: _shares(text) for kind, text in told.items()} if any(told.values()) else None
 
     def frozen(self) -> bool:
-        """Whether its processes are held."""
+        """Whether its processes are held. Raises OSError when the group is gone."""
         if self.v2:
             return _field(self._text("", "cgroup.events"), "frozen") == 1
-        group = self._membership.partition(":freezer:/")[2].partition("\n")[0]
-        if not group:
+        _, known, rest = self._membership.partition(":freezer:/")
+        if not known:
             raise DreError("the kernel has no freezer control group")
+        group = rest.partition("\n")[0]
+        if not group:  # of a process that ends the kernel says so, and no app is in the root group
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
         with open(f"{self.root}/freezer/{_container(group)}/freezer.state") as file:
             return not file.read().startswith("THAWED")
 

@@ -354,18 +354,20 @@ def thaw(app: App) -> bool:
         raise DreError(f"{app.name}: cannot thaw: it is {state}")
     init = app.init_pid()
     if init is None or not _unfreeze(app, init):
-        raise DreError(f"{app.name}: LXC could not thaw it")
+        raise DreError(f"{app.name}: could not be thawed")
     app.emit("thawed")
     return True
 
 
 def _unfreeze(app: App, init: int) -> bool:
-    """Let the processes of the frozen app run; whether LXC could. Raises OSError when it has ended."""
-    thawed = bool(app.container().unfreeze())
+    """Let the processes of the frozen app run; whether that could be done. Raises OSError when it has ended."""
     group = cgroup.Group.of(init)
-    if group.frozen():  # LXC's monitor was killed, and so will be the app, once it can
-        group.write(*(("", "cgroup.freeze", "0") if group.v2 else ("freezer", "freezer.state", "THAWED")))
-    return thawed
+    app.container().unfreeze()  # what it answers is not to be believed where monitor or init were killed
+    with contextlib.suppress(OSError):  # killed while frozen, it ends now, and so does its group
+        if group.frozen():  # LXC's monitor was killed, and so will be the app, once it can
+            group.write(*(("", "cgroup.freeze", "0") if group.v2 else ("freezer", "freezer.state", "THAWED")))
+        return not group.frozen()
+    return True
 
 
 def destroy(app: App) -> None:

@@ -4,6 +4,7 @@
 import pytest
 from dre import cgroup
 from dre.cgroup import Group, HeldGroup
+from dre.errors import DreError
 
 V1 = "".join(
     f"{number}:{controllers}:/lxc.payload.web1-1\n"
@@ -92,6 +93,12 @@ def test_pressure_of_a_hybrid_host_is_in_its_version_2(v1):
     group = Group(V1 + "0::/lxc.payload.web1-1\n", v1)
     assert group.pressure() == {"cpu": {}, "memory": {"some": 3.0}, "io": {}}
     assert (group.strain().periods, group.strain().oom_kills) == (0, None)
+
+
+def test_whether_a_process_that_ends_is_held_is_not_known(v1):
+    for ending, error in (("6:freezer:/\n", ProcessLookupError), ("", DreError)):
+        with pytest.raises(error):
+            Group("4:memory:/\n" + ending, v1).frozen()
 
 
 def test_a_held_group_reads_again_and_closes(v2):
