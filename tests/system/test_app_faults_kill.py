@@ -5,7 +5,7 @@ strace kills at the Nth system call that changes a name. DRE_KILLS is how many o
 (default 2; all when it is 50). The other verbs are killed
 - start, stop, restart, freeze, thaw, undo, and limit of a running app: in test_app_survives_kill.py, by the clock
 - clone, rename, import: in test_app_copy_survives_kill.py
-- checkpoint save and restart: in test_app_checkpoint_survives_kill.py
+- checkpoint save and restart, and delete of what CRIU made: in test_app_checkpoint_survives_kill.py
 - migrate, receive: in test_app_migrate_survives_kill.py
 - set, isolate, rejoin, adopt of an app with all it may have: in test_app_set.py, _isolate.py, _adopt.py
 - start and stop of an app with ports of the host: in test_app_publish.py; cgroup: in test_app_groups.py
@@ -42,6 +42,7 @@ VERBS = {
     "load": (("create", "push", "save", "other"), ("snapshot", "load", NAME, "good"), (0,)),
     "delete": (("create", "push", "save"), ("snapshot", "delete", NAME, "good"), (0, 3)),
     "prune": (("create", "save", "second"), ("snapshot", "prune", NAME, "--keep", "1"), (0,)),
+    "forget": (("create", "checkpoint"), ("checkpoint", "delete", NAME, "good"), (0, 3)),
     "adopt": ((), ("adopt", NAME, "--ip", "none", "--privileged", "--", "sh"), (0,)),
     "push": ((), ("push", NAME, "FILE", "/etc/file"), (0,)),
     "other": ((), ("push", NAME, "OTHER", "/etc/file"), (0,)),
@@ -77,7 +78,20 @@ class World:
             text = f"lxc.rootfs.path = dir:{self.directory / NAME / 'rootfs'}\nlxc.uts.name = {NAME}\n"
             (self.directory / NAME / "config").write_text(text)
         for earlier in VERBS[verb][0]:
-            self(*VERBS[earlier][1])
+            if earlier == "checkpoint":
+                self.checkpoint()
+            else:
+                self(*VERBS[earlier][1])
+
+    def checkpoint(self):
+        """What looks like one: to make it takes CRIU, and to delete it does not."""
+        place = self.home / NAME / "checkpoint/good"
+        (place / "images").mkdir(parents=True)
+        for name in ("images/core-1.img", "images/pages-1.img", "delta.tar", "log"):
+            (place / name).write_text("good\n")
+        meta = dict.fromkeys(("created", "digest", "init", "kernel", "criu"), "good") | {"size": 20, "base": {}}
+        spec = json.loads((self.home / NAME / "app.json").read_text())
+        (place / "meta.json").write_text(json.dumps({**meta, "spec": spec, "files": {}}))
 
     def killed_at(self, change, *argv):
         """Run dre-app, killed as it begins *change*; False when it does not come to that."""
@@ -106,13 +120,14 @@ class World:
         spec = json.loads((self.home / NAME / "app.json").read_text())
         del spec["created"]
         tags = sorted(path.name for path in (self.home / NAME / "snapshot").glob("[!.]*"))
+        tags += sorted(str(path) for path in (self.home / NAME / "checkpoint").glob("[!.]*/**/*"))
         files = {path.name: path.read_text() for path in (self.directory / NAME / "delta").rglob("*") if path.is_file()}
         derived = [(self.directory / NAME / name).read_text() for name in ("config", "command")]
         return [spec, tags, files, *derived]
 
     def halves(self):
         """Names on the disk that only a verb at work may have."""
-        found = [*self.home.glob(".*"), *self.home.glob("*/.*"), *self.home.glob("*/snapshot/.*")]
+        found = [path for depth in (".*", "*/.*", "*/snapshot/.*", "*/checkpoint/.*") for path in self.home.glob(depth)]
         found += [*self.home.glob("*/intent.json"), *self.directory.glob("*/.*")]
         return found + [path for part in ("new", "old") for path in self.directory.glob(f"*/delta.{part}")]
 
