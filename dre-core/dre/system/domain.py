@@ -55,6 +55,8 @@ def render(wanted: Hardware) -> str:
     """The XML to define."""
     top = Element("domain", type=wanted.virt)
     _text(top, "name", wanted.name)
+    # Another one after each way back: the guest's kernel then makes its random numbers anew; see VMGENID.
+    SubElement(top, "genid")
     _text(top, "memory", str(wanted.memory), unit="b")
     _text(top, "vcpu", str(wanted.vcpus), placement="static")
     # Shared with a file descriptor, so that memory can be looked at from outside (dre-lms); see memfd_create(2).

@@ -79,6 +79,7 @@ class Wanted:
     ) -> None:
         self.image, self.virt, self.memory, self.vcpus, self.size = image, virt_kind, memory, vcpus, size
         self.extras, self.bridges, self.iso, self.uefi = extras, bridges, iso, uefi
+        self.warm: str | None = None  # a warm state, whose disk the first one is layered on
         # Brings the disks into the home of the system, in place of an empty one on the image; returns them.
         self.fill: Callable[[Path], list[Path]] | None = None
 
@@ -88,7 +89,7 @@ def _build(system: System, spec: Spec, wanted: Wanted) -> None:
     if wanted.fill is not None:
         extras = tuple(Extra(path, "qcow2") for path in wanted.fill(system.home)[1:])
     else:
-        _overlay(system.disk, wanted.image, wanted.size)
+        _overlay(system.disk, _below(system, wanted), wanted.size)
         extras = tuple(_extra(system, number, word) for number, word in enumerate(wanted.extras, 2))
     seed = system.home / "seed.iso" if spec.cloud else None
     if seed is not None:
@@ -115,6 +116,15 @@ def _build(system: System, spec: Spec, wanted: Wanted) -> None:
     )
     with hypervisor.translated(f"{system.name}: cannot be defined"):
         hypervisor.connect(system.conf).defineXML(definitions.render(hardware))
+
+
+def _below(system: System, wanted: Wanted) -> Image | None:
+    """What the first disk is layered on."""
+    if wanted.warm is None or wanted.image is None:
+        return wanted.image
+    from dre.system import warm  # it needs this module
+
+    return replace(wanted.image, disk=warm.find(system.conf, wanted.warm).disk)
 
 
 def tell_guest(system: System, top: Element, spec: Spec) -> None:
@@ -207,8 +217,8 @@ def destroy(system: System) -> list[str]:
     return kept
 
 
-def start(system: System) -> bool:
-    """Start the system; False when it runs already."""
+def start(system: System, say: Callable[[str], object] = str) -> bool:
+    """Start the system; False when it runs already. *say* is told where a warm start had to become a cold one."""
     domain = system.need()
     state = system.state()
     if state == "frozen":
@@ -217,8 +227,9 @@ def start(system: System) -> bool:
         complete(system)  # the start that made it run may have been killed before this
         return False
     prepare(system)
-    with hypervisor.translated(f"{system.name}: cannot start"):
-        domain.create()
+    if not _warmly(system, say):
+        with hypervisor.translated(f"{system.name}: cannot start"):
+            domain.create()
     try:
         complete(system)
     except DreError:
@@ -226,6 +237,25 @@ def start(system: System) -> bool:
         raise
     system.emit("started", pid=_pid(system))
     return True
+
+
+def _warmly(system: System, say: Callable[[str], object]) -> bool:
+    """Start a system that is to go on from a warm state; False where it is none, or that failed: then it boots."""
+    spec = system.spec()
+    if spec is None or spec.warm is None:
+        return False
+    from dre.system import warm  # it needs this module
+
+    try:
+        warm.awake(system, spec)
+        return True
+    except DreError as error:
+        say(f"{system.name}: boots, for it could not go on from its warm state: {error}")
+        stop(system, 0.0)
+        prepare(system)
+        return False
+    finally:
+        system.store(replace(spec, warm=None))  # once: from now on its disk is another
 
 
 def _pid(system: System) -> int | None:

@@ -34,6 +34,7 @@ class Spec:
     snapshot_every: float | None = None  # seconds
     snapshot_keep: int = 4
     cloud: bool = False  # it is told who it is by a seed of cloud-init
+    warm: str | None = None  # the warm state that its first start goes on from
     fresh: bool = False  # a clone that has not been started: its ssh host keys are still another's
 
     def to_json(self) -> str:

@@ -36,6 +36,8 @@ def add(table: Any) -> None:
     create.add_argument("--iso", metavar="FILE", help="a CD to boot from, with a screen by VNC on this host")
     create.add_argument("--uefi", action="store_true", help="boot by UEFI firmware")
     create.add_argument("--cloud-init", action="store_true", help="tell a cloud image who it is by a NoCloud seed")
+    text = "go on, at its first start, from a guest of the image that was booted once"
+    create.add_argument("--warm", action="store_true", help=text)
     spec.add_options(create)
     destroy = verbs.changing(table, "destroy", _destroy, "remove stopped systems and their saved states")
     destroy.add_argument("--force", action="store_true", help="stop them first")
@@ -81,6 +83,8 @@ def _create(ctx: Context) -> None:
         lifecycle.need_free(system)  # before what is wanted is looked at: all of it may be right but for the name
         image = _image(ctx)
         wanted = _wanted(ctx, system, image)
+        if args.warm:
+            wanted.warm = _warmed(ctx, image, wanted)
         fields: dict[str, Any] = {"ssh_keys": _default_keys(ctx), **spec.from_options(args)}
         fields.pop("ip", None)  # given to create apart, for it is chosen under a lock
         made = Spec(
@@ -90,6 +94,7 @@ def _create(ctx: Context) -> None:
             mac=args.mac or "",
             request=args.request_id,
             cloud=args.cloud_init,
+            warm=wanted.warm,
             **fields,
         )
         lifecycle.create(system, order.check(system, made), args.ip, wanted)
@@ -140,6 +145,23 @@ def _wanted(ctx: Context, system: System, image: Image | None) -> Wanted:
         iso,
         args.uefi,
     )
+
+
+def _warmed(ctx: Context, image: Image | None, wanted: Wanted) -> str:
+    args = ctx.args
+    other = [word for word in ("disk", "nic", "iso", "uefi", "cloud_init", "disk_size") if getattr(args, word)]
+    if image is None or other or args.ip == "none":
+        what = f"--{other[0].replace('_', '-')}" if other else "--ip none" if args.ip == "none" else "no image"
+        raise UsageError(f"--warm: not with {what}: it goes on from a guest that had none")
+    from dre.system import warm
+
+    def progress(text: str) -> None:
+        ctx.progress(f"{args.name}: its image {text}")
+
+    try:
+        return warm.make(ctx.conf, image, wanted.virt, wanted.memory, wanted.vcpus, progress)
+    finally:
+        ctx.progress("")
 
 
 def _default_keys(ctx: Context) -> tuple[str, ...]:

@@ -46,12 +46,12 @@ def each_held(ctx: Context, work: Callable[[System], object], doomed: bool = Fal
     verbs.each(ctx, ctx.args.names, held)
 
 
-def start_in_order(ctx: Context, names: Sequence[str], work: Callable[[System], object] = lifecycle.start) -> None:
-    """Start the systems *names*, by *work*, each after those it is after, which are started too."""
+def start_in_order(ctx: Context, names: Sequence[str], work: Callable[[System], object] | None = None) -> None:
+    """Start the systems *names*, by *work* where given, each after those it is after, which are started too."""
 
     def held(name: str) -> None:
         with recovery.held(ctx.conf, name) as system:
-            work(system) if name in names else lifecycle.start(system)
+            work(system) if work and name in names else lifecycle.start(system, ctx.say)
 
     verbs.start_each(ctx, order.sequence(ctx.conf, names), lambda name: order.after(ctx.conf, name), held)
 
@@ -74,7 +74,7 @@ def _stop(ctx: Context) -> None:
 def _restart(ctx: Context) -> None:
     def work(system: System) -> None:
         lifecycle.stop(system, ctx.args.timeout)
-        lifecycle.start(system)
+        lifecycle.start(system, ctx.say)
 
     start_in_order(ctx, ctx.args.names, work)
     _wait(ctx)

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Warm start: a guest of an image that was booted once and saved, from which a new system goes on within seconds.
+
+One warm state per image, memory, number of processors and QEMU: its disk, onto which those of new systems are layered,
+and libvirt's save file. A system made of it shares nothing that tells machines apart: name, address, MAC, machine id,
+ssh host keys and random numbers are its own before its link is up.
+"""
+
+import contextlib
+import hashlib
+import json
+import secrets
+import shutil
+import struct
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+from xml.etree.ElementTree import Element
+
+from dre import event, files
+from dre.conf import Conf
+from dre.errors import DreError
+from dre.images import Image
+from dre.run import need, run
+from dre.spec import DHCP
+from dre.system import address, hypervisor, lifecycle, virt
+from dre.system import domain as definitions
+from dre.system.agent import Agent
+from dre.system.model import System
+from dre.system.spec import Spec
+
+BOOT_WAIT = 600.0  # seconds for the image to boot once; under TCG it takes a minute
+KEPT = 4  # warm states that nothing uses
+# The head of a save file, src/qemu/qemu_saveimage.h of libvirt: magic, version, length of XML and cookie together,
+# whether it ran, compression, where the cookie begins, 14 words without use.
+_HEAD = struct.Struct("<16s19I")
+_MAGIC, _VERSION = b"LibvirtQemudSave", 2
+
+# Before it is saved: nothing of it that must differ may be there, and no service may use what is still to come.
+_SETTLE = """
+systemctl is-system-running --wait >/dev/null || true
+systemctl stop ssh ssh.socket 2>/dev/null || true
+rm -f /etc/ssh/ssh_host_*
+ip link set eth0 down
+sync
+"""
+_AWAKE = """
+set -eu
+date -u -s "@$NOW" >/dev/null
+printf %s "$SEED" >/dev/urandom
+printf '%s\\n' "$MACHINE" >/etc/machine-id
+printf '%s\\n' "$NAME" >/etc/hostname
+hostname "$NAME"
+mkdir -p -m 700 /root/.ssh
+printf %s "$KEYS" >/root/.ssh/authorized_keys
+chmod 600 /root/.ssh/authorized_keys
+rm -f /etc/systemd/network/50-dre.network
+[ -z "$NETWORK" ] || printf %s "$NETWORK" >/etc/systemd/network/50-dre.network
+ip link set eth0 address "$MAC"
+networkctl reload
+systemctl --no-block restart dre-ssh-keys ssh
+"""
+
+
+@dataclass(frozen=True)
+class Warm:
+    """A warm state in *directory*: disk.qcow2, state, template.xml."""
+
+    directory: Path
+
+    @property
+    def disk(self) -> Path:
+        """What new disks are layered on."""
+        return self.directory / "disk.qcow2"
+
+    @property
+    def state(self) -> Path:
+        """libvirt's save file."""
+        return self.directory / "state"
+
+    def whole(self) -> bool:
+        """Whether it was made to its end: the description is written last."""
+        return (self.directory / "meta.json").exists()
+
+
+def find(conf: Conf, key: str) -> Warm:
+    """The warm state *key*, which may or may not exist."""
+    return Warm(conf.core_state_dir / "sys" / "warm" / key)
+
+
+def key(image: Image, kind: str, memory: int, vcpus: int) -> str:
+    """What a warm state depends on, as its name."""
+    qemu = Path(need(virt.QEMU)).stat()
+    told = [image.manifest.get("sha256"), str(image.disk), kind, memory, vcpus, qemu.st_size, qemu.st_mtime_ns]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
+
+
+def make(conf: Conf, image: Image, kind: str, memory: int, vcpus: int, progress: Callable[[str], None]) -> str:
+    """Have a warm state of *image*, booting it once where there is none; returns its key.
+
+    Raises DreError and its children, with nothing left.
+    """
+    if image.kernel is None:
+        raise DreError(f"{image.name}: cannot be warm: it is not an image of dre-base")
+    name = key(image, kind, memory, vcpus)
+    warm = find(conf, name)
+    with files.lock(conf.core_run_dir / "lock" / f"warm-{name}", timeout=BOOT_WAIT + 60):
+        if not warm.whole():
+            _build(conf, warm, image, kind, memory, vcpus, progress)
+    return name
+
+
+def _build(
+    conf: Conf, warm: Warm, image: Image, kind: str, memory: int, vcpus: int, progress: Callable[[str], None]
+) -> None:
+    template = System(conf, f"warm-{warm.directory.name}")
+    lifecycle.remove(template)  # of one that was killed
+    shutil.rmtree(warm.directory, ignore_errors=True)
+    _forget_oldest(warm.directory.parent)
+    warm.directory.mkdir(parents=True, mode=0o711)
+    spec = Spec(template.name, image.name, event.stamp(), "", ssh_keys=())
+    wanted = lifecycle.Wanted(image, kind, memory, vcpus)
+    try:
+        lifecycle.create(template, spec, DHCP, wanted)
+        lifecycle.isolate(template, True)  # nobody shall get to know it
+        progress("boots once")
+        lifecycle.start(template)
+        lifecycle.wait_usable(template, BOOT_WAIT)
+        domain = template.need()
+        ended = Agent(template.name, domain).run(["/bin/sh", "-c", _SETTLE], timeout=BOOT_WAIT)
+        if ended.status != 0:
+            raise DreError(f"{image.name}: cannot be warm: {ended.stderr.decode(errors='replace').strip()[-200:]}")
+        progress("is saved")
+        with hypervisor.translated(f"{image.name}: cannot be saved"):
+            domain.save(str(warm.state))
+        template.disk.rename(warm.disk)
+        warm.disk.chmod(0o444)
+        files.write_atomic(warm.directory / "meta.json", json.dumps({"image": image.name, "memory": memory}) + "\n")
+    except BaseException:
+        shutil.rmtree(warm.directory, ignore_errors=True)
+        raise
+    finally:
+        with contextlib.suppress(DreError):
+            lifecycle.stop(template, 0.0)
+        lifecycle.remove(template)
+
+
+def _forget_oldest(place: Path) -> None:
+    """Remove what is more than KEPT warm states that no disk is layered on."""
+    if not place.is_dir():
+        return
+    used = {_below(disk) for disk in (place.parent / "state").glob("*/*.qcow2")}
+    free = [entry for entry in place.iterdir() if entry / "disk.qcow2" not in used]
+    for entry in sorted(free, key=lambda path: path.stat().st_mtime)[: max(len(free) - KEPT, 0)]:
+        shutil.rmtree(entry)
+
+
+def _below(disk: Path) -> Path | None:
+    done = run(["qemu-img", "info", "-U", "--output=json", str(disk)], check=False, timeout=30)
+    found = json.loads(done.stdout).get("full-backing-filename") if done.returncode == 0 else None
+    return Path(found) if found else None
+
+
+def awake(system: System, spec: Spec) -> None:
+    """Let the new system *system* go on from its warm state, as a machine of its own. Raises DreError and children."""
+    warm = find(system.conf, str(spec.warm))
+    if not warm.whole():
+        raise DreError(f"{system.name}: its warm state is not there any more")
+    with files.lock(system.conf.core_run_dir / "lock" / f"warm-{spec.warm}", timeout=120):
+        _introduce(system, warm)
+        with hypervisor.translated(f"{system.name}: warm start"):
+            hypervisor.connect(system.conf).restore(str(warm.state))
+    _tell(system, spec)
+
+
+def _introduce(system: System, warm: Warm) -> None:
+    """Put the definition of *system* into the head of the save file, in place: the memory behind it is not copied.
+
+    Raises DreError for a file of another kind.
+    """
+    kept = warm.directory / "head"  # as libvirt wrote it: in the file itself is that of the last one, or half of it
+    with warm.state.open("r+b") as stream:
+        if not kept.exists():
+            files.write_atomic(kept, _read_head(warm.state, stream))
+        octets = kept.read_bytes()
+        head, body = list(_HEAD.unpack(octets[: _HEAD.size])), octets[_HEAD.size :]
+        length, cookie = head[2], head[5]
+        xml, rest = body[: cookie or length].rstrip(b"\0"), body[cookie:].rstrip(b"\0") if cookie else b""
+        try:
+            text = _become(system, definitions.parse(xml.decode())).encode() + b"\0"
+        except (AttributeError, SyntaxError, ValueError) as error:  # a ParseError is a SyntaxError
+            raise DreError(f"{warm.state}: no definition of libvirt's in it: {error!r}") from None
+        if len(text) + len(rest) + 1 > length:
+            raise DreError(f"{warm.state}: no room for the definition of {system.name}")
+        head[5] = len(text) if rest else 0
+        stream.seek(0)
+        stream.write(_HEAD.pack(*head) + (text + rest).ljust(length, b"\0"))
+
+
+def _read_head(path: Path, stream: IO[bytes]) -> bytes:
+    """All that stands before the memory. Raises DreError for a file of another kind."""
+    octets = stream.read(_HEAD.size)
+    head = _HEAD.unpack(octets) if len(octets) == _HEAD.size else (b"",)
+    if head[0] != _MAGIC or head[1] != _VERSION or not head[5] < head[2] < 1 << 24:
+        raise DreError(f"{path}: a save file of a libvirt that this version does not know")
+    return octets + stream.read(head[2])
+
+
+def _become(system: System, top: Element) -> str:
+    """The definition of the running template as that of *system*."""
+    own = definitions.parse(system.need().XMLDesc(0))
+    for tag in ("name", "uuid", "genid"):
+        _one(top, tag).text = _one(own, tag).text
+    template = System(system.conf, f"warm-{system.ours().warm}")
+    for item in top.iter():
+        for where in ("file", "path"):
+            text = item.get(where, "")
+            if text == str(template.log):
+                item.set(where, str(system.log))
+            elif text.startswith(f"{template.home}/"):
+                item.set(where, f"{system.home}/{text.removeprefix(f'{template.home}/')}")
+    for mine, theirs in zip(top.iterfind("devices/interface"), own.iterfind("devices/interface"), strict=True):
+        for tag, attribute in (("mac", "address"), ("target", "dev")):
+            _one(mine, tag).set(attribute, _one(theirs, tag).get(attribute, ""))
+    for channel in top.iterfind("devices/channel/source"):
+        channel.attrib.pop("path", None)  # libvirt gives each domain its own
+    backing = top.find("devices/disk/backingStore")
+    if backing is not None:  # there is one layer more than the template had
+        _one(top, "devices/disk").remove(backing)
+    return definitions.to_xml(top)
+
+
+def _one(top: Element, path: str) -> Element:
+    """What stands at *path*. Raises ValueError where nothing does."""
+    found = top.find(path)
+    if found is None:
+        raise ValueError(f"{path} is missing")
+    return found
+
+
+def _tell(system: System, spec: Spec) -> None:
+    """Give the guest what is its own, then its link."""
+    agent = Agent(system.name, system.need())
+    agent.wait(time.monotonic() + 60)
+    variables = {
+        "NOW": f"{time.time():.3f}",
+        "SEED": secrets.token_hex(64),
+        "MACHINE": uuid.uuid4().hex,
+        "NAME": spec.name,
+        "KEYS": "".join(f"{line}\n" for line in spec.ssh_keys),
+        "MAC": spec.mac,
+        "NETWORK": _network(system.conf, spec),
+    }
+    ended = agent.run(["/bin/sh", "-c", _AWAKE], env=variables, timeout=120)
+    if ended.status != 0:
+        said = hypervisor.plain(ended.stderr.decode(errors="replace").strip())
+        raise DreError(f"{system.name}: warm start: the guest did not take its own identity: {said}")
+    if not spec.isolated:
+        lifecycle.apply_isolation(system, False)
+    agent.run(["ip", "link", "set", "eth0", "up"], timeout=30)
+
+
+def _network(conf: Conf, spec: Spec) -> str:
+    """A file of systemd.network(5) for a fixed address; nothing for DHCP."""
+    if spec.ip in (None, DHCP):
+        return ""
+    lines = ["[Match]", "Name=eth0", "[Network]", f"Address={spec.ip}"]
+    way = address.gateway(conf, str(spec.ip))
+    lines += [f"Gateway={way}"] if way else []
+    lines += [f"DNS={server}" for server in address.name_servers(conf)]
+    return "".join(f"{line}\n" for line in lines)
