@@ -12,12 +12,20 @@ import shutil
 import subprocess
 import tempfile
 import time
+import uuid
 
 import pytest
-from conftest import environment, program
+from programs import environment, program
 
 PRIVATE = ("/run/libvirt", "/etc/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt")
 BRIDGE, NETWORK = "dret7", "10.231.107"
+
+# Real mode: ebp = 0; tick: hlt (until the timer's next interrupt); ebp++; store it at 0x8000; its eight hexadecimal
+# digits and a newline to port 0x3f8; each 16th time write 0x8000 to the disk's second sector (int 13h); again.
+COUNTER = bytes.fromhex(
+    "31c08ed88ec06631edfbf4664566892e0080be08006689eb66c1c30488d8240f04303c3976020427baf803ee4e75e9b00aeef7c50f0075d2"
+    "b80103b90200ba8000bb0080cd13ebc2"
+)
 
 
 def need(*programs):
@@ -30,13 +38,10 @@ def need(*programs):
 class Host:
     """A host of systems. Use it as a `with`-block; `dre` and `virsh` run on it."""
 
+    unshared = ("--mount",)
+
     def __init__(self):
-        need("libvirtd", "virsh", "qemu-system-x86_64", "qemu-img", "nsenter")
-        if os.geteuid() != 0:
-            pytest.skip("needs root")
-        # Not below /tmp of pytest's, through which QEMU's user could not pass.
-        self.place = pathlib.Path(tempfile.mkdtemp(prefix="dre-sys-", dir="/var/tmp"))
-        self.place.chmod(0o755)
+        self._prepare()
         self.conf = self.place / "dre.conf"
         keys = {
             "DRE_CORE_STATE_DIR": self.place / "state",
@@ -52,7 +57,18 @@ class Host:
         }
         self.conf.write_text("".join(f'{key}="{value}"\n' for key, value in keys.items()))
         self.conf.chmod(0o644)
+        self._begin_or_end()
+
+    def _prepare(self):
+        need("libvirtd", "virsh", "qemu-system-x86_64", "qemu-img", "nsenter")
+        if os.geteuid() != 0:
+            pytest.skip("needs root")
+        # Not below /tmp of pytest's, through which QEMU's user could not pass.
+        self.place = pathlib.Path(tempfile.mkdtemp(prefix="dre-sys-", dir="/var/tmp"))
+        self.place.chmod(0o755)
         self.holder = None
+
+    def _begin_or_end(self):
         try:
             self._begin()
         except BaseException:
@@ -72,12 +88,26 @@ class Host:
         hidden = self.place / "host/kvm"
         hidden.touch(mode=0o600)  # QEMU's user may not open it: then libvirt does not ask again at every definition
         hide = f"[ ! -e /dev/kvm ] || mount --bind {hidden} /dev/kvm"
-        script = "; ".join(["set -e", "mount --make-rprivate /", *binds, hide, "echo ready", "exec sleep 3600"])
-        argv = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "sh", "-c", script]
+        script = "; ".join(
+            ["set -e", "mount --make-rprivate /", *binds, hide, *self.apart(), "echo ready", "exec sleep 3600"]
+        )
+        argv = ["setpriv", "--pdeathsig", "KILL", "unshare", *self.unshared, "sh", "-c", script]
         self.holder = subprocess.Popen(argv, stdout=subprocess.PIPE, env=environment())
         assert self.holder.stdout.readline() == b"ready\n"
-        self.inside = ("nsenter", "-t", str(self.holder.pid), "-m", "--")
-        self.call("libvirtd", "-d", "--pid-file", self.place / "libvirtd.pid")
+        self.inside = ("nsenter", "-t", str(self.holder.pid), *(f"-{word[2]}" for word in self.unshared), "--")
+        self.connect()
+        self.begin_libvirt()
+
+    def apart(self):
+        """What else is to be done in the namespaces, as lines of a shell."""
+        return []
+
+    def connect(self):
+        """Make the network of the namespaces."""
+
+    def begin_libvirt(self, *options):
+        """Start libvirt, and wait until it answers."""
+        self.call("libvirtd", "-d", "--pid-file", self.place / "libvirtd.pid", *options)
         deadline = time.monotonic() + 60
         while self.call("virsh", "version", check=False).returncode != 0:
             assert time.monotonic() < deadline, "libvirtd does not answer"
@@ -107,23 +137,33 @@ class Host:
         """dre-sys with the settings of this host."""
         return self.call(program("dre-sys"), "--config", self.conf, *argv, **kwargs)
 
+    def begin(self, *argv):
+        """dre-sys at work: its Popen."""
+        words = [*self.inside, program("dre-sys"), "--config", self.conf, *argv]
+        return subprocess.Popen(list(map(str, words)), stderr=subprocess.PIPE, env=environment())
+
     def virsh(self, *argv):
         """The words of virsh, our witness."""
         return self.call("virsh", "-q", *argv).stdout
 
-    def small(self, name="small"):
-        """An image that boots nothing but is one: a disk with a partition table."""
+    def small(self, name="small", code=b""):
+        """An image that boots nothing but is one: a disk with a partition table. *code* is its boot sector's."""
         path = self.place / f"{name}.qcow2"
         if path.exists():
             return path
         raw = self.place / f"{name}.raw"
         with raw.open("wb") as stream:
             stream.truncate(8 << 20)
+            stream.write(code)
             stream.seek(510)
             stream.write(b"\x55\xaa")
         self.call("qemu-img", "convert", "-O", "qcow2", raw, path)
         raw.unlink()
         return path
+
+    def counting(self):
+        """An image whose boot sector counts 18 times a second, on the serial console and in the disk's next sector."""
+        return self.small("counting", COUNTER)
 
     def end(self):
         """End what was started, and remove it."""
@@ -136,3 +176,58 @@ class Host:
             self.holder.kill()
             self.holder.wait()
         shutil.rmtree(self.place, ignore_errors=True)
+
+
+class There(Host):
+    """A second host, with network, name and files of its own at the paths of the first, on a cable between the two."""
+
+    unshared = ("--mount", "--net", "--uts")
+    cable, address = "dret8", "10.231.108"
+
+    def __init__(self, first):
+        self._prepare()
+        self.first, self.conf = first, first.conf
+        self.uri = f"qemu+tcp://{self.address}.2/system"
+        self._begin_or_end()
+
+    def apart(self):
+        (self.place / "host/etc-libvirt/libvirtd.conf").write_text(
+            f'listen_tls = 0\nlisten_tcp = 1\nlisten_addr = "{self.address}.2"\nauth_tcp = "none"\n'
+            f'host_uuid = "{uuid.uuid4()}"\n'
+        )
+        with (self.place / "host/etc-libvirt/qemu.conf").open("a") as stream:
+            stream.write(f'migration_host = "{self.address}.2"\n')
+        lines = [
+            "hostname dre-there",
+            "umount -R -l /sys",
+            "mount -t sysfs none /sys",
+        ]  # its own network, and none of the cgroups of the first
+        for name in ("state", "run", "etc", "log"):
+            mine, theirs = self.place / name, self.first.place / name
+            for path in (mine, theirs):
+                path.mkdir(exist_ok=True)
+            lines.append(f"mount --bind {mine} {theirs}")
+        return lines
+
+    def connect(self):
+        end, other = f"{self.cable}a", f"{self.cable}b"
+        for words in (
+            ("add", end, "type", "veth", "peer", "name", other, "netns", self.holder.pid),
+            ("set", end, "up"),
+        ):
+            self.first.call("ip", "link", *words)
+        self.first.call("ip", "address", "add", f"{self.address}.1/30", "dev", end)
+        self.call("ip", "address", "add", f"{self.address}.2/30", "dev", other)
+        for name in ("lo", other):
+            self.call("ip", "link", "set", name, "up")
+
+    def begin_libvirt(self, *options):
+        super().begin_libvirt("--listen", *options)
+
+    def cut(self, whole="down"):
+        """Cut the cable, or with "up" mend it."""
+        self.first.call("ip", "link", "set", f"{self.cable}a", whole)
+
+    def kill_libvirt(self):
+        """End libvirt there at once, as a crash would; its domains go on."""
+        os.kill(int((self.place / "libvirtd.pid").read_text()), 9)

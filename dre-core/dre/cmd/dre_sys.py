@@ -18,6 +18,7 @@ GROUPS = {
     "limiting": ("limit",),
     "linking": ("isolate", "rejoin"),
     "copying": ("clone", "rename", "export", "import"),
+    "moving": ("migrate",),
     "saving": ("snapshot", "checkpoint", "undo"),
 }
 

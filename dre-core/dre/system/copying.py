@@ -115,7 +115,7 @@ def _make_other(new: System, top: Element, spec: Spec, had: str | None) -> None:
         top.remove(gone)
     name = top.find("name")
     old = System(new.conf, (name.text if name is not None else None) or "")
-    _move(top, old, new)
+    move(top, old, new)
     for number, made in enumerate(top.iterfind("devices/interface")):
         mac = made.find("mac")
         if mac is not None and number == 0 and had is not None:
@@ -129,7 +129,7 @@ def _make_other(new: System, top: Element, spec: Spec, had: str | None) -> None:
         line.text = " ".join([*words, _MACHINE_ID + secrets.token_hex(16)])
 
 
-def _move(top: Element, old: System, new: System) -> None:
+def move(top: Element, old: System, new: System) -> None:
     """Put the name *new* for *old*, and its places, into a definition."""
     for name in top.findall("name"):
         name.text = new.name
@@ -148,8 +148,6 @@ def _move(top: Element, old: System, new: System) -> None:
 
 def rename(old: System, new: System) -> None:
     """Give the stopped system the name *new*; its saved states stay."""
-    import libvirt
-
     spec = old.ours()
     need_stopped(old)
     lifecycle.need_free(new)
@@ -157,18 +155,36 @@ def rename(old: System, new: System) -> None:
     if others:
         raise DreError(f"{old.name}: {', '.join(others)} is after it; change that first")
     top = definition(old)
-    _move(top, old, new)
+    move(top, old, new)
     lifecycle.tell_guest(new, top, replace(spec, name=new.name))
-    states = []
-    with hypervisor.translated(old.name):
-        for snapshot in sorted(old.need().listAllSnapshots(), key=_age):
-            one = definitions.parse(snapshot.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE))
-            for kind in ("domain", "inactiveDomain"):
-                for inner in one.findall(kind):
-                    _move(inner, old, new)
-            states.append(definitions.to_xml(one))
-    old.begin(verb="rename", old=old.name, new=new.name, domain=definitions.to_xml(top), states=states)
-    _rename(old, new, definitions.to_xml(top), states)
+    found = []
+    for state in states(old):
+        one = definitions.parse(state)
+        for kind in ("domain", "inactiveDomain"):
+            for inner in one.findall(kind):
+                move(inner, old, new)
+        found.append(definitions.to_xml(one))
+    old.begin(verb="rename", old=old.name, new=new.name, domain=definitions.to_xml(top), states=found)
+    _rename(old, new, definitions.to_xml(top), found)
+
+
+def states(system: System) -> list[str]:
+    """libvirt's definitions of its saved states, in an order in which they can be made again."""
+    import libvirt
+
+    with hypervisor.translated(system.name):
+        found = sorted(system.need().listAllSnapshots(), key=_age)
+        return [one.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE) for one in found]
+
+
+def redefine_states(domain: Any, states: list[str]) -> None:
+    """Tell libvirt of the saved states that lie in the disk of *domain*, as far as it does not know them."""
+    import libvirt
+
+    there = set(domain.snapshotListNames())
+    for state in states:
+        if definitions.parse(state).findtext("name") not in there:
+            domain.snapshotCreateXML(state, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
 
 
 def _age(snapshot: Any) -> int:
@@ -195,10 +211,7 @@ def _rename(old: System, new: System, xml: str, states: list[str]) -> None:
                 libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
             )
         domain = connection.defineXML(xml)
-        there = set(domain.snapshotListNames())
-        for state in states:
-            if definitions.parse(state).findtext("name") not in there:
-                domain.snapshotCreateXML(state, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+        redefine_states(domain, states)
     for end in (".log", *(f".log.{number}" for number in range(4))):
         log = old.log.with_suffix(end)
         if log.exists():

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a system can be sent to, what of a file is sent, and what another host's paths make of a definition."""
+
+import os
+from xml.etree import ElementTree
+
+import pytest
+from dre.errors import TimedOutError, UsageError
+from dre.system import carrying, migrate, remote
+
+
+@pytest.mark.parametrize(
+    ("text", "uri", "private"),
+    [
+        ("h", "qemu+ssh://h/system?no_tty=1", True),
+        ("me@h.example", "qemu+ssh://me@h.example/system?no_tty=1", True),
+        ("fe80::1", "qemu+ssh://[fe80::1]/system?no_tty=1", True),
+        ("qemu+tls://h/system?pkipath=/p", "qemu+tls://h/system?pkipath=/p", True),
+        ("qemu+ssh://me@h:22/system?keyfile=/k", "qemu+ssh://me@h:22/system?keyfile=/k&no_tty=1", True),
+        ("qemu+tcp://[::1]:16509/system", "qemu+tcp://[::1]:16509/system", False),
+    ],
+)
+def test_a_way_is_one_by_ssh_or_what_a_uri_says(text, uri, private):
+    way = remote.way(text)
+    assert (way.uri, way.private) == (uri, private)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "-oProxyCommand=x",
+        "a b",
+        "h/x",
+        "h?command=x",
+        "xen://h/system",
+        "qemu:///system",
+        "qemu+ssh://h/session",
+        "qemu+ssh://h/system?command=/bin/sh",
+        "qemu+ssh://h/system?netcat=/bin/sh",
+        "qemu+ssh://h/system?no_verify=1",
+        "qemu+tls://h:x/system",
+        "qemu+ssh://h\n/system",
+        "qemu+unix://h/system",
+    ],
+)
+def test_what_is_no_way_is_refused(text):
+    with pytest.raises(UsageError):
+        remote.way(text)
+
+
+def test_all_of_a_file_is_sent_but_large_holes(tmp_path):
+    path = tmp_path / "file"
+    with path.open("wb") as stream:
+        for begin in (0, 512 << 10, 8 << 20):  # the first hole is a small one
+            stream.seek(begin)
+            stream.write(b"x" * 4096)
+        stream.truncate(16 << 20)
+    with path.open("rb") as stream:
+        found = list(remote._parts(stream.fileno(), 16 << 20))
+        assert [(begin, end >= begin + 4096) for begin, end in found] == [(0, True), (8 << 20, True)]
+        assert all(data in (b"", b"\0") for data in {bytes({*rest}) for rest in holes(stream, found, 16 << 20)})
+    path.write_bytes(b"")
+    with path.open("rb") as stream:
+        assert list(remote._parts(stream.fileno(), 0)) == []
+
+
+def holes(stream, parts, size):
+    """The octets that lie outside of *parts*."""
+    for begin, end in zip([0, *(end for _, end in parts)], [*(begin for begin, _ in parts), size], strict=True):
+        yield os.pread(stream.fileno(), end - begin, begin)
+
+
+def test_only_what_lies_elsewhere_is_put_elsewhere():
+    top = ElementTree.fromstring(
+        "<domain><os><kernel>/a/k</kernel><initrd>/a/i</initrd></os><devices><disk><source file='/a/d'/></disk>"
+        "<disk><source file='/a/dd'/></disk></devices></domain>"
+    )
+    carrying.relocate(top, {"/a/k": "/b/k", "/a/d": "/b/d"})
+    assert (top.findtext("os/kernel"), top.findtext("os/initrd")) == ("/b/k", "/a/i")
+    assert [source.get("file") for source in top.iter("source")] == ["/b/d", "/a/dd"]
+
+
+def test_a_definition_bears_one_move():
+    top = ElementTree.fromstring("<domain><metadata><x:y xmlns:x='urn:x'/></metadata></domain>")
+    for stage in (migrate.ARRIVING, migrate.ARRIVED):
+        migrate.set_mark(top, "1f", stage)
+    moves = top.findall(f"metadata/{{{migrate.NAMESPACE}}}move")
+    assert [(move.get("id"), move.text) for move in moves] == [("1f", "arrived")]
+    assert len(top.find("metadata")) == 2
+
+
+def test_a_move_that_is_too_late_ends():
+    meter = carrying.Meter("s1", None, 0.0, lambda _: None)
+    with pytest.raises(TimedOutError):
+        meter(1)
