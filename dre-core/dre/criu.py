@@ -20,6 +20,8 @@ from dre.spec import Spec
 
 WAIT = 900.0  # seconds for a dump or a restore: some 100 MB of memory a second on a slow disk
 STEP = 0.02
+# What LXC 5 and 6 say on version 2 of control groups of an app that they restored (github.com/lxc/lxc/issues/4643).
+_FORGOTTEN = "Failed getting freezer path"
 
 
 def version() -> str:
@@ -82,6 +84,9 @@ def _lxc_checkpoint(app: App, images: Path, action: str, argv: list[str], verb: 
     if done.returncode != 0:
         text = log.read_text(errors="replace") if log.exists() else ""
         why = reason(text) or _first_of_lxc(said) or "lxc-checkpoint gave no reason"
+        if _FORGOTTEN in why:
+            remedy = f"dre-app restart {app.name}, which starts it anew"
+            raise DreError(f"{app.name}: cannot save it: LXC saves nothing that it has restored; {remedy}")
         raise DreError(f"{app.name}: cannot {verb} it: {why} ({log if text else said})")
 
 

@@ -116,6 +116,20 @@ def test_stop_keeps_the_moment_for_a_later_restart(app):
     assert "no checkpoint one" in app("checkpoint", "restart", NAME, "one", code=3)
 
 
+def test_what_was_restored_is_saved_again_or_the_remedy_is_said(app):
+    app("checkpoint", "save", NAME, "one")
+    app("checkpoint", "restart", NAME, "one")
+    app.ask("after")
+    done = app.run("dre-app", "--config", app.config, "checkpoint", "save", NAME, "two")
+    if done.returncode == 1:
+        assert f"LXC saves nothing that it has restored; dre-app restart {NAME}" in done.stderr.decode()
+        assert app.mark() == "after"
+        app("restart", NAME)
+        app("checkpoint", "save", NAME, "two")
+    tags = [line.split()[0] for line in app("checkpoint", "list", NAME).splitlines()]
+    assert tags == ["one", "two"]
+
+
 def test_a_damaged_checkpoint_is_refused_and_the_app_runs_on(app):
     app("checkpoint", "save", NAME, "one")
     assert "there is a checkpoint one already" in app("checkpoint", "save", NAME, "one", code=1)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kill -9 in the middle of a checkpoint or of a restart from one: done or not begun, the app runs, nothing is left.
+"""kill -9 in the middle of a checkpoint, of a restart from one or of its deletion: done or not begun, the app runs,
+nothing is left.
 
 DRE_KILLS is how often each verb is killed (default 3); the moments are spread over the verb's own duration.
 """
@@ -19,18 +20,23 @@ KILLS = int(os.environ.get("DRE_KILLS", "3"))
 NAME, ADDRESS = "t-ckkill", "10.231.101.62"
 
 
-@pytest.mark.parametrize("verb", ("save", "restart"))
+@pytest.mark.parametrize("verb", ("save", "restart", "delete"))
 def test_kill(run, settings, verb):
     need_criu()
     with Counting(run, settings, NAME, ADDRESS) as app:
         app.ask("before")
         app("checkpoint", "save", NAME, "good")
         before = app_ground.picture(NAME)
+        if verb == "delete":  # all at once, for LXC may not save what it has restored
+            for tag in ("other", *(f"n{number}" for number in range(KILLS))):
+                app("checkpoint", "save", NAME, tag)
         begun = time.monotonic()
         app("checkpoint", verb, NAME, "good" if verb == "restart" else "other")
         duration = time.monotonic() - begun
         hits = 0
         for number in range(KILLS):
+            if verb == "save":  # started anew, for the same reason
+                app("restart", NAME)
             (app.delta / "later").write_text("made after the checkpoint\n")
             app.ask("after")
             words = (program("dre-app"), "--config", app.config, "checkpoint", verb, NAME)
@@ -45,13 +51,15 @@ def test_kill(run, settings, verb):
             hits += victim.returncode == -signal.SIGKILL
             assert app("status", NAME) == "running"
             assert app.ask()[0] == 2
+            there = tag in [line.split()[0] for line in app("checkpoint", "list", NAME).splitlines()]
+            if verb != "restart" and there:
+                app("checkpoint", "restart", NAME, tag)  # it is whole
+            if verb == "delete":
+                app("checkpoint", "delete", NAME, tag, code=0 if there else 3)
             assert not [path.name for path in app.checkpoints.iterdir() if path.name.startswith(".")]
             if verb == "restart":
                 # Either memory and disk are those of the checkpoint, or neither is.
                 assert (app.delta / "later").exists() == (app.mark() == "after")
-            else:
-                for line in app("checkpoint", "list", NAME).splitlines():
-                    app("checkpoint", "restart", NAME, line.split()[0])
             app("checkpoint", "restart", NAME, "good")
             assert not (app.delta / "later").exists()
             assert not (app_ground.LXC / NAME / "delta.old").exists()
