@@ -96,6 +96,7 @@ def name(conf: Conf, app: str, address: str) -> None:
 
 def forget(conf: Conf, app: str) -> None:
     """Have *app* not found any more."""
+    files.remove_halves(hosts(conf) / app)
     (hosts(conf) / app).unlink(missing_ok=True)
 
 

@@ -50,6 +50,15 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str, mode: int = 0o
         fsync_dir(target.parent)
 
 
+def remove_halves(path: str | os.PathLike[str]) -> None:
+    """Remove what killed ones left that were about to replace *path* by write_atomic. Nobody may be at it just now."""
+    target = Path(path)
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(target.parent):
+            if name.startswith(f".{target.name}.") and name.endswith(".tmp"):
+                target.with_name(name).unlink(missing_ok=True)
+
+
 def fsync(path: str | os.PathLike[str]) -> None:
     """Make the content of *path* durable."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -112,6 +112,7 @@ def held(conf: Conf, name: str) -> Iterator[ProcessGroup]:
 
 def _settle(group: ProcessGroup) -> None:
     """End what a killed verb left: a move or a removal is done, limits are put back, a half-made group goes."""
+    files.remove_halves(group.intent_file)
     try:
         intent = json.loads(group.intent_file.read_text())
     except (FileNotFoundError, ValueError):

@@ -101,6 +101,7 @@ def refresh(conf: Conf, starting: str = "", ended: str = "") -> None:
             _admit_localhost(conf, True)
         file = _file(conf)
         file.parent.mkdir(parents=True, exist_ok=True)
+        files.remove_halves(file)
         files.write_atomic(file, "\n".join(rules))
 
 

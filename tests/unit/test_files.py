@@ -84,6 +84,15 @@ def test_when_it_fails_the_old_file_stays_and_nothing_else(tmp_path):
         files.write_atomic(tmp_path / "no/file", b"x")
 
 
+def test_halves_of_killed_writers_are_removed_and_nothing_else(tmp_path):
+    others = ["file", ".file", ".file2.1.tmp", "file.1.tmp", ".file.1.gone"]
+    for name in [*others, ".file.1.tmp", ".file.234.tmp"]:
+        (tmp_path / name).touch()
+    files.remove_halves(tmp_path / "file")
+    assert sorted(os.listdir(tmp_path)) == sorted(others)
+    files.remove_halves(tmp_path / "no/file")
+
+
 def test_a_reader_never_sees_a_half_file_though_the_writer_is_killed(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"00000000" * 5000)
