@@ -10,7 +10,7 @@ strace kills at the Nth system call that changes a name. DRE_KILLS is how many o
 - set, isolate, rejoin, adopt of an app with all it may have: in test_app_set.py, _isolate.py, _adopt.py
 - start and stop of an app with ports of the host: in test_app_publish.py; cgroup: in test_app_groups.py
 - push and pull: in test_app_push_is_confined.py
-- exec: in test_app_exec_survives_kill.py
+- exec: in test_app_exec_survives_kill.py; keep, autostart, autostop: in test_app_services_survive_kill.py
 - snapshots that are subvolumes: in test_app_on_btrfs.py.
 LXC's monitor and an app's first process are killed under a verb in test_app_faults.py.
 """
