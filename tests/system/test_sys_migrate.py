@@ -156,7 +156,7 @@ def test_what_cannot_be_is_refused_and_changes_nothing(here, there, system):
         (["qemu+ssh://h/system?command=/bin/sh"], 2, "command"),
         (["xen:///"], 2, "URI"),
         (["-oProxyCommand=x"], 2, ""),
-        (["qemu+tcp://10.231.108.2:1/system", "--unencrypted"], 1, "no libvirt answers"),
+        (["qemu+tcp://10.231.112.2:1/system", "--unencrypted"], 1, "no libvirt answers"),
         ([there.uri, "--unencrypted", "--as", "m2", "--timeout", "0"], 5, "in time"),
     ):
         done = here.dre("migrate", system, *words, check=False)
@@ -173,7 +173,8 @@ def test_what_cannot_be_is_refused_and_changes_nothing(here, there, system):
 
 def test_a_cut_cable_and_a_dead_libvirt_leave_it_here(here, there, system):
     before = digests(home(here))
-    for harm, mend in ((there.cut, lambda: there.cut("up")), (there.kill_libvirt, there.begin_libvirt)):
+    cable = [(there.cut, lambda: there.cut("up"))] if os.environ.get("DRE_FULL") == "1" else []
+    for harm, mend in (*cable, (there.kill_libvirt, there.begin_libvirt)):
         moving = here.begin("migrate", system, there.uri, "--unencrypted", "--bandwidth", "64K")
         wait(lambda: (home(there) / "disk.qcow2").exists())
         harm()

@@ -181,14 +181,23 @@ def redefine_states(domain: Any, states: list[str]) -> None:
     """Tell libvirt of the saved states that lie in the disk of *domain*, as far as it does not know them."""
     import libvirt
 
-    there = set(domain.snapshotListNames())
-    for state in states:
-        if definitions.parse(state).findtext("name") not in there:
-            domain.snapshotCreateXML(state, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+    with hypervisor.translated(domain.name()):
+        there = set(domain.snapshotListNames())
+        for state in states:
+            if definitions.parse(state).findtext("name") not in there:
+                domain.snapshotCreateXML(state, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
 
 
 def _age(snapshot: Any) -> int:
-    return int(definitions.parse(snapshot.getXMLDesc()).findtext("creationTime") or 0)
+    """How many states it was made after: creation times are of whole seconds."""
+    import libvirt
+
+    age = 0
+    with contextlib.suppress(libvirt.libvirtError):  # the first has no parent
+        while True:
+            snapshot = snapshot.getParent()
+            age += 1
+    return age
 
 
 def resume(system: System, intent: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stopped system moves to another host, and what becomes of a move that was killed.
+"""A system moves to another host: what both kinds of moves share, the move of a stopped one, and what becomes of a
+move that was killed. The move of a running one is dre.system.live's.
 
 The name is taken there first, by a domain without devices that bears the id of the move; it is replaced by the system
 when all files are there. The stages of the intent: `send` (the other host has files of ours, and nothing that could
@@ -21,13 +22,13 @@ from dre import requests
 from dre.errors import DreError
 from dre.system import carrying, copying, hypervisor, identity, lifecycle, order
 from dre.system import domain as definitions
-from dre.system.carrying import Carrier, Load, Made, Meter
+from dre.system.carrying import Carrier, Load, Made, Meter, Piece
 from dre.system.model import System
 from dre.system.remote import Host, Way
 from dre.system.spec import Spec
 
 CONNECT = 30.0  # seconds for the other libvirt to answer
-_AGAIN = 10.0  # and once it has failed already
+AGAIN = 10.0  # and once it has failed already
 COPY, SHARED = "copy", "shared"
 NAMESPACE = "urn:dre:move:1"
 ARRIVING, ARRIVED = "arriving", "arrived"
@@ -36,14 +37,18 @@ ElementTree.register_namespace("dre", NAMESPACE)
 
 @dataclass(frozen=True)
 class Wish:
-    """How a system is to move: its *new* name there; seconds in which its files must be there."""
+    """How a system is to move: its *new* name there, whether it runs meanwhile; times in seconds."""
 
     new: str
+    live: bool = False
     storage: str = COPY  # or SHARED: the other host sees the same files
     keep: bool = False
     verify: bool = False
+    without_snapshots: bool = False
     rate: int | None = None  # octets a second
     timeout: float = 3600.0
+    downtime: float | None = None
+    tls: bool = False  # of QEMU, which sends memory and disks of a running system
 
 
 def migrate(
@@ -54,9 +59,13 @@ def migrate(
     others = order.dependents(system.conf, system.name)
     if others and not wish.keep:
         raise DreError(f"{system.name}: {', '.join(others)} is after it; change that first")
+    if wish.live:
+        from dre.system import live
+
+        return live.migrate(system, spec, way, wish, request, progress)
     state = system.state()
     if state not in ("stopped", "crashed"):
-        raise DreError(f"{system.name}: is {state}; stop it first")
+        raise DreError(f"{system.name}: is {state}; stop it first, or --live")
     with hypervisor.translated(system.name):
         if system.need().hasManagedSaveImage():
             raise DreError(f"{system.name}: virsh has saved its memory; start it, or virsh managedsave-remove it")
@@ -137,14 +146,19 @@ def _need_free(system: System, host: Host, name: str, uuid: str) -> None:
         with host.translated(name):
             stage, same = mark(found)[1], found.UUIDString() == uuid and found.name() == name
             if same and stage == ARRIVING and not found.isActive():
+                _clear(host, System(system.conf, name).home)
                 found.undefine()
-                with host.directory(System(system.conf, name).home) as there:
-                    if there:
-                        for file in there.sizes():
-                            there.remove(file)
                 continue
             what = "such a system" if key == name else f"this very machine, as {found.name()},"
         raise DreError(f"{name}: there is {what} at {host.way.host} already")
+
+
+def _clear(host: Host, home: Path) -> None:
+    with host.directory(home) as there:
+        if there:
+            for file in there.sizes():
+                there.remove(file)
+    host.rmdir(home)
 
 
 def _placeholder(top: Element, name: str, identity: str) -> str:
@@ -190,16 +204,21 @@ def _sent(move: Move, spec: Spec) -> tuple[Element, list[str], dict[str, str]]:
         image = move.carrier.image(load.image)
         paths = replace(load, image=image).paths
         if image != load.image:
-            spec = replace(spec, base=carrying.named(image))
-        with _pieces(move, spec, load, image) as pieces:
+            spec = based(spec, image)
+        with own_pieces(move, spec, load, image) as pieces:
             digests |= move.carrier.send(pieces)
     made = dress(move, top, spec, paths)
     digests |= send_own(move, spec)
-    return made, [dressed_state(move, state, paths) for state in copying.states(system)], digests
+    return made, [moved_state(state, system, new, paths) for state in copying.states(system)], digests
+
+
+def based(spec: Spec, image: tuple[Piece, ...]) -> Spec:
+    """*spec* on the image where that is there."""
+    return replace(spec, base=carrying.named(image))
 
 
 @contextlib.contextmanager
-def _pieces(move: Move, spec: Spec, load: Load, image: tuple[carrying.Piece, ...]) -> Iterator[tuple[Any, ...]]:
+def own_pieces(move: Move, spec: Spec, load: Load, image: tuple[Piece, ...]) -> Iterator[tuple[Piece, ...]]:
     """The system's own files as they are to be there."""
     with _work(move.system) as work:
         found = []
@@ -228,19 +247,24 @@ def _work(system: System) -> Iterator[Path]:
 
 def dress(move: Move, top: Element, spec: Spec, paths: dict[str, str]) -> Element:
     """The definition *top* as it is to be there."""
-    system, new = move.system, move.new
     nvram = top.find("os/nvram")
     boot = top.find("os")
     if boot is not None and nvram is not None and not Path(nvram.text or "/").is_file():
         boot.remove(nvram)  # it was never started: libvirt there will make one
-    carrying.relocate(top, paths)
-    if new.name != system.name:
-        copying.move(top, system, new)
-        if not spec.cloud:
-            lifecycle.tell_guest(new, top, replace(spec, name=new.name))
-    set_mark(top, move.intent["id"], ARRIVED)
-    with move.carrier.place(new.log.parent):  # its console is written there
+    dress_running(move, top, paths)
+    if move.new.name != move.system.name and not spec.cloud:
+        lifecycle.tell_guest(move.new, top, replace(spec, name=move.new.name))
+    with move.carrier.place(move.new.log.parent):  # its console is written there
         pass
+    return top
+
+
+def dress_running(move: Move, top: Element, paths: dict[str, str]) -> Element:
+    """The same for a definition that runs: what its guest was told at its start stays."""
+    carrying.relocate(top, paths)
+    if move.new.name != move.system.name:
+        copying.move(top, move.system, move.new)
+    set_mark(top, move.intent["id"], ARRIVED)
     return top
 
 
@@ -253,16 +277,16 @@ def send_own(move: Move, spec: Spec) -> dict[str, str]:
     text = replace(spec, name=move.new.name, request=None).to_json()
     with _work(move.system) as work:
         (work / target.name).write_text(text)
-        return move.carrier.send((carrying.Piece(work / target.name, target),))
+        return move.carrier.send((Piece(work / target.name, target),))
 
 
-def dressed_state(move: Move, state: str, paths: dict[str, str]) -> str:
+def moved_state(state: str, old: System, new: System, paths: dict[str, str]) -> str:
     """The definition of a saved state as it is to be there."""
     top = definitions.parse(state)
     for kind in ("domain", "inactiveDomain"):
         for inner in top.findall(kind):
             carrying.relocate(inner, paths)
-            copying.move(inner, move.system, move.new)
+            copying.move(inner, old, new)
     return definitions.to_xml(top)
 
 
@@ -281,7 +305,7 @@ def back(system: System, intent: dict[str, Any], host: Host | None, error: BaseE
         clean(intent, host)
     except Exception:
         try:
-            with Host(Way(**intent["way"]), _AGAIN) as again:
+            with Host(Way(**intent["way"]), AGAIN) as again:
                 clean(intent, again)
         except DreError as silent:
             left = f"; what is there of it is removed by the next move there: {silent}"
@@ -295,6 +319,9 @@ def clean(intent: dict[str, Any], host: Host) -> None:
     """Remove from there what this move has made, and the name last."""
     found = host.find(intent["uuid"])
     with host.translated("clean up"):
+        deadline = time.monotonic() + AGAIN
+        while found is not None and found.isActive() and time.monotonic() < deadline:
+            time.sleep(0.2)  # libvirt there may still be ending what came in
         if found is not None and (found.isActive() or mark(found)[0] != intent["id"]):
             raise DreError(f"{found.name()} at {host.way.host} is not what was sent")
     Made(**intent["made"]).remove(host)
@@ -333,7 +360,8 @@ def leave(system: System, intent: dict[str, Any], host: Host | None) -> None:
 def row(spec: Spec, way: Way, wish: Wish) -> dict[str, Any]:
     """What is there now."""
     ip = [str(spec.ip).partition("/")[0]] if spec.ip not in (None, "dhcp") else []
-    return {"name": wish.new, "state": "stopped", "ip": ip, "host": way.host, "down": None}
+    state = "running" if wish.live else "stopped"
+    return {"name": wish.new, "state": state, "ip": ip, "host": way.host, "down": None}
 
 
 def _unmark(intent: dict[str, Any], host: Host) -> None:
@@ -374,11 +402,16 @@ def resume(system: System, intent: dict[str, Any]) -> None:
     if intent["stage"] == "gone":
         leave(system, intent, None)
         return
+    if intent["wish"]["live"] and intent["stage"] == "move":
+        from dre.system import live
+
+        live.resume(system, intent, way)
+        return
     if intent["stage"] == "send":
         back(system, intent, None)
         return
     try:
-        host = Host(way, _AGAIN)
+        host = Host(way, AGAIN)
     except DreError as error:
         raise undecided(system, way, error) from None
     with host:

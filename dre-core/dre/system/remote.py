@@ -24,7 +24,7 @@ from dre.errors import DreError, TimedOutError, UsageError
 from dre.system import domain as definitions
 from dre.system import hypervisor
 
-_ALIVE = 5, 3  # seconds between two signs of life, and how many may be missed: a cut link is noticed
+_ALIVE = 3, 3  # seconds between two signs of life, and how many may be missed: a cut link is noticed
 _PIECE = 256 << 10  # octets of one message of a stream; a little less than what the oldest libvirt takes
 _SCHEMES = {"qemu": True, "qemu+tls": True, "qemu+ssh": True, "qemu+tcp": False}  # and whether nobody can listen
 # Of libvirt's URI parameters; `command`, `netcat` and others would run a program, `no_verify` believe any host.

@@ -106,12 +106,12 @@ def save(system: System, kind: str, tag: str | None, description: str = "") -> S
     tag = tag or time.strftime("%Y%m%dt%H%M%Sz", time.gmtime())
     if any(saved.tag == tag for saved in every(system)):
         raise DreError(f"{system.name}: there is a {find(system, tag).kind} {tag} already")
-    _need_qcow2(system, domain)
+    need_qcow2(system, domain)
     system.begin(verb="save", tag=tag)
     try:
-        _create(system, domain, tag, description)
+        create(system, domain, tag, description)
     except Exception:
-        _discard(system, tag)
+        discard(system, tag)
         system.done()
         raise
     system.done()
@@ -119,7 +119,8 @@ def save(system: System, kind: str, tag: str | None, description: str = "") -> S
     return find(system, tag)
 
 
-def _need_qcow2(system: System, domain: Any) -> None:
+def need_qcow2(system: System, domain: Any) -> None:
+    """Raise DreError where a disk cannot hold saved states."""
     with hypervisor.translated(system.name):
         found = list(definitions.disks(definitions.parse(domain.XMLDesc(0))))
     other = [str(path) for _, path, format in found if format != "qcow2"]
@@ -127,7 +128,8 @@ def _need_qcow2(system: System, domain: Any) -> None:
         raise DreError(f"{system.name}: cannot be saved: {other[0] if other else 'it has no disk'} is not qcow2")
 
 
-def _create(system: System, domain: Any, tag: str, description: str) -> None:
+def create(system: System, domain: Any, tag: str, description: str) -> None:
+    """Have libvirt save the state *tag*."""
     top = Element("domainsnapshot")
     for key, value in (("name", tag), ("description", description)):
         SubElement(top, key).text = value
@@ -138,11 +140,11 @@ def _create(system: System, domain: Any, tag: str, description: str) -> None:
 def resume_save(system: System, tag: str) -> None:
     """Undo a save that was killed: libvirt may have gone on with it, and ended it."""
     if system.find() is not None:
-        _discard(system, tag)
+        discard(system, tag)
     system.done()
 
 
-def _discard(system: System, tag: str) -> None:
+def discard(system: System, tag: str) -> None:
     """Remove the state *tag* as far as it is there: from libvirt's list, or only from the disk."""
     import libvirt
 
@@ -204,11 +206,11 @@ def restart(system: System, tag: str | None, request: str | None = None) -> Save
     alive = system.state() in RUNNING
     system.begin(verb="restart", tag=saved.tag, request=request, before=alive)
     if alive:
-        _discard(system, BEFORE)
-        _create(system, system.need(), BEFORE, f"before the restart from {saved.tag}")
-    failure = _go_back(system, saved.tag)
+        discard(system, BEFORE)
+        create(system, system.need(), BEFORE, f"before the restart from {saved.tag}")
+    failure = go_back(system, saved.tag)
     if failure is not None and alive:
-        _go_back(system, BEFORE)
+        go_back(system, BEFORE)
     _ended(system)
     if failure is not None:
         kept = "is as it was before" if alive else "is stopped"
@@ -217,7 +219,7 @@ def restart(system: System, tag: str | None, request: str | None = None) -> Save
     return saved
 
 
-def _go_back(system: System, tag: str) -> DreError | None:
+def go_back(system: System, tag: str) -> DreError | None:
     """Go back to *tag* running, a second time where the guest did not wake; why not, or None."""
     failure: DreError | None = None
     for _ in range(2):
@@ -233,7 +235,7 @@ def _go_back(system: System, tag: str) -> DreError | None:
 
 
 def _ended(system: System) -> None:
-    _discard(system, BEFORE)
+    discard(system, BEFORE)
     system.done()
 
 
@@ -242,17 +244,23 @@ def prove_alive(system: System, wait: float = PROOF) -> None:
 
     Its agent answers, where it was connected; else its processors at least use time. Raises TimedOutError.
     """
-    domain = system.need()
+    prove(system.name, system.need(), wait)
+
+
+def prove(name: str, domain: Any, wait: float = PROOF) -> None:
+    """As `prove_alive`, of a domain of any host."""
     deadline = time.monotonic() + wait
-    agent = Agent(system.name, domain)
+    agent = Agent(name, domain)
     while True:
-        with hypervisor.translated(system.name):
+        with hypervisor.translated(name):
+            if not domain.isActive():
+                raise DreError(f"{name}: its QEMU has ended")
             connected = _agent_connected(domain)
             used = domain.info()[4]
         if agent.answers(5) if connected else _moves(domain, used):
             return
         if time.monotonic() > deadline:
-            raise TimedOutError(f"{system.name}: the guest gives no sign of life")
+            raise TimedOutError(f"{name}: the guest gives no sign of life")
         time.sleep(0.1)
 
 
@@ -269,10 +277,10 @@ def _moves(domain: Any, used: int) -> bool:
 
 def resume_restart(system: System, intent: dict[str, Any]) -> None:
     """End a restart from a checkpoint that was killed: go back to it."""
-    failure = _go_back(system, intent["tag"])
+    failure = go_back(system, intent["tag"])
     if failure is not None and intent["before"]:
         with contextlib.suppress(DreError):
-            _go_back(system, BEFORE)
+            go_back(system, BEFORE)
     _ended(system)
     if failure is None:
         system.emit("restarted-from", tag=intent["tag"])
@@ -296,7 +304,7 @@ def resume_undo(system: System, intent: dict[str, Any]) -> None:
 def _undo(system: System, tag: str, kind: str, timeout: float) -> None:
     try:
         if kind == CHECKPOINT:
-            failure = _go_back(system, tag)
+            failure = go_back(system, tag)
             if failure is not None:
                 raise failure
         else:

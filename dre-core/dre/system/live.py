@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A running system moves to another host. QEMU sends memory and disks, libvirt directs it, we watch over the guest.
+
+libvirt has reported success for guests that were dead on arrival. So a checkpoint is made here just before, and kept
+until the guest has proved alive there, where it comes to rest first, and then runs with its links down. Without that
+proof it is destroyed there, and only then goes on here, from the checkpoint. It never runs in both places.
+
+Stage `move` of the intent: libvirt may have been told, and does not list the saved states here, for it would refuse.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import SubElement
+
+from dre.errors import DreError, TimedOutError
+from dre.system import carrying, copying, hypervisor, saved
+from dre.system import domain as definitions
+from dre.system import migrate as moves
+from dre.system.carrying import Load, Piece
+from dre.system.migrate import COPY, Move, Wish
+from dre.system.model import System
+from dre.system.remote import Host, Way
+from dre.system.saved import BEFORE
+from dre.system.spec import Spec
+
+_LOOK = 0.1  # seconds between two looks at a migration
+_END = 60.0  # for one that was cancelled to end
+
+
+def migrate(
+    system: System, spec: Spec, way: Way, wish: Wish, request: str | None, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Move the running system; returns its row there with `down`, the seconds in which its processors stood still."""
+    state = system.state()
+    if state != "running":
+        raise DreError(f"{system.name}: is {state}; --live is for one that runs")
+    domain = system.need()
+    saved.need_qcow2(system, domain)
+    if wish.storage == COPY and not wish.without_snapshots and (count := len(saved.every(system))):
+        text = "QEMU sends disks without them: --without-snapshots gives them up, a stopped system takes them along"
+        raise DreError(f"{system.name}: its {count} snapshots and checkpoints would be lost; {text}")
+    with Host(way, moves.CONNECT) as host:
+        move = moves.begun(system, host, way, wish, request, progress)
+        try:
+            params = _prepared(move, spec)
+        except BaseException as error:
+            moves.back(system, move.intent, host, error)
+            raise
+        at = time.time()
+        try:
+            _checkpointed(move, domain, at)
+            down = _moved(move, domain, params, progress)
+        except BaseException as error:
+            arrived = _decide(system, move.intent, way, host, error)
+            if arrived is None:
+                raise
+        else:
+            arrived = _arrived(system, move.intent, host, down)
+        return {**moves.row(spec, way, wish), **arrived}
+
+
+def _prepared(move: Move, spec: Spec) -> dict[str, Any]:
+    """Have all there that the guest needs to run there; libvirt's parameters of the migration."""
+    import libvirt
+
+    system, wish = move.system, move.wish
+    top = copying.definition(system)
+    paths: dict[str, str] = {}
+    targets = []
+    if wish.storage == COPY:
+        load = carrying.load(system, move.new, top)
+        image = move.carrier.image(load.image)
+        paths = Load(load.own, image).paths
+        if image != load.image:
+            spec = moves.based(spec, image)
+        targets = _made_disks(move, spec, top, load, image)
+    lasting = moves.dress(move, top, spec, paths)
+    moves.send_own(move, spec)
+    with hypervisor.translated(system.name):
+        xml = system.need().XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_SECURE)
+    running = moves.dress_running(move, definitions.parse(xml), paths)
+    found: dict[str, Any] = {
+        libvirt.VIR_MIGRATE_PARAM_DEST_NAME: move.new.name,
+        libvirt.VIR_MIGRATE_PARAM_DEST_XML: definitions.to_xml(running),
+        libvirt.VIR_MIGRATE_PARAM_PERSIST_XML: definitions.to_xml(lasting),
+    }
+    if targets:
+        found[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = targets
+    if wish.rate is not None:
+        found[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = max(wish.rate >> 20, 1)
+    return found
+
+
+def _made_disks(move: Move, spec: Spec, top: Any, load: Load, image: tuple[Piece, ...]) -> list[str]:
+    """Make empty disks there on the image, for QEMU to fill, and send what else is the system's; the disks' names."""
+    disks = {path: (target, format) for target, path, format in definitions.disks(top)}
+    others = Load(tuple(own for own in load.own if own.source not in disks), load.image)
+    with moves.own_pieces(move, spec, others, image) as pieces:
+        move.carrier.send(pieces)
+    for own in load.own:
+        if own.source in disks:
+            told = carrying.chain(own.source)
+            base = (image[0].target, str(told[1]["format"])) if len(told) > 1 else (Path(), "")
+            with move.carrier.place(own.target.parent) as there:
+                there.make(own.target.name, int(told[0]["virtual-size"]), own.mode, base)
+                move.carrier.note(own.target)
+    return [target for target, _ in disks.values()]
+
+
+def _checkpointed(move: Move, domain: Any, at: float) -> None:
+    """Save the guest as it is, and have libvirt forget all saved states for a while."""
+    system = move.system
+    saved.discard(system, BEFORE)
+    move.stage("move", at=at, states=copying.states(system))
+    saved.create(system, domain, BEFORE, f"before the move to {move.host.way.host}")
+    move.stage("move", states=copying.states(system))
+    _forget_states(system)
+
+
+def _forget_states(system: System) -> None:
+    import libvirt
+
+    with hypervisor.translated(system.name):
+        for snapshot in system.need().listAllSnapshots():
+            snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+
+
+def _flags(move: Move) -> int:
+    import libvirt
+
+    flags = (
+        libvirt.VIR_MIGRATE_LIVE
+        | libvirt.VIR_MIGRATE_PEER2PEER
+        | libvirt.VIR_MIGRATE_PERSIST_DEST
+        | libvirt.VIR_MIGRATE_PAUSED
+        | libvirt.VIR_MIGRATE_ABORT_ON_ERROR
+        | libvirt.VIR_MIGRATE_AUTO_CONVERGE
+    )
+    if move.wish.storage == COPY:
+        flags |= libvirt.VIR_MIGRATE_NON_SHARED_INC
+    if move.wish.tls:
+        flags |= libvirt.VIR_MIGRATE_TLS
+    elif move.wish.storage != COPY and move.host.way.private:
+        flags |= libvirt.VIR_MIGRATE_TUNNELLED  # memory goes by the connection of libvirt, which is encrypted
+    return int(flags)
+
+
+def _moved(move: Move, domain: Any, params: dict[str, Any], progress: Callable[[str], None]) -> float:
+    """Let libvirt move it; the seconds for which its processors stood still."""
+    import libvirt
+
+    failure: list[Any] = []
+
+    def work() -> None:
+        try:
+            domain.migrateToURI3(move.host.way.uri, params, _flags(move))
+        except libvirt.libvirtError as error:
+            failure.append(error)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    late = _watched(move, domain, worker, progress)
+    if worker.is_alive():
+        raise TimedOutError(f"{move.system.name}: its move does not end, though it was cancelled")
+    with hypervisor.translated(f"{move.system.name}: cannot be moved to {move.host.way.host}"):
+        if late and failure:
+            raise TimedOutError(f"{move.system.name}: not moved within {move.wish.timeout:g} s; cancelled")
+        if failure:
+            raise failure[0]
+    with contextlib.suppress(libvirt.libvirtError):
+        told = domain.jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED)
+        return float(told.get("downtime", 0)) / 1000
+    return 0.0
+
+
+def _watched(move: Move, domain: Any, worker: threading.Thread, progress: Callable[[str], None]) -> bool:
+    """Wait for the end of a migration; cancel one that is too late, and return whether that was done."""
+    import libvirt
+
+    wish, late, patient = move.wish, False, False
+    deadline = move.carrier.meter.deadline
+    while worker.is_alive() and time.monotonic() < deadline + (_END if late else 0):
+        worker.join(_LOOK)
+        with contextlib.suppress(libvirt.libvirtError):  # it has not begun, or has ended
+            if wish.downtime is not None and not patient:
+                domain.migrateSetMaxDowntime(max(round(wish.downtime * 1000), 1))
+                patient = True
+            told = domain.jobStats()
+            if told.get("data_total"):
+                sent = f"{told.get('data_processed', 0) >> 20} of {told['data_total'] >> 20} MiB"
+                progress(f"{move.system.name}: {sent}, {told.get('data_remaining', 0) >> 20} to go")
+        if not late and time.monotonic() > deadline:
+            late = True
+            _cancel(domain)
+    return late
+
+
+def _cancel(domain: Any) -> None:
+    import libvirt
+
+    with contextlib.suppress(libvirt.libvirtError):
+        domain.abortJob()
+
+
+def _arrived(system: System, intent: dict[str, Any], host: Host, down: float) -> dict[str, Any]:
+    """The guest rests there: let it go on and prove that it lives, and leave it there; else let it go on here."""
+    begun = time.monotonic()
+    try:
+        domain = host.find(intent["uuid"])
+        if domain is None:
+            raise DreError(f"{system.name}: libvirt says that it moved, but it is not at {host.way.host}")
+        woken = _prove(host, intent["wish"]["new"], domain)
+    except DreError as error:
+        lost = _return(system, intent, host, error)
+        raise DreError(f"{system.name}: moved to {host.way.host}, but not alive there: {error}; {lost}") from None
+    silent = time.monotonic() - begun
+    _settle_states(system, intent, host, domain)
+    moves.leave(system, intent, host)
+    return {"down": round(down + woken - begun, 3), "silent": round(down + silent, 3)}
+
+
+def _prove(host: Host, name: str, domain: Any) -> float:
+    """Wake the guest with its links down, and put them up when it has shown that it lives; when it was woken."""
+    with host.translated(name):
+        _set_links(domain, "down")
+        domain.resume()
+        woken = time.monotonic()
+    saved.prove(name, domain)
+    with host.translated(name):
+        _set_links(domain, "up")
+    return woken
+
+
+def _set_links(domain: Any, state: str) -> None:
+    """Put its links down, or those up that are not to be down always."""
+    import libvirt
+
+    lasting = definitions.parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+    always = {
+        made.find("mac").get("address")  # type: ignore[union-attr]
+        for made in lasting.iterfind("devices/interface[mac]")
+        if (link := made.find("link")) is not None and link.get("state") == "down"
+    }
+    for made in definitions.parse(domain.XMLDesc(0)).iterfind("devices/interface[mac]"):
+        if made.find("mac").get("address") not in always:  # type: ignore[union-attr]
+            link = made.find("link")
+            link = SubElement(made, "link") if link is None else link
+            link.set("state", state)
+            domain.updateDeviceFlags(definitions.to_xml(made), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
+def _settle_states(system: System, intent: dict[str, Any], host: Host, domain: Any) -> None:
+    """On shared disks the saved states are there too, but for the one from just before."""
+    if intent["wish"]["storage"] == COPY:
+        return
+    new = System(system.conf, intent["wish"]["new"])
+    with host.translated(new.name):
+        copying.redefine_states(domain, [moves.moved_state(state, system, new, {}) for state in intent["states"]])
+        domain.snapshotLookupByName(BEFORE).delete()
+
+
+def _return(system: System, intent: dict[str, Any], host: Host, error: DreError) -> str:
+    """End the guest there, then let it go on here from the checkpoint; what became of it, in words."""
+    import libvirt
+
+    domain = None
+    try:
+        with host.translated(system.name):
+            domain = host.find(intent["uuid"])
+            if domain is not None and domain.isActive():
+                with contextlib.suppress(libvirt.libvirtError):
+                    domain.destroy()
+                if domain.isActive():
+                    raise DreError(f"{system.name}: cannot be ended at {host.way.host}")
+    except DreError as silent:
+        raise moves.undecided(system, host.way, silent) from None
+    moves.clean(intent, host)
+    return _go_on(system, intent)
+
+
+def _go_on(system: System, intent: dict[str, Any]) -> str:
+    """Let the system, which runs nowhere, go on here from the checkpoint."""
+    copying.redefine_states(system.need(), intent["states"])
+    failure = saved.go_back(system, BEFORE)
+    lost = round(time.time() - intent["at"], 1)
+    if failure is not None:
+        system.done()  # the checkpoint stays: it is all there is
+        return f"nor does it go on here from checkpoint {BEFORE}: {failure}"
+    saved.discard(system, BEFORE)
+    system.done()
+    system.emit("returned", 4, lost=lost)
+    return f"it goes on here as it was before, its last {lost:g} s are lost"
+
+
+def _stay(system: System, intent: dict[str, Any], host: Host | None, error: BaseException | None) -> None:
+    """It runs here, untouched: all is as before but for the time that the checkpoint took."""
+    copying.redefine_states(system.need(), intent["states"])
+    saved.discard(system, BEFORE)
+    moves.back(system, intent, host, error)
+
+
+def _decide(
+    system: System, intent: dict[str, Any], way: Way, host: Host | None, error: BaseException | None = None
+) -> dict[str, Any] | None:
+    """End a move that did not come to its end, by looking at both hosts; what `_arrived` says when it did all the same.
+
+    Raises DreError where only the other side knows, and is silent.
+    """
+    if _active_and_calm(system):
+        _stay(system, intent, host, error)
+        return None
+    try:
+        with contextlib.ExitStack() as stack:
+            there = host if host is not None and host.connection.isAlive() else None
+            there = there or stack.enter_context(Host(way, moves.AGAIN))
+            domain = there.find(intent["uuid"])
+            with there.translated(system.name):
+                runs = domain is not None and domain.isActive()
+            if runs:
+                return _arrived(system, intent, there, 0.0)
+            moves.clean(intent, there)
+            became = _go_on(system, intent)
+    except DreError as silent:
+        if system.intent() is None:
+            raise
+        raise moves.undecided(system, way, silent) from None
+    if isinstance(error, DreError):
+        error.args = (f"{error}; {became}",)
+    return None
+
+
+def _active_and_calm(system: System) -> bool:
+    """Whether it runs here, once libvirt has ended the migration: that goes on when we are killed, and is cancelled."""
+    import libvirt
+
+    domain = system.need()
+    deadline = time.monotonic() + _END
+    with hypervisor.translated(system.name), contextlib.suppress(libvirt.libvirtError):
+        while domain.isActive() and domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE:
+            if time.monotonic() > deadline:
+                raise TimedOutError(f"{system.name}: its move does not end")
+            _cancel(domain)
+            time.sleep(_LOOK)
+    with hypervisor.translated(system.name):
+        return bool(domain.isActive())
+
+
+def resume(system: System, intent: dict[str, Any], way: Way) -> None:
+    """End a move that was killed while libvirt may have been at it."""
+    _decide(system, intent, way, None)
