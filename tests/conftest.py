@@ -7,19 +7,16 @@ failure when DRE_REQUIRE_ALL=1.
 
 import contextlib
 import os
-import pathlib
-import shutil
 import signal
 import subprocess
 
 import pytest
+from programs import DIRECTORIES, ROOT, environment, program
+
+__all__ = ["DIRECTORIES", "ROOT", "environment", "nobody", "program"]  # tests have them from here
 
 # A shell's background job is born with SIGINT ignored, and so would be every program that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-DIRECTORIES = ("dre-core", "dre-base", "dbox", "sec-monitor", "dscript")
-
 
 with contextlib.suppress(ImportError):  # only unit tests need it
     import hypothesis
@@ -35,32 +32,6 @@ def pytest_runtest_makereport(item, call):
     if report.skipped and os.environ.get("DRE_REQUIRE_ALL") == "1":
         report.outcome = "failed"
         report.longrepr = f"skipped, but DRE_REQUIRE_ALL=1: {report.longrepr}"
-
-
-def program(name):
-    """The path of a program of ours: in the checkout, or installed."""
-    if os.environ.get("DRE_TEST_INSTALLED") == "1":
-        path = shutil.which(name, path="/usr/sbin:/usr/bin")
-        assert path, f"{name} is not installed"
-        return path
-    for directory in DIRECTORIES:
-        path = ROOT / directory / name
-        if path.is_file():
-            return str(path)
-    raise AssertionError(f"no program {name} in the checkout")
-
-
-def environment():
-    """The environment programs run in: a clean PATH, and the checkout's modules unless the packages are tested."""
-    env = {
-        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-        "HOME": os.environ.get("HOME", "/"),
-        "LANG": "C.UTF-8",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    if os.environ.get("DRE_TEST_INSTALLED") != "1":
-        env["PYTHONPATH"] = str(ROOT / "dre-core")
-    return env
 
 
 def nobody():

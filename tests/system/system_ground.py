@@ -6,6 +6,7 @@ libvirt asks at every definition what KVM can do, for a minute and a half.
 """
 
 import contextlib
+import fcntl
 import os
 import pathlib
 import shutil
@@ -39,6 +40,7 @@ class Host:
     """A host of systems. Use it as a `with`-block; `dre` and `virsh` run on it."""
 
     unshared = ("--mount",)
+    alone = None
 
     def __init__(self):
         self._prepare()
@@ -63,6 +65,10 @@ class Host:
         need("libvirtd", "virsh", "qemu-system-x86_64", "qemu-img", "nsenter")
         if os.geteuid() != 0:
             pytest.skip("needs root")
+        if "--net" not in self.unshared:
+            # Its bridge is the real host's, and there is one of that name: one such host at a time.
+            self.alone = open("/run/lock/dre-test-systems", "w")
+            fcntl.flock(self.alone, fcntl.LOCK_EX)
         # Not below /tmp of pytest's, through which QEMU's user could not pass.
         self.place = pathlib.Path(tempfile.mkdtemp(prefix="dre-sys-", dir="/var/tmp"))
         self.place.chmod(0o755)
@@ -180,6 +186,8 @@ class Host:
             self.holder.kill()
             self.holder.wait()
         shutil.rmtree(self.place, ignore_errors=True)
+        if self.alone:
+            self.alone.close()
 
 
 class There(Host):

@@ -173,7 +173,7 @@ def test_how_a_program_ended_and_what_it_printed_passes(agent):
 
 
 def test_more_of_a_file_than_was_asked_for_is_refused(agent):
-    much = base64.b64encode(bytes(500 << 10)).decode()
+    much = base64.b64encode(bytes(80 << 10)).decode()
     with pytest.raises(DreError, match="guest-file-read"):
         list(agent(said(1000), said({"buf-b64": much, "eof": True}), said({})).read("/x"))
 

@@ -9,6 +9,7 @@ Guest Agent Protocol Reference.
 import base64
 import binascii
 import json
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,34 @@ from dre.errors import DreError, MissingError, TimedOutError
 from dre.system import hypervisor
 
 ANSWER = 30  # seconds for one answer
-CHUNK = 384 << 10  # octets of a file in one answer
+CHUNK = 64 << 10  # octets of a file in one message; an emulated guest needs seconds for much more
 _LONGEST = 8 << 20  # characters of an answer; libvirt takes no more than 10 MiB
+OUTPUT = 64 << 20  # octets kept of each output of a program
+_DIRECT = 1 << 20  # of both together that come in one answer; more of it would end libvirt's channel to the agent
+# Runs a program with its output in files, in a session of its own so that all of it can be killed.
+_WRAPPER = """
+place=$1 most=$2
+shift 2
+mask=$(umask)
+umask 077
+[ -d "$place" ] || mkdir "$place" || exit 126
+umask "$mask"
+echo $$ >"$place/pid"
+[ ! -e "$place/in" ] || exec <"$place/in"
+"$@" >"$place/out" 2>"$place/err"
+status=$?
+if [ -s "$place/out" ] || [ -s "$place/err" ]; then
+	if [ "$(cat "$place/out" "$place/err" | wc -c)" -gt "$most" ]; then
+		echo "kept $place" >&2
+		exit $status
+	fi
+	cat "$place/out"
+	cat "$place/err" >&2
+fi
+rm -rf "$place"
+exit $status
+"""
+_KILL = 'kill -KILL "-$(cat "$0/pid")"; rm -rf "$0"'
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
 
 
@@ -89,21 +116,40 @@ class Agent:
         env: Mapping[str, str] | None = None,
     ) -> Ended:
         """Run *argv* as root in the guest until it ends. After *timeout* seconds kill it and raise TimedOutError."""
+        place = f"/run/dre-exec.{secrets.token_hex(8)}"
+        if len(stdin) > CHUNK:  # more in one message stops the conversation
+            self.run(["mkdir", "-m", "700", place])
+            self.write((stdin[start : start + CHUNK] for start in range(0, len(stdin), CHUNK)), f"{place}/in")
         given: dict[str, Any] = {
-            "path": argv[0],
-            "arg": list(argv[1:]),
+            "path": "setsid",
+            "arg": ["-w", "/bin/sh", "-c", _WRAPPER, "dre-exec", place, str(_DIRECT), *argv],
             "env": [f"{key}={value}" for key, value in {**_ENVIRONMENT, **(env or {})}.items()],
             "capture-output": True,
         }
-        if stdin:
+        if 0 < len(stdin) <= CHUNK:
             given["input-data"] = base64.b64encode(stdin).decode()
         pid = self._number(self.ask("guest-exec", **given), "pid", "guest-exec")
         try:
-            return self._ended(argv, pid, timeout)
+            ended = self._ended(argv, pid, timeout)
         except BaseException:
             # Interrupted, or too late: it shall not go on unseen. It may have ended by itself.
-            self.ask("guest-exec", path="/bin/kill", arg=["-KILL", str(pid)])
+            self.ask("guest-exec", path="/bin/sh", arg=["-c", _KILL, place])
             raise
+        return self._fetched(ended, place) if ended.stderr == f"kept {place}\n".encode() else ended
+
+    def _fetched(self, ended: Ended, place: str) -> Ended:
+        """What a program printed that is too much for one answer of the agent."""
+        octets, cut = [], False
+        for name in ("out", "err"):
+            found = bytearray()
+            for piece in self.read(f"{place}/{name}"):
+                found += piece
+                if len(found) > OUTPUT:
+                    cut = True
+                    break
+            octets.append(bytes(found[:OUTPUT]))
+        self.ask("guest-exec", path="rm", arg=["-rf", place])
+        return Ended(ended.status, octets[0], octets[1], cut)
 
     def _ended(self, argv: Sequence[str], pid: int, timeout: float | None) -> Ended:
         begun = time.monotonic()

@@ -118,7 +118,15 @@ def _devices(devices: Element, wanted: Hardware) -> None:
     SubElement(serial, "log", file=str(wanted.log), append="on")
     channel = SubElement(devices, "channel", type="unix")
     SubElement(channel, "target", type="virtio", name=AGENT)
-    SubElement(SubElement(devices, "memballoon", model="virtio", autodeflate="on"), "stats", period="2")
+    SubElement(
+        SubElement(
+            devices,
+            "memballoon",
+            model="virtio",
+        ),
+        "stats",
+        period="2",
+    )
     _text(SubElement(devices, "rng", model="virtio"), "backend", "/dev/urandom", model="random")
     if wanted.iso:  # an installer wants a screen
         SubElement(devices, "graphics", type="vnc", autoport="yes", listen="127.0.0.1")

@@ -47,10 +47,13 @@ rm -f /etc/ssh/ssh_host_*
 ip link set eth0 down
 sync
 """
+# 0x5207 is RNDRESEEDCRNG of random(4): else what was written counts only some minutes later, and not every kernel
+# hears of a new generation id.
 _AWAKE = """
 set -eu
 date -u -s "@$NOW" >/dev/null
 printf %s "$SEED" >/dev/urandom
+perl -e 'open my $random, ">", "/dev/urandom" or die; ioctl $random, 0x5207, 0 or die'
 printf '%s\\n' "$MACHINE" >/etc/machine-id
 printf '%s\\n' "$NAME" >/etc/hostname
 hostname "$NAME"

@@ -14,7 +14,7 @@ from dre.errors import DreError, NotFoundError, UsageError
 from dre.system import recovery
 from dre.system.agent import CHUNK, Agent
 
-INPUT = 2 << 20  # octets of standard input that one message of libvirt takes
+INPUT = 64 << 20  # octets of standard input; it passes through the memory of host and guest
 
 
 def add(table: Any) -> None:

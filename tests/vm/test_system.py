@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Systems with a guest that boots: an image of dre-base, dre-sys around it, and what the guest itself says.
+
+The image is booted once, for the warm start; each test begins with a system that goes on from there.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from programs import ROOT, environment, program
+
+sys.path.insert(0, str(ROOT / "tests/system"))
+from system_ground import NETWORK, Host  # noqa: E402
+
+FULL = os.environ.get("DRE_FULL") == "1"
+WANTED = ("--package", "linux-image-cloud-amd64", "python3", "--size", "2G")
+COUNTER = """
+import socket, threading, time, secrets
+token, count = secrets.token_hex(8), 0
+server = socket.create_server(("0.0.0.0", 7777))
+file = open("/root/counted", "w")
+def answer():
+    while True:
+        peer, _ = server.accept()
+        with peer: peer.sendall(f"{token} {count}".encode())
+threading.Thread(target=answer, daemon=True).start()
+while True:
+    count += 1
+    file.write("x"); file.flush()
+    time.sleep(0.05)
+"""
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    with Host() as made:
+        key = made.place / "key"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+        made.key = key
+        done = made.call(program("dre-base"), "--config", made.conf, "--quiet", *WANTED, check=False, timeout=900)
+        if done.returncode != 0 and "archive" in done.stderr:
+            pytest.skip(f"no Debian archive can be reached: {done.stderr}")
+        assert done.returncode == 0, done.stderr
+        yield made
+
+
+@pytest.fixture
+def system(host):
+    """A running system."""
+    with warm(host, "s1"):
+        yield "s1"
+
+
+@contextlib.contextmanager
+def warm(host, name):
+    host.dre("create", name, "--warm", "--ssh-key", f"{host.key}.pub", "--memory", "384M", timeout=600)
+    try:
+        done = host.dre("start", name, "--wait", "120", timeout=300)
+        assert "warm" not in done.stderr  # it did not have to boot
+        yield
+    finally:
+        host.dre("destroy", "--force", name, check=False)
+
+
+def guest(host, name, script, **kwargs):
+    """The words that sh prints in the guest."""
+    return host.dre("exec", name, "--", "sh", "-c", script, **kwargs).stdout.split()
+
+
+def identity(host, name):
+    """Machine id and fingerprint of the host key, once there are both."""
+    told = guest(host, name, "cat /etc/machine-id; ssh-keygen -l -f /etc/ssh/ssh_host_ed25519_key.pub | cut -d' ' -f2")
+    return told if len(told) == 2 else None
+
+
+def counted(address):
+    """Token and count of the counter, asked over the network."""
+    import socket
+
+    with socket.create_connection((address, 7777), timeout=20) as peer:
+        token, number = peer.recv(100).decode().split()
+    return token, int(number)
+
+
+def wait_for(look, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return found
+
+
+def test_two_of_one_image_are_machines_of_their_own(host, system):
+    with warm(host, "s2"):
+        told = {}
+        for name, number in ((system, 2), ("s2", 3)):
+            address = f"{NETWORK}.{number}"
+            assert guest(host, name, "hostname; cat /etc/hostname") == [name, name]
+            assert f"{address}/24" in guest(host, name, "ip -4 -br addr show eth0")
+            row = json.loads(host.dre("status", name, "--json").stdout)
+            assert row["ip"] == [address]
+            mac = guest(host, name, "cat /sys/class/net/eth0/address")
+            assert mac[0] in host.virsh("domiflist", name)
+            wait_for(lambda name=name: guest(host, name, "systemctl is-active ssh || true") == ["active"])
+            told[name] = [*mac, *identity(host, name), *guest(host, name, "od -An -tx8 -N16 /dev/urandom")]
+            ssh = ["ssh", "-i", host.key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+            done = subprocess.run(
+                [*ssh, "-o", "ConnectTimeout=60", f"root@{address}", "hostname"], capture_output=True, timeout=120
+            )
+            assert done.stdout.decode().strip() == name, done.stderr
+        assert not set(told[system]) & set(told["s2"])
+
+
+def test_exec_passes_words_streams_and_status(host, system):
+    octets = os.urandom(700_000)
+    words = [*host.inside, program("dre-sys"), "--config", str(host.conf), "exec", "--env", "WORD=$x", system, "--"]
+    done = subprocess.run(
+        [*words, "sh", "-c", "cat; echo talk >&2; exit 7"], input=octets, capture_output=True, env=environment()
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (7, octets, b"talk\n")
+    done = subprocess.run(
+        [*words, "printf", "%s|", "a b'c", "$WORD", "$(id)"], input=b"", capture_output=True, env=environment()
+    )
+    assert done.stdout == b"a b'c|$WORD|$(id)|"
+    assert guest(host, system, "kill -9 $$", check=False) == []
+    assert host.dre("exec", system, "--", "sh", "-c", "kill -9 $$", check=False).returncode == 137
+    late = host.dre("exec", "--timeout", "1", system, "--", "sleep", "1000", check=False)
+    assert late.returncode == 5
+    assert guest(host, system, "pgrep -x sleep || true") == []
+    assert host.dre("exec", system, "--", "/nonexistent", check=False).returncode == 127
+    much = host.dre(
+        "exec", system, "--", "sh", "-c", "head -c 9000000 /dev/zero | tr '\\0' x; echo y >&2; exit 3", check=False
+    )
+    assert (much.returncode, len(much.stdout), set(much.stdout), much.stderr) == (3, 9_000_000, {"x"}, "y\n")
+    assert len(guest(host, system, "ls -d /run/dre-exec.*")) == 1  # this one's own
+    served = json.dumps({"id": 1, "argv": ["exec", system, "--", "echo", "hi"]}) + "\n"
+    answer = json.loads(host.dre("--serve", stdin=served.encode()).stdout)
+    assert (answer["code"], answer["status"], answer["stdout"]) == (0, 0, "aGkK")
+
+
+def test_files_go_in_and_out_whole(host, system):
+    source = host.place / "sent"
+    source.write_bytes(os.urandom(1_500_000))
+    source.chmod(0o640)
+    host.dre("push", system, source, "/root/got")
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    assert guest(host, system, "sha256sum </root/got; stat -c %a /root/got") == [digest, "-", "640"]
+    host.dre("pull", system, "/root/got", host.place / "back")
+    assert (host.place / "back").read_bytes() == source.read_bytes()
+    missing = host.dre("pull", system, "/root/none", host.place / "none", check=False)
+    assert (missing.returncode, (host.place / "none").exists()) == (1, False)
+
+
+def test_without_an_agent_it_says_so(host, system):
+    guest(host, system, "systemd-run --quiet sh -c 'sleep 1; systemctl stop qemu-guest-agent'")
+    done = wait_for(lambda: (d := host.dre("exec", system, "--", "true", check=False)).returncode and d, 30)
+    assert (done.returncode, "qemu-guest-agent" in done.stderr) == (6, True)
+
+
+def test_memory_and_disk_go_back_together(host, system):
+    """A counter in memory, a file's offset and a listening socket; and any of several checkpoints."""
+    host.dre("exec", system, "--", "sh", "-c", "cat >/root/counter.py", stdin=COUNTER.encode())
+    guest(host, system, "systemd-run --quiet --unit=counter python3 /root/counter.py")
+    address = f"{NETWORK}.2"
+    wait_for(lambda: not host.dre("exec", system, "--", "test", "-s", "/root/counted", check=False).returncode)
+    token, first = counted(address)
+    tags = [f"c{number}" for number in range(10 if FULL else 2)]
+    counts = []
+    for tag in tags:
+        guest(host, system, f"echo {tag} >/root/tag; sync")
+        counts.append(counted(address)[1])
+        host.dre("checkpoint", "save", system, tag)
+    assert host.virsh("snapshot-list", system, "--name").split() == tags
+    guest(host, system, "echo later >/root/tag; touch /root/later; sync")
+    later = counted(address)[1]
+    for tag, count in [*zip(tags, counts, strict=True)][::-1]:
+        host.dre("checkpoint", "restart", system, tag)
+        again = wait_for(lambda: _counted(address))
+        assert (again[0], first < count <= again[1] < later) == (token, True)
+        size = guest(host, system, "cat /root/tag; ls /root/later 2>/dev/null; stat -c %s /root/counted")
+        assert (size[0], len(size)) == (tag, 2)
+        assert abs(int(size[1]) - again[1]) < 200
+        time.sleep(1)
+        assert counted(address)[1] > again[1]  # it goes on
+
+
+def _counted(address):
+    with contextlib.suppress(OSError, ValueError):
+        return counted(address)
+    return None
+
+
+def test_a_quota_holds_its_processor_back(host, system):
+    guest(host, system, "systemd-run --quiet sh -c 'while :; do :; done'")
+    host.dre("limit", system, "--cpu", "30")
+    rows = [
+        json.loads(line)
+        for line in host.dre("stat", system, "--interval", "4", "--count", "3", "--json").stdout.splitlines()
+    ]
+    used = rows[-1]["cpu"]
+    # What QEMU's own threads use comes on top of the quota of the virtual processors.
+    assert 20 < used < 45, rows
+
+
+def test_the_balloon_gives_memory_back(host, system):
+    before = int(guest(host, system, "awk '/MemTotal/ {print $2}' /proc/meminfo")[0])
+    host.dre("limit", system, "--memory", "256M")
+    wait_for(lambda: int(guest(host, system, "awk '/MemTotal/ {print $2}' /proc/meminfo")[0]) < before - 100_000)
+    host.dre("limit", system, "--memory", "384M")
+    wait_for(lambda: int(guest(host, system, "awk '/MemTotal/ {print $2}' /proc/meminfo")[0]) > before - 20_000)
+
+
+def test_isolation_stops_every_packet_and_nothing_else(host, system):
+    ping = ["ping", "-c", "1", "-W", "2", f"{NETWORK}.1"]
+    assert host.dre("exec", system, "--", *ping, check=False).returncode == 0
+    host.dre("isolate", system)
+    assert host.dre("exec", system, "--", *ping, check=False).returncode != 0
+    assert guest(host, system, "cat /sys/class/net/eth0/carrier 2>/dev/null || echo 0") == ["0"]
+    host.dre("rejoin", system)
+    wait_for(lambda: host.dre("exec", system, "--", *ping, check=False).returncode == 0)
+
+
+@pytest.mark.skipif(not FULL, reason="boots twice more, which takes minutes: DRE_FULL=1")
+def test_a_clone_boots_as_another_machine_and_a_reboot_keeps_who_one_is(host, system):
+    mine = wait_for(lambda: identity(host, system))
+    host.dre("stop", system)
+    host.dre("clone", system, "s2")
+    try:
+        host.dre("start", system, "s2", "--wait", "400", timeout=600)
+        assert identity(host, system) == mine
+        other = wait_for(lambda: identity(host, "s2"))
+        assert not set(mine) & set(other)
+        assert guest(host, "s2", "hostname") == ["s2"]
+    finally:
+        host.dre("destroy", "--force", "s2")
