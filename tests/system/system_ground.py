@@ -67,7 +67,7 @@ class Host:
             pytest.skip("needs root")
         if "--net" not in self.unshared:
             # Its bridge is the real host's, and there is one of that name: one such host at a time.
-            self.alone = open("/run/lock/dre-test-systems", "w")
+            self.alone = os.open("/run/lock/dre-test-systems", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self.alone, fcntl.LOCK_EX)
         # Not below /tmp of pytest's, through which QEMU's user could not pass.
         self.place = pathlib.Path(tempfile.mkdtemp(prefix="dre-sys-", dir="/var/tmp"))
@@ -186,8 +186,8 @@ class Host:
             self.holder.kill()
             self.holder.wait()
         shutil.rmtree(self.place, ignore_errors=True)
-        if self.alone:
-            self.alone.close()
+        if self.alone is not None:
+            os.close(self.alone)
 
 
 class There(Host):
