@@ -178,13 +178,15 @@ def test_dead_on_arrival_it_goes_on_here_from_just_before(hosts, system):
     assert here.virsh("snapshot-list", "m1", "--name").split() == []
 
 
-def test_killed_at_any_moment_it_runs_here_or_there(hosts, system):
+@pytest.mark.parametrize("_", range(int(os.environ.get("DRE_KILLS", "2"))))
+def test_killed_at_any_moment_it_runs_here_or_there(hosts, system, _):
     here, there = hosts
     moving = here.begin("migrate", "m1", there.uri, "--live", "--copy-storage", "--unencrypted")
     time.sleep(random.uniform(0.5, 4))
     moving.kill()
     moving.wait()
-    here.dre("recover")
+    done = here.dre("recover", check=False)
+    assert done.returncode == 0 or "are lost" in done.stderr, done.stderr
     one, two = domains(here, there)
     assert [*one, *two] == ["m1"]
     assert left(here if two else there) == []
