@@ -99,6 +99,31 @@ def test_limits_are_live_and_lasting(host, system):
     assert host.dre("limit", system, "--cpus", "4000", check=False).returncode == 2
 
 
+def test_dedicated_processors_are_of_one_system_alone(host):
+    online = sorted(os.sched_getaffinity(0))
+    base = ("--base", host.small(), "--memory", "64M", "--dedicated-cpus")
+    if len(online) < 2:
+        assert host.dre("create", "s1", *base, check=False).returncode == 6
+        pytest.skip("this host has one processor, which stays with it")
+    host.dre("create", "s1", *base)
+    try:
+        host.dre("start", "s1")
+        assert host.virsh("vcpupin", "s1").split() == ["0", str(online[-1])]
+        pid = json.loads(host.dre("status", "s1", "--json").stdout)["pid"]
+        allowed = {}
+        for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+            status = dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines() if ":\t" in line)
+            allowed[status["Name"]] = status["Cpus_allowed_list"]
+        assert allowed["CPU 0/TCG"] == str(online[-1])
+        assert str(online[-1]) not in allowed["qemu-system-x86"]
+        assert "dedicated" in host.dre("limit", "s1", "--cpus", "0", check=False).stderr
+        more = host.dre("create", "s2", *base, "--vcpus", str(len(online) - 1), check=False)
+        assert (more.returncode, "--dedicated-cpus" in more.stderr) == (6, True)
+        assert host.virsh("list", "--all", "--name").split() == ["s1"]
+    finally:
+        host.dre("destroy", "--force", "s1")
+
+
 def test_isolation_survives_a_restart(host, system):
     host.dre("start", system)
     host.dre("isolate", system)

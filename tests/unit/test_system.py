@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from dre import conf
 from dre.errors import DreError, UsageError
-from dre.system import address, domain, identity
+from dre.system import address, domain, identity, partition
 from dre.system.agent import Agent
 from dre.system.domain import Extra, Hardware
 from dre.system.spec import Spec
@@ -26,7 +26,7 @@ def hardware(**fields):
 
 
 def defined(**fields):
-    return ElementTree.fromstring(domain.render(hardware(**fields)))
+    return ElementTree.fromstring(domain.to_xml(domain.render(hardware(**fields))))
 
 
 def test_memory_can_be_looked_at_from_outside():
@@ -61,6 +61,15 @@ def test_only_disks_that_can_be_written_are_disks():
     top = defined(iso=Path("/cd.iso"), extras=(Extra(Path("/x.raw"), "raw"),))
     found = [(target, str(path), format) for target, path, format in domain.disks(top)]
     assert found == [("vda", "/d/disk.qcow2", "qcow2"), ("vdb", "/x.raw", "raw")]
+
+
+def test_dedicated_processors_are_one_each_and_the_rest_for_all_else():
+    top = domain.render(hardware())
+    partition.pin(top, (2, 3), [True, True, True, True, False])
+    assert [(pin.get("vcpu"), pin.get("cpuset")) for pin in top.iterfind("cputune/vcpupin")] == [("0", "2"), ("1", "3")]
+    assert top.find("cputune/emulatorpin").get("cpuset") == "0-1"
+    partition.pin(top, (), [])
+    assert top.find("cputune/vcpupin") is None
 
 
 def spec(**fields):

@@ -21,6 +21,7 @@ from dre.system import domain as definitions
 from dre.system.model import System
 from dre.system.remote import Directory, Host
 
+_COPY = 3600.0  # seconds for a disk to be copied
 _TEXTS = ("os/kernel", "os/initrd", "os/nvram")
 
 
@@ -65,7 +66,7 @@ class Meter:
         self.progress(f"{self.name}: {self.sent >> 20} of {self.total >> 20} MiB sent")
 
 
-def load(system: System, new: System, top: Element) -> Load:
+def load(system: System, new: System, top: Element, without_snapshots: bool) -> Load:
     """What the system of definition *top* needs there, where it is *new*. Raises DreError for what cannot go."""
     own: list[Piece] = []
     bases: set[Path] = set()
@@ -75,7 +76,7 @@ def load(system: System, new: System, top: Element) -> Load:
         own.append(Piece(path, new.home / path.name))
     for _, path, format in definitions.disks(top):
         if format == "qcow2":
-            bases |= _base(system, path)
+            bases |= _base(system, path, without_snapshots)
     nvram = Path(top.findtext("os/nvram") or "/")
     if nvram.is_file():
         own.append(Piece(nvram, nvram.with_name(nvram.name.replace(system.name, new.name, 1))))
@@ -98,11 +99,16 @@ def chain(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _base(system: System, disk: Path) -> set[Path]:
-    on = chain(disk)[1:]
-    if len(on) > 1:
-        raise DreError(f"{system.name}: {disk} is on a disk that is itself on another; it cannot be moved")
-    return {Path(one["filename"]) for one in on}
+def _base(system: System, disk: Path, without_snapshots: bool) -> set[Path]:
+    """The image that the disk is on. What lies between, of a warm start, is put into the disk, for it is of this host.
+
+    Raises DreError where that would change what the disk's snapshots hold.
+    """
+    first, *on = chain(disk)
+    if len(on) > 1 and first.get("snapshots") and not without_snapshots:
+        text = "it began with a warm start, without which its snapshots and checkpoints are none; --without-snapshots"
+        raise DreError(f"{system.name}: {text}")
+    return {Path(one["filename"]) for one in on[-1:]}
 
 
 def _image(system: System, base: Path, top: Element) -> Iterator[Piece]:
@@ -237,10 +243,14 @@ def relocate(top: Element, paths: dict[str, str]) -> None:
             item.text = paths.get(item.text or "", item.text)
 
 
-def rebased(disk: Path, work: Path, base: Path) -> Path:
-    """A copy of *disk* in *work* that is on *base*, which is not here."""
+def rebased(disk: Path, work: Path, image: Piece) -> Path:
+    """A copy of *disk* in *work*, directly on the image where that is there."""
     copy = work / disk.name
-    run(["cp", "--sparse=always", "--reflink=auto", str(disk), str(copy)], timeout=3600)
-    format = chain(disk)[1]["format"]
-    run(["qemu-img", "rebase", "-u", "-b", str(base), "-F", format, str(copy)], timeout=60)
+    run(["cp", "--sparse=always", "--reflink=auto", str(disk), str(copy)], timeout=_COPY)
+    told = chain(disk)
+    if len(told) > 2:
+        for snapshot in told[0].get("snapshots", []):
+            run(["qemu-img", "snapshot", "-d", snapshot["name"], str(copy)], timeout=_COPY)
+        run(["qemu-img", "rebase", "-b", str(image.source), "-F", told[-1]["format"], str(copy)], timeout=_COPY)
+    run(["qemu-img", "rebase", "-u", "-b", str(image.target), "-F", told[-1]["format"], str(copy)], timeout=60)
     return copy

@@ -16,7 +16,7 @@ from xml.etree.ElementTree import Element
 from dre import event, network
 from dre.errors import DreError
 from dre.run import run
-from dre.system import address, hypervisor, lifecycle, order, saved
+from dre.system import address, hypervisor, lifecycle, order, partition, saved
 from dre.system import domain as definitions
 from dre.system.model import RUNNING, System
 from dre.system.saved import SNAPSHOT
@@ -48,6 +48,7 @@ def clone(source: System, new: System, tag: str | None, request: str | None) -> 
                 mac=address.mac(new.conf, None, new.name),
                 request=request,
                 autostart=False,  # not before somebody has looked at it
+                dedicated=(),
                 fresh=not old.cloud,
             )
         except DreError:
@@ -122,6 +123,7 @@ def _make_other(new: System, top: Element, spec: Spec, had: str | None) -> None:
             mac.set("address", spec.mac)
         elif mac is not None:
             made.remove(mac)
+    partition.pin(top, (), [])
     lifecycle.tell_guest(new, top, spec)
     line = top.find("os/cmdline")
     if line is not None:

@@ -51,8 +51,8 @@ def link(bridge: str, name: str, number: int = 0) -> str:
     return "ds" + hashlib.sha256(f"{bridge} {name} {number}".encode()).hexdigest()[:10]
 
 
-def render(wanted: Hardware) -> str:
-    """The XML to define."""
+def render(wanted: Hardware) -> Element:
+    """The definition."""
     top = Element("domain", type=wanted.virt)
     _text(top, "name", wanted.name)
     # Another one after each way back: the guest's kernel then makes its random numbers anew; see VMGENID.
@@ -80,7 +80,7 @@ def render(wanted: Hardware) -> str:
     for key, value in (("on_poweroff", "destroy"), ("on_reboot", "restart"), ("on_crash", "destroy")):
         _text(top, key, value)
     _devices(SubElement(top, "devices"), wanted)
-    return to_xml(top)
+    return top
 
 
 def _boot(top: Element, wanted: Hardware) -> None:

@@ -19,7 +19,7 @@ from dre.errors import DreError, TimedOutError, UsageError
 from dre.images import Image
 from dre.run import run
 from dre.spec import DHCP
-from dre.system import address, hypervisor, identity, limits, virt
+from dre.system import address, hypervisor, identity, limits, partition, virt
 from dre.system import domain as definitions
 from dre.system.agent import Agent
 from dre.system.domain import Extra, Hardware
@@ -46,6 +46,7 @@ def create(system: System, spec: Spec, ip: str | None, wanted: "Wanted") -> Spec
                 spec,
                 ip=address.choose(system.conf, system.name, ip),
                 mac=address.mac(system.conf, spec.mac or None, system.name),
+                dedicated=partition.choose(system.conf, system.name, wanted.vcpus) if wanted.dedicated else (),
             )
         except DreError:
             remove(system)
@@ -79,6 +80,7 @@ class Wanted:
     ) -> None:
         self.image, self.virt, self.memory, self.vcpus, self.size = image, virt_kind, memory, vcpus, size
         self.extras, self.bridges, self.iso, self.uefi = extras, bridges, iso, uefi
+        self.dedicated = False  # a processor of the host for each of its own
         self.warm: str | None = None  # a warm state, whose disk the first one is layered on
         # Brings the disks into the home of the system, in place of an empty one on the image; returns them.
         self.fill: Callable[[Path], list[Path]] | None = None
@@ -114,8 +116,11 @@ def _build(system: System, spec: Spec, wanted: Wanted) -> None:
         iso=wanted.iso,
         extras=extras,
     )
+    connection = hypervisor.connect(system.conf)
     with hypervisor.translated(f"{system.name}: cannot be defined"):
-        hypervisor.connect(system.conf).defineXML(definitions.render(hardware))
+        top = definitions.render(hardware)
+        partition.pin(top, spec.dedicated, connection.getCPUMap()[1])
+        connection.defineXML(definitions.to_xml(top))
 
 
 def _below(system: System, wanted: Wanted) -> Image | None:

@@ -131,6 +131,12 @@ def _check(system: System, wanted: Limits, changes: dict[str, Any]) -> None:
             least = _vcpus(domain) * _LEAST * 100 / PERIOD
         if wanted.cpu < least:
             raise UsageError(f"--cpu {wanted.cpu:g}: {least:g} is the least for its virtual processors")
+    if "cpus" in changes:
+        spec = system.spec()
+        if spec is not None and spec.dedicated:
+            raise DreError(
+                f"{system.name}: --cpus: its processors are dedicated to it: {sets.cpu_text(spec.dedicated)}"
+            )
     if wanted.cpus is not None and "cpus" in changes:
         with hypervisor.translated(system.name):
             there = system.need().connect().getCPUMap()[1]

@@ -46,14 +46,14 @@ def migrate(
     with Host(way, moves.CONNECT) as host:
         move = moves.begun(system, host, way, wish, request, progress)
         try:
-            params = _prepared(move, spec)
+            params, flags = _prepared(move, spec)
         except BaseException as error:
             moves.back(system, move.intent, host, error)
             raise
         at = time.time()
         try:
             _checkpointed(move, domain, at)
-            down = _moved(move, domain, params, progress)
+            down = _moved(move, domain, params, flags, progress)
         except BaseException as error:
             arrived = _decide(system, move.intent, way, host, error)
             if arrived is None:
@@ -63,21 +63,22 @@ def migrate(
         return {**moves.row(spec, way, wish), **arrived}
 
 
-def _prepared(move: Move, spec: Spec) -> dict[str, Any]:
-    """Have all there that the guest needs to run there; libvirt's parameters of the migration."""
+def _prepared(move: Move, spec: Spec) -> tuple[dict[str, Any], int]:
+    """Have all there that the guest needs to run there; libvirt's parameters and flags of the migration."""
     import libvirt
 
     system, wish = move.system, move.wish
     top = copying.definition(system)
     paths: dict[str, str] = {}
-    targets = []
+    targets: list[str] = []
+    whole = False
     if wish.storage == COPY:
-        load = carrying.load(system, move.new, top)
+        load = carrying.load(system, move.new, top, True)
         image = move.carrier.image(load.image)
         paths = Load(load.own, image).paths
         if image != load.image:
             spec = moves.based(spec, image)
-        targets = _made_disks(move, spec, top, load, image)
+        targets, whole = _made_disks(move, spec, top, load, image)
     lasting = moves.dress(move, top, spec, paths)
     moves.send_own(move, spec)
     with hypervisor.translated(system.name):
@@ -92,23 +93,28 @@ def _prepared(move: Move, spec: Spec) -> dict[str, Any]:
         found[libvirt.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = targets
     if wish.rate is not None:
         found[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = max(wish.rate >> 20, 1)
-    return found
+    return found, _flags(move, whole)
 
 
-def _made_disks(move: Move, spec: Spec, top: Any, load: Load, image: tuple[Piece, ...]) -> list[str]:
-    """Make empty disks there on the image, for QEMU to fill, and send what else is the system's; the disks' names."""
+def _made_disks(move: Move, spec: Spec, top: Any, load: Load, image: tuple[Piece, ...]) -> tuple[list[str], bool]:
+    """Make empty disks there on the image, for QEMU to fill, and send what else is the system's.
+
+    The disks' names, and whether one is on more than an image, so that all of it has to be copied.
+    """
     disks = {path: (target, format) for target, path, format in definitions.disks(top)}
+    whole = False
     others = Load(tuple(own for own in load.own if own.source not in disks), load.image)
     with moves.own_pieces(move, spec, others, image) as pieces:
         move.carrier.send(pieces)
     for own in load.own:
         if own.source in disks:
             told = carrying.chain(own.source)
-            base = (image[0].target, str(told[1]["format"])) if len(told) > 1 else (Path(), "")
+            base = (image[0].target, str(told[1]["format"])) if len(told) == 2 else (Path(), "")
+            whole |= len(told) > 2
             with move.carrier.place(own.target.parent) as there:
                 there.make(own.target.name, int(told[0]["virtual-size"]), own.mode, base)
                 move.carrier.note(own.target)
-    return [target for target, _ in disks.values()]
+    return [target for target, _ in disks.values()], whole
 
 
 def _checkpointed(move: Move, domain: Any, at: float) -> None:
@@ -129,7 +135,7 @@ def _forget_states(system: System) -> None:
             snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
 
 
-def _flags(move: Move) -> int:
+def _flags(move: Move, whole: bool) -> int:
     import libvirt
 
     flags = (
@@ -141,7 +147,7 @@ def _flags(move: Move) -> int:
         | libvirt.VIR_MIGRATE_AUTO_CONVERGE
     )
     if move.wish.storage == COPY:
-        flags |= libvirt.VIR_MIGRATE_NON_SHARED_INC
+        flags |= libvirt.VIR_MIGRATE_NON_SHARED_DISK if whole else libvirt.VIR_MIGRATE_NON_SHARED_INC
     if move.wish.tls:
         flags |= libvirt.VIR_MIGRATE_TLS
     elif move.wish.storage != COPY and move.host.way.private:
@@ -149,7 +155,7 @@ def _flags(move: Move) -> int:
     return int(flags)
 
 
-def _moved(move: Move, domain: Any, params: dict[str, Any], progress: Callable[[str], None]) -> float:
+def _moved(move: Move, domain: Any, params: dict[str, Any], flags: int, progress: Callable[[str], None]) -> float:
     """Let libvirt move it; the seconds for which its processors stood still."""
     import libvirt
 
@@ -157,7 +163,7 @@ def _moved(move: Move, domain: Any, params: dict[str, Any], progress: Callable[[
 
     def work() -> None:
         try:
-            domain.migrateToURI3(move.host.way.uri, params, _flags(move))
+            domain.migrateToURI3(move.host.way.uri, params, flags)
         except libvirt.libvirtError as error:
             failure.append(error)
 

@@ -200,7 +200,7 @@ def _sent(move: Move, spec: Spec) -> tuple[Element, list[str], dict[str, str]]:
     digests: dict[str, str] = {}
     paths: dict[str, str] = {}
     if move.wish.storage == COPY:
-        load = carrying.load(system, new, top)
+        load = carrying.load(system, new, top, move.wish.without_snapshots)
         image = move.carrier.image(load.image)
         paths = replace(load, image=image).paths
         if image != load.image:
@@ -209,7 +209,8 @@ def _sent(move: Move, spec: Spec) -> tuple[Element, list[str], dict[str, str]]:
             digests |= move.carrier.send(pieces)
     made = dress(move, top, spec, paths)
     digests |= send_own(move, spec)
-    return made, [moved_state(state, system, new, paths) for state in copying.states(system)], digests
+    kept = [] if move.wish.without_snapshots else copying.states(system)
+    return made, [moved_state(state, system, new, paths) for state in kept], digests
 
 
 def based(spec: Spec, image: tuple[Piece, ...]) -> Spec:
@@ -224,8 +225,9 @@ def own_pieces(move: Move, spec: Spec, load: Load, image: tuple[Piece, ...]) -> 
         found = []
         for piece in load.own:
             source = piece.source
-            if image and image != load.image and len(carrying.chain(source)) > 1:
-                source = carrying.rebased(source, work, image[0].target)
+            depth = len(carrying.chain(source)) if source.suffix == ".qcow2" else 1
+            if depth > 2 or (depth == 2 and image != load.image):
+                source = carrying.rebased(source, work, image[0])
             if spec.cloud and source.name == "seed.iso" and move.new.name != move.system.name:
                 identity.seed(move.system.conf, replace(spec, name=move.new.name), work / "seed.iso")
                 source = work / "seed.iso"
@@ -274,7 +276,7 @@ def send_own(move: Move, spec: Spec) -> dict[str, str]:
     with move.host.directory(target.parent) as there:
         if there and target.name in there.sizes():
             return {}  # the directory itself is shared
-    text = replace(spec, name=move.new.name, request=None).to_json()
+    text = replace(spec, name=move.new.name, request=None, warm=None).to_json()
     with _work(move.system) as work:
         (work / target.name).write_text(text)
         return move.carrier.send((Piece(work / target.name, target),))

@@ -34,6 +34,7 @@ class Spec:
     snapshot_every: float | None = None  # seconds
     snapshot_keep: int = 4
     cloud: bool = False  # it is told who it is by a seed of cloud-init
+    dedicated: tuple[int, ...] = ()  # processors of the host that are its alone
     warm: str | None = None  # the warm state that its first start goes on from
     fresh: bool = False  # a clone that has not been started: its ssh host keys are still another's
 
@@ -45,8 +46,8 @@ class Spec:
     def from_json(cls, text: str) -> "Spec":
         """The Spec of a system.json; raises ValueError, KeyError or TypeError when it is not one."""
         data: dict[str, Any] = json.loads(text)
-        for key in ("ssh_keys", "after"):
-            data[key] = tuple(data[key])
+        for key in ("ssh_keys", "after", "dedicated"):
+            data[key] = tuple(data.get(key, ()))
         return cls(**data)
 
 

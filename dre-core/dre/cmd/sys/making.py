@@ -36,6 +36,8 @@ def add(table: Any) -> None:
     create.add_argument("--iso", metavar="FILE", help="a CD to boot from, with a screen by VNC on this host")
     create.add_argument("--uefi", action="store_true", help="boot by UEFI firmware")
     create.add_argument("--cloud-init", action="store_true", help="tell a cloud image who it is by a NoCloud seed")
+    text = "a processor of the host for each of its own, and for nothing else of it"
+    create.add_argument("--dedicated-cpus", action="store_true", help=text)
     text = "go on, at its first start, from a guest of the image that was booted once"
     create.add_argument("--warm", action="store_true", help=text)
     spec.add_options(create)
@@ -83,6 +85,7 @@ def _create(ctx: Context) -> None:
         lifecycle.need_free(system)  # before what is wanted is looked at: all of it may be right but for the name
         image = _image(ctx)
         wanted = _wanted(ctx, system, image)
+        wanted.dedicated = args.dedicated_cpus
         if args.warm:
             wanted.warm = _warmed(ctx, image, wanted)
         fields: dict[str, Any] = {"ssh_keys": _default_keys(ctx), **spec.from_options(args)}
