@@ -60,8 +60,12 @@ def _stand(fds: Sequence[int], mark: str, inside: str, session: int, mend: Calla
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(fds[0], signal.SIGKILL)
         select.select(fds[:1], [], [])
-    pause = 0.005
-    while left := _left(mark, inside, session):
+    pause, before = 0.005, set[int]()
+    while True:
+        left, gone = _left(mark, inside, session)
+        if not left and gone <= before:
+            break
+        before |= gone  # one of them may have made another meanwhile, that is not in the list yet
         for pid in left:
             run.kill_family(pid)
         time.sleep(pause)  # there is no event for the end of what is not ours; and a frozen app ends when it is thawed
@@ -70,16 +74,21 @@ def _stand(fds: Sequence[int], mark: str, inside: str, session: int, mend: Calla
         mend()
 
 
-def _left(mark: str, inside: str, session: int) -> list[int]:
-    """What lxc-attach left: processes of itself, which may be about to make its program, and that program."""
-    found = []
+def _left(mark: str, inside: str, session: int) -> tuple[list[int], set[int]]:
+    """What lxc-attach left: processes of itself, which may be about to make its program, and that program. And of
+    which it cannot be told, for they have just ended."""
+    found, gone = [], set()
     # They have been given to somebody else by now: to whom we have been, too.
     for pid in run.children(os.getppid()):
-        with contextlib.suppress(OSError):  # it has just ended
+        try:
             environment = Path("/proc", str(pid), "environ").read_bytes().split(b"\0")
             if mark.encode() in environment or (_namespace(pid) == inside and os.getsid(pid) == session):
                 found.append(pid)
-    return found
+            elif environment == [b""]:  # as that of one that has ended is, if not yet waited for
+                gone.add(pid)
+        except OSError:
+            gone.add(pid)
+    return found, gone
 
 
 def _namespace(pid: int) -> str:
