@@ -131,6 +131,25 @@ def test_another_image_of_that_name_stays_and_ours_goes_beside_it(here, there, s
     assert not spec.exists()
 
 
+def test_what_a_warm_start_put_below_its_disk_goes_into_the_disk(here, there, system):
+    layer, disk = here.place / "layer.qcow2", home(here) / "disk.qcow2"
+    here.dre("snapshot", "delete", system, "clean")
+    here.call("qemu-img", "create", "-q", "-f", "qcow2", "-b", image(here) / "image.qcow2", "-F", "qcow2", layer)
+    here.call("qemu-io", "-c", "write -P 55 4M 64k", layer)
+    here.call("qemu-img", "rebase", "-u", "-b", layer, "-F", "qcow2", disk)
+    here.dre("snapshot", "save", system, "later")
+    refused = migrate(here, there, check=False)
+    assert (refused.returncode, "--without-snapshots" in refused.stderr) == (1, True)
+    migrate(here, there, "--without-snapshots")
+    there.call("qemu-io", "-r", "-c", "read -P 77 2M 1M", "-c", "read -P 55 4M 64k", home(there) / "disk.qcow2")
+    chain = json.loads(
+        there.call("qemu-img", "info", "--backing-chain", "--output=json", home(there) / "disk.qcow2").stdout
+    )
+    assert [pathlib.Path(one["filename"]).parent.name for one in chain] == ["m1", "img"]
+    assert there.virsh("snapshot-list", system, "--name").split() == []
+    there.dre("start", system)
+
+
 def test_it_can_have_another_name_there_and_stay_here(here, there, system):
     migrate(here, there, "--as", "m2", "--keep")
     assert (here.virsh("list", "--all", "--name").split(), there.virsh("list", "--all", "--name").split()) == (
@@ -156,6 +175,8 @@ def test_what_cannot_be_is_refused_and_changes_nothing(here, there, system):
         (["qemu+ssh://h/system?command=/bin/sh"], 2, "command"),
         (["xen:///"], 2, "URI"),
         (["-oProxyCommand=x"], 2, ""),
+        (["localhost"], 2, "--as"),
+        (["localhost", "--as", "m2", "--live", "--copy-storage"], 2, "--live"),
         (["qemu+tcp://10.231.112.2:1/system", "--unencrypted"], 1, "no libvirt answers"),
         ([there.uri, "--unencrypted", "--as", "m2", "--timeout", "0"], 5, "in time"),
     ):
@@ -169,6 +190,14 @@ def test_what_cannot_be_is_refused_and_changes_nothing(here, there, system):
     there.dre("destroy", system)
     assert digests(home(here)) == before
     assert left(there) == []
+
+
+def test_on_the_same_host_it_gets_another_name(here, system):
+    here.dre("migrate", system, "localhost", "--as", "m2")
+    assert here.virsh("snapshot-list", "m2", "--name").split() == ["clean"]
+    here.dre("migrate", "m2", "localhost", "--as", system, "--keep")
+    assert sorted(here.virsh("list", "--all", "--name").split()) == ["m1", "m2"]
+    assert here.virsh("domuuid", "m1") != here.virsh("domuuid", "m2")
 
 
 def test_a_cut_cable_and_a_dead_libvirt_leave_it_here(here, there, system):

@@ -6,7 +6,9 @@ from typing import Any
 from dre import cli, requests, units, verbs
 from dre.cli import Context
 from dre.errors import UsageError
-from dre.system import migrate, recovery, remote
+from dre.system import copying, migrate, recovery, remote
+
+HERE = "localhost"
 
 
 def add(table: Any) -> None:
@@ -20,7 +22,7 @@ def add(table: Any) -> None:
     move.add_argument("--shared-storage", action="store_true", help=text)
     text = "its disks go along, as those of a stopped system always do"
     move.add_argument("--copy-storage", action="store_true", help=text)
-    text = "go on although --copy-storage of a running system leaves its snapshots and checkpoints behind"
+    text = "give its snapshots and checkpoints up; --copy-storage of a running system leaves them behind"
     move.add_argument("--without-snapshots", action="store_true", help=text)
     text = "let what would cross the network in the clear do so: qemu+tcp, and what QEMU sends without --tls"
     move.add_argument("--unencrypted", action="store_true", help=text)
@@ -32,12 +34,13 @@ def add(table: Any) -> None:
     text = "give up after S seconds (default: 3600)"
     move.add_argument("--timeout", type=verbs.kind(units.duration), default=3600.0, metavar="S", help=text)
     verbs.add_name(move)
-    text = "[USER@]HOST, by ssh, or URI of its libvirt"
+    text = "[USER@]HOST, by ssh, or URI of its libvirt, or localhost"
     move.add_argument("host", metavar="HOST", type=verbs.kind(_host), help=text)
 
 
 def _host(text: str) -> str:
-    remote.way(text)
+    if text != HERE:
+        remote.way(text)
     return text
 
 
@@ -71,6 +74,23 @@ def _wish(args: Any) -> migrate.Wish:
     )
 
 
+def _rename(ctx: Context) -> None:
+    """On this host a move is another name, and one that stays here too is a clone: another machine."""
+    args = ctx.args
+    if args.new is None:
+        raise UsageError(f"{args.name}: is on this host; --as gives it another name")
+    for option in ("live", "copy_storage", "shared_storage", "without_snapshots", "verify", "tls", "downtime"):
+        if getattr(args, option):
+            raise UsageError(f"--{option.replace('_', '-')}: not on the same host")
+    with recovery.held_all(ctx.conf, (args.name, args.new)) as (system, new):
+        if args.again and new.find() is not None and (args.keep or system.find() is None):
+            return  # the locks gave us both only after the killed move had been ended
+        if args.keep:
+            copying.clone(system, new, None, args.request_id)
+        else:
+            copying.rename(system, new)
+
+
 def _check(args: Any) -> None:
     """Raise UsageError for options that make no sense together."""
     if args.live and args.copy_storage == args.shared_storage:
@@ -82,13 +102,16 @@ def _check(args: Any) -> None:
     for option in ("keep", "verify"):
         if args.live and getattr(args, option):
             raise UsageError(f"--live and --{option} exclude each other")
-    for option in ("downtime", "tls", "without_snapshots"):
+    for option in ("downtime", "tls"):
         if getattr(args, option) and not args.live:
             raise UsageError(f"--{option.replace('_', '-')}: only with --live")
 
 
 def _migrate(ctx: Context) -> None:
     args = ctx.args
+    if args.host == HERE:
+        _rename(ctx)
+        return
     wish = _wish(args)
     with recovery.held(ctx.conf, args.name) as system:
         if args.again and requests.completed(ctx.conf, args.request_id, "sys"):
