@@ -52,6 +52,8 @@ bench:
 	bench/life
 	bench/many
 	bench/stat
+	bench/image
+	bench/system
 
 pypi-deb:
 	packaging/pypi-deb $(NAME)

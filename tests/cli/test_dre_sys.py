@@ -40,7 +40,7 @@ def refused(done, status, *words):
         (["create", "s1", "--vcpus", "0"], ["--vcpus", "'0'"]),
         (["create", "s1", "--cpu", "-5"], ["--cpu"]),
         (["create", "s1", "--mac", "01:00:00:00:00:01"], ["--mac", "'01:00:00:00:00:01'"]),
-        (["create", "s1", "--disk-size", "1K"], ["--disk-size", "'1K'"]),
+        (["create", "s1", "--disk-size", "1K"], ["disk-size", "'1K'"]),
         (["start"], ["NAME"]),
         (["start", "s1", "--wait", "soon"], ["--wait", "'soon'"]),
         (["limit", "s1", "--io", "fast"], ["--io", "'fast'"]),

@@ -124,6 +124,23 @@ def test_dedicated_processors_are_of_one_system_alone(host):
         host.dre("destroy", "--force", "s1")
 
 
+def test_its_disk_grows_and_never_shrinks(host, system):
+    def size():
+        info = host.call("qemu-img", "info", "-U", "--output=json", home(host) / "disk.qcow2").stdout
+        return json.loads(info)["virtual-size"]
+
+    host.dre("snapshot", "save", system, "clean")
+    host.dre("set", system, "disk-size=16M")
+    assert size() == 16 << 20
+    host.dre("start", system)
+    host.dre("set", system, "disk-size=24M")
+    assert (size(), f"Capacity:       {24 << 20}" in host.virsh("domblkinfo", system, "vda")) == (24 << 20, True)
+    less = host.dre("set", system, "disk-size=8M", check=False)
+    assert (less.returncode, size()) == (2, 24 << 20)
+    host.dre("undo", system, "clean")
+    assert state(host) == "running"
+
+
 def test_isolation_survives_a_restart(host, system):
     host.dre("start", system)
     host.dre("isolate", system)

@@ -106,12 +106,14 @@ def _devices(devices: Element, wanted: Hardware) -> None:
     direct = wanted.kernel is not None and not wanted.uefi
     if not direct:
         SubElement(first, "boot", order="2" if wanted.iso else "1")
-    for number, (path, target) in enumerate(((wanted.iso, "sda"), (wanted.seed, "sdb"))):
-        if path is not None:
-            cdrom = _cdrom(path, target)
-            if number == 0 and not direct:
-                SubElement(cdrom, "boot", order="1")
-            devices.append(cdrom)
+    if wanted.iso is not None:
+        cdrom = _readonly(wanted.iso, "cdrom", "sda", "sata")
+        if not direct:
+            SubElement(cdrom, "boot", order="1")
+        devices.append(cdrom)
+    if wanted.seed is not None:
+        # No CD: the kernels made for clouds know no SATA.
+        devices.append(_readonly(wanted.seed, "disk", DISKS[-1], "virtio"))
     for number, bridge in enumerate(wanted.bridges):
         devices.append(interface(bridge, wanted.name, number, wanted.mac if number == 0 else None))
     serial = SubElement(devices, "serial", type="pty")
@@ -142,11 +144,12 @@ def disk_element(extra: Extra, target: str) -> Element:
     return disk
 
 
-def _cdrom(path: Path, target: str) -> Element:
-    disk = Element("disk", type="file", device="cdrom")
+def _readonly(path: Path, device: str, target: str, bus: str) -> Element:
+    """A raw image that the system cannot write."""
+    disk = Element("disk", type="file", device=device)
     SubElement(disk, "driver", name="qemu", type="raw")
     SubElement(disk, "source", file=str(path))
-    SubElement(disk, "target", dev=target, bus="sata")
+    SubElement(disk, "target", dev=target, bus=bus)
     SubElement(disk, "readonly")
     return disk
 

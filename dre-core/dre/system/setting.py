@@ -11,7 +11,7 @@ from typing import Any
 from dre import network
 from dre.errors import DreError
 from dre.properties import REFUSED, hook
-from dre.system import lifecycle
+from dre.system import growing, lifecycle
 from dre.system.model import RUNNING, System
 from dre.system.spec import PROPERTIES, Spec, field_of
 
@@ -19,6 +19,8 @@ from dre.system.spec import PROPERTIES, Spec, field_of
 def change(system: System, fields: dict[str, Any]) -> None:
     """Set *fields* of the Spec. Raises DreError with nothing changed."""
     old = system.ours()
+    if "disk_size" in fields:
+        old = replace(old, disk_size=growing.size(system))  # a way back may have made it smaller again
     with network.reserved(system.conf):  # until what it takes is in the intent, where others look for it
         new = replace(old, **fields)
         for key in PROPERTIES:
@@ -48,6 +50,8 @@ def _become(system: System, old: Spec, new: Spec, keys: list[str]) -> None:
     try:
         if {"ip", "ssh-key"} & set(keys):
             lifecycle.redefine(system, new)
+        if "disk-size" in keys and new.disk_size is not None:
+            growing.grow(system, new.disk_size)
     except Exception:
         system.store(old)
         system.done()

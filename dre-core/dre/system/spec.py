@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dre import properties
+from dre import properties, units
+from dre.errors import UsageError
 from dre.properties import NOW, REFUSED, Property, hook, yes
 from dre.spec import interval, kept, names
 
@@ -34,6 +35,7 @@ class Spec:
     snapshot_every: float | None = None  # seconds
     snapshot_keep: int = 4
     cloud: bool = False  # it is told who it is by a seed of cloud-init
+    disk_size: int | None = None  # bytes that its first disk was made or grown to; None: as its image
     dedicated: tuple[int, ...] = ()  # processors of the host that are its alone
     warm: str | None = None  # the warm state that its first start goes on from
     fresh: bool = False  # a clone that has not been started: its ssh host keys are still another's
@@ -49,6 +51,14 @@ class Spec:
         for key in ("ssh_keys", "after", "dedicated"):
             data[key] = tuple(data.get(key, ()))
         return cls(**data)
+
+
+def disk_size(text: str) -> int:
+    """Bytes of a disk. Raises UsageError."""
+    size = units.size(text)
+    if size < 1 << 20:
+        raise UsageError(f"disk-size {text!r}: expected a size of 1M or more")
+    return -(-size // 512) * 512  # whole sectors
 
 
 # The key is the option without its dashes; with `_` for `-` it is the field of Spec.
@@ -68,6 +78,7 @@ PROPERTIES: dict[str, Property] = {
         many=True,
         live=REFUSED,
     ),
+    "disk-size": Property("SIZE", "grow its first disk to SIZE", disk_size, check="dre.system.growing:check", live=NOW),
     "autostart": Property("", "start it with the host", yes, flag=True, live=NOW),
     "after": Property(
         "SYSTEM[,SYSTEM...]", "start these before it", names, many=True, check="dre.system.order:check", live=NOW

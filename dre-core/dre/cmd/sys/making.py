@@ -29,7 +29,6 @@ def add(table: Any) -> None:
     create.add_argument("--memory", type=verbs.kind(memory), metavar="SIZE", help=text)
     create.add_argument("--cpu", type=verbs.kind(units.percent), metavar="PCT", help="percent of one core")
     create.add_argument("--mac", type=verbs.kind(_mac), metavar="MAC", help="hardware address of its first link")
-    create.add_argument("--disk-size", type=verbs.kind(_above), metavar="SIZE", help="grow its first disk to SIZE")
     text = "a second disk: a new one of SIZE, or FILE, which stays yours"
     create.add_argument("--disk", action="append", default=[], metavar="SIZE|FILE", help=text)
     create.add_argument("--nic", action="append", default=[], metavar="BRIDGE", help="one more link, to BRIDGE")
@@ -62,13 +61,6 @@ def _host_memory() -> int:
     return int(line.split()[1]) * 1024
 
 
-def _above(text: str) -> int:
-    size = units.size(text)
-    if size < 1 << 20:
-        raise UsageError(f"{text!r} is not a size of 1M or more")
-    return size
-
-
 def _mac(text: str) -> str:
     lower = text.lower()
     if not re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", lower) or int(lower[:2], 16) & 1:
@@ -78,6 +70,7 @@ def _mac(text: str) -> str:
 
 def _create(ctx: Context) -> None:
     args = ctx.args
+    given = spec.from_options(args)
     with recovery.held(ctx.conf, args.name) as system:
         kept = system.spec()
         if args.again and kept is not None and kept.request == args.request_id and system.find() is not None:
@@ -88,7 +81,7 @@ def _create(ctx: Context) -> None:
         wanted.dedicated = args.dedicated_cpus
         if args.warm:
             wanted.warm = _warmed(ctx, image, wanted)
-        fields: dict[str, Any] = {"ssh_keys": _default_keys(ctx), **spec.from_options(args)}
+        fields: dict[str, Any] = {"ssh_keys": _default_keys(ctx), **given}
         fields.pop("ip", None)  # given to create apart, for it is chosen under a lock
         made = Spec(
             name=system.name,
@@ -130,19 +123,19 @@ def _wanted(ctx: Context, system: System, image: Image | None) -> Wanted:
     for name in args.nic:
         if not Path("/sys/class/net", name, "bridge").is_dir():
             raise NotFoundError(f"--nic {name}: no such bridge on this host")
-    if len(args.disk) > len(domain.DISKS) - 1:
-        raise UsageError(f"--disk: at most {len(domain.DISKS) - 1} second disks")
+    if len(args.disk) > len(domain.DISKS) - 2:
+        raise UsageError(f"--disk: at most {len(domain.DISKS) - 2} second disks")
     for word in args.disk:
         if "/" in word:
             images.inspect(Path(word))
         else:
-            _above(word)
+            spec.disk_size(word)
     return Wanted(
         image,
         lifecycle.kind_of_virt(system, image, ctx.say),
         args.memory or ctx.conf.sys_default_memory,
         args.vcpus,
-        args.disk_size,
+        spec.disk_size(args.disk_size) if args.disk_size else None,
         tuple(args.disk),
         tuple(args.nic),
         iso,
