@@ -5,7 +5,7 @@ from typing import Any
 
 from dre import cli, verbs
 from dre.cli import Context
-from dre.system import look, recovery
+from dre.system import look
 
 LIST_COLUMNS = (("NAME", "name", 12), ("STATE", "state", 8), ("IP", "ip", 14), ("PID", "pid", 6))
 
@@ -23,6 +23,8 @@ def _list(ctx: Context) -> None:
 
 
 def _status(ctx: Context) -> int:
+    from dre.system import recovery  # with all that it can end, more than the rest of a list
+
     cli.need_root("dre-sys status")
     system = recovery.look(ctx.conf, ctx.args.name)
     (row,) = look.rows(ctx.conf, [system.name])
