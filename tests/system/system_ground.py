@@ -179,7 +179,7 @@ class Host:
                 self.call("virsh", "-q", "destroy", name, check=False)
             # What a libvirt that crashed has left, and does not know any more, too.
             left = [(path, 9) for path in (self.place / "host/run-libvirt/qemu").glob("*.pid")]
-            for path, number in (*left, (self.place / "libvirtd.pid", 15)):
+            for path, number in (*left, (self.place / "libvirtd.pid", 15), (self.place / "sshd.pid", 15)):
                 with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
                     os.kill(int(path.read_text()), number)
             self.call(program("dre-bridge"), "--config", self.conf, "down", "--force", check=False)
@@ -235,6 +235,22 @@ class There(Host):
 
     def begin_libvirt(self, *options):
         super().begin_libvirt("--listen", *options)
+
+    def begin_sshd(self):
+        """Let root of the first host in by ssh; returns what to call this one."""
+        keys = self.place / "ssh"
+        keys.mkdir(mode=0o700)
+        for name in ("host", "id_ed25519"):
+            self.call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", keys / name)
+        (keys / "authorized_keys").write_text((keys / "id_ed25519.pub").read_text())
+        (keys / "known_hosts").write_text(f"{self.address}.2 {(keys / 'host.pub').read_text()}")
+        os.makedirs("/run/sshd", exist_ok=True)
+        os.makedirs("/root/.ssh", mode=0o700, exist_ok=True)
+        self.first.call("mount", "--bind", keys, "/root/.ssh")  # in its namespace alone
+        options = ("StrictModes=no", "UsePAM=no", f"HostKey={keys}/host", f"PidFile={self.place}/sshd.pid")
+        words = [word for option in (*options, f"AuthorizedKeysFile={keys}/authorized_keys") for word in ("-o", option)]
+        self.call("/usr/sbin/sshd", "-f", "/dev/null", "-p", "22", *words)
+        return f"root@{self.address}.2"
 
     def cut(self, whole="down"):
         """Cut the cable, or with "up" mend it."""

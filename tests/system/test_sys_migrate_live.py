@@ -10,7 +10,7 @@ import random
 import time
 
 import pytest
-from system_ground import BRIDGE, NETWORK, Host, There
+from system_ground import BRIDGE, NETWORK, Host, There, need
 
 MIGRATIONS = int(os.environ.get("DRE_MIGRATIONS", "2"))
 
@@ -106,6 +106,20 @@ def test_again_and_again(hosts, system, _):
     migrate(here, there, "--downtime", "200ms")
     goes_on(there)
     assert whole([*counted(here), *counted(there)])
+
+
+def test_by_ssh_it_goes_as_well(hosts, system):
+    here, there = hosts
+    need("ssh", "sshd", "ssh-keygen")
+    name = there.begin_sshd()
+    words = ("--live", "--copy-storage", "--unencrypted", "--as", "m2")
+    row = json.loads(here.dre("migrate", system, name, *words, "--json").stdout)
+    try:
+        assert (row["name"], row["host"], domains(here, there)) == ("m2", name, [[], ["m2"]])
+        wait(lambda: counted(there, "m2"))
+        assert whole([*counted(here), *counted(there, "m2")])
+    finally:
+        there.dre("destroy", "--force", "m2", check=False)
 
 
 def filled(here):

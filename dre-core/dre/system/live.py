@@ -84,6 +84,8 @@ def _prepared(move: Move, spec: Spec) -> tuple[dict[str, Any], int]:
     with hypervisor.translated(system.name):
         xml = system.need().XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_SECURE)
     running = moves.dress_running(move, definitions.parse(xml), paths)
+    for name in running.findall("name"):
+        name.text = system.name  # libvirt wants the old one here, and puts the new one in its place
     found: dict[str, Any] = {
         libvirt.VIR_MIGRATE_PARAM_DEST_NAME: move.new.name,
         libvirt.VIR_MIGRATE_PARAM_DEST_XML: definitions.to_xml(running),
