@@ -10,10 +10,12 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import tarfile
 
 import pytest
+from programs import program
 from system_ground import BRIDGE, NETWORK, Host
 
 
@@ -289,6 +291,30 @@ def test_what_is_wrong_leaves_nothing(host, system):
     assert host.virsh("list", "--all", "--name").split() == [system]
     assert os.listdir(home(host).parent) == [system]
     assert host.dre("exec", system, "--", "true", check=False).returncode == 1  # it is stopped
+
+
+def calls(host, *argv):
+    """How often dre-sys speaks to libvirt."""
+    trace = host.place / "trace"
+    words = ("strace", "-f", "-qq", "-e", "trace=sendto,sendmsg,write,writev", "-yy", "-o", trace)
+    host.call(*words, program("dre-sys"), "--config", host.conf, *argv)
+    return sum("libvirt-sock" in line or "UNIX-STREAM" in line for line in trace.read_text().splitlines())
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_twenty_are_listed_and_looked_at_by_as_many_calls_as_one(host, system):
+    alone = calls(host, "list"), calls(host, "stat")
+    assert min(alone) > 0
+    names = [f"n{number}" for number in range(19)]
+    try:
+        for name in names:
+            host.dre("create", name, "--base", host.small(), "--memory", "64M")
+        listed = [line.split() for line in host.dre("list").stdout.splitlines()]
+        assert [words[:2] for words in listed] == [[name, "stopped"] for name in sorted([*names, system])]
+        assert len({words[2] for words in listed}) == 20  # each has an address of its own
+        assert (calls(host, "list"), calls(host, "stat")) == alone
+    finally:
+        host.dre("destroy", *names)
 
 
 def test_a_crash_of_qemu_is_seen(host, system):

@@ -19,6 +19,7 @@ from dre.system.model import RUNNING, System
 from dre.system.spec import Spec
 
 ARP = Path("/proc/net/arp")
+RENEWED = 10.0  # seconds that what a system seldom changes is taken for unchanged
 RATES = ("io_read", "io_write", "net_rx", "net_tx")
 
 
@@ -33,7 +34,7 @@ def briefs(conf: Conf) -> list[dict[str, Any]]:
 
 def rows(conf: Conf, names: Iterable[str] | None = None) -> list[dict[str, Any]]:
     """All fields, of all systems or of *names*. Raises NotFoundError naming one that there is not."""
-    return [row for row, _ in _looks(conf, names)]
+    return [{**row, **_details(domain)} for row, _, domain in _looks(conf, names)]
 
 
 def _names(conf: Conf, found: Mapping[str, Any]) -> list[str]:
@@ -55,8 +56,8 @@ def _told(conf: Conf, names: Iterable[str] | None, stats: int) -> dict[str, tupl
     return {domain.name(): (domain, figures) for domain, figures in told}
 
 
-def _looks(conf: Conf, names: Iterable[str] | None) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Row and figures of each."""
+def _looks(conf: Conf, names: Iterable[str] | None) -> list[tuple[dict[str, Any], dict[str, Any], Any]]:
+    """Row, figures and domain of each, by one call of libvirt."""
     import libvirt
 
     wanted = (
@@ -76,7 +77,7 @@ def _looks(conf: Conf, names: Iterable[str] | None) -> list[tuple[dict[str, Any]
         system = System(conf, name)
         if domain is None and not system.home.exists():
             raise NotFoundError(f"{name}: no such system")
-        made.append((_row(system, domain, figures, near), figures))
+        made.append((_row(system, figures, near), figures, domain))
     return made
 
 
@@ -94,33 +95,34 @@ def _brief(system: System, figures: Mapping[str, Any], near: Mapping[str, str]) 
     return {"name": system.name, "state": state, "ip": _addresses(_spec(system), near), "pid": number}
 
 
-def _row(system: System, domain: Any, figures: Mapping[str, Any], near: Mapping[str, str]) -> dict[str, Any]:
+def _row(system: System, figures: Mapping[str, Any], near: Mapping[str, str]) -> dict[str, Any]:
     spec = _spec(system)
     brief = _brief(system, figures, near)
     alive = brief["state"] in RUNNING
     limit = figures.get("balloon.current")
-    more = _of_domain(domain) if domain is not None else {}
     return {
         **brief,
         "cpu": None,
         "memory": _memory(figures) if alive else None,
         "memory_limit": limit * 1024 if limit is not None else None,
-        "cpu_limit": more.get("cpu_limit"),
+        "cpu_limit": None,
         "pids": None,
         "created": spec.created if spec else None,
         "base": spec.base if spec else None,
-        "snapshots": more.get("snapshots", []),
-        "checkpoints": more.get("checkpoints", []),
+        "snapshots": [],
+        "checkpoints": [],
         "isolated": spec.isolated if spec else None,
-        "id": more.get("id"),
-        "uuid": more.get("uuid"),
+        "id": None,
+        "uuid": None,
         "vcpus": figures.get("vcpu.current"),
         "memory_max": figures["balloon.maximum"] * 1024 if "balloon.maximum" in figures else None,
     }
 
 
-def _of_domain(domain: Any) -> dict[str, Any]:
-    """What only the domain itself tells; nothing where it has gone meanwhile."""
+def _details(domain: Any) -> dict[str, Any]:
+    """What only the domain itself tells, by some calls for each; nothing where it has gone meanwhile."""
+    if domain is None:
+        return {}
     import libvirt
 
     from dre.system import limits, saved
@@ -170,18 +172,23 @@ def _addresses(spec: Spec | None, near: Mapping[str, str]) -> list[str]:
 
 
 class Watch:
-    """Looks at systems again and again; from the second one on with rates."""
+    """Looks at systems again and again; from the second one on with rates.
 
-    def __init__(self, conf: Conf, names: list[str]) -> None:
-        self.conf, self.names = conf, names or None
+    Each look is one call of libvirt. With *details* what that does not tell is asked for, too, but seldom.
+    """
+
+    def __init__(self, conf: Conf, names: list[str], details: bool) -> None:
+        self.conf, self.names, self.details = conf, names or None, details
+        self._told: dict[str, tuple[float, dict[str, Any]]] = {}
         self._before: dict[str, tuple[float, dict[str, float]]] = {}
 
     def look(self) -> list[dict[str, Any]]:
         """A row for each: cpu in percent of one core, rates in octets per second."""
         now = time.monotonic()
         made = []
-        for row, figures in _looks(self.conf, self.names):
+        for row, figures, domain in _looks(self.conf, self.names):
             name = row["name"]
+            row |= self._detailed(name, domain, now)
             counters = _counters(figures) if row["state"] in RUNNING else None
             made.append({**row, **dict.fromkeys(RATES), **self._rates(name, now, counters)})
             if counters is None:
@@ -189,6 +196,15 @@ class Watch:
             else:
                 self._before[name] = now, counters
         return made
+
+    def _detailed(self, name: str, domain: Any, now: float) -> dict[str, Any]:
+        if not self.details:
+            return {}
+        moment, told = self._told.get(name, (0.0, {}))
+        if not told or now - moment > RENEWED:
+            told = _details(domain)
+            self._told[name] = now, told
+        return told
 
     def _rates(self, name: str, now: float, counters: dict[str, float] | None) -> dict[str, float]:
         if counters is None or name not in self._before:

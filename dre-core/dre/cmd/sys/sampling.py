@@ -28,4 +28,4 @@ def add(table: Any) -> None:
 
 def _stat(ctx: Context) -> None:
     cli.need_root("dre-sys stat")
-    repeating.repeat(ctx, look.Watch(ctx.conf, ctx.args.names).look, COLUMNS)
+    repeating.repeat(ctx, look.Watch(ctx.conf, ctx.args.names, details=ctx.out.as_json).look, COLUMNS)
