@@ -194,7 +194,8 @@ class App:
             return "STARTING"
 
     def record(self) -> dict[str, Any]:
-        """What `start` noted: wanted, init and monitor as [pid, start time]; empty when nothing is noted.
+        """What `start` noted: wanted, init and monitor as [pid, start time], starting until it has done all; empty when
+        nothing is noted.
 
         dre.keeping adds to it: kept (it is to be restarted), crashes, told, gave_up.
         """

@@ -76,23 +76,44 @@ def again(app: App, say: Callable[[str], None]) -> float | None:
     try:
         lifecycle.start(app, crashes=crashes)
     except DreError as error:
-        say(str(error))
-        app.remember({"wanted": True, "kept": True, "told": True, "crashes": crashes + 1})
-        return crash(app, say)
-    app.emit("restarted", 4, crashes=crashes)
-    say(f"{app.name}: started again, after crash {crashes}")
+        return _failed(app, crashes, error, say)
+    _restarted(app, crashes, say)
     return None
 
 
-def _clear(app: App) -> bool:
-    """Whether nothing more is to be seen: not so while it starts, or while its init outlives its monitor a little."""
+def _failed(app: App, crashes: int, error: DreError, say: Callable[[str], None]) -> float | None:
+    """What a start that failed is: one more crash."""
+    say(str(error))
+    app.remember({"wanted": True, "kept": True, "told": True, "crashes": crashes + 1})
+    return crash(app, say)
+
+
+def _restarted(app: App, crashes: int, say: Callable[[str], None]) -> None:
+    app.emit("restarted", 4, crashes=crashes)
+    say(f"{app.name}: started again, after crash {crashes}")
+
+
+def _clear(app: App, say: Callable[[str], None]) -> bool:
+    """Whether nothing more is to be seen: not so while it starts, or while its init outlives its monitor a little.
+
+    A start that was killed is ended here.
+    """
     record = app.record()
-    if not record.get("wanted"):
-        return True
     noted = record.get("monitor")
-    if noted:
-        return bool(record.get("told")) or apps.started(noted[0]) == noted[1]
-    return lifecycle.note(app)
+    if record.get("told") and noted:
+        return True
+    crashes = int(record.get("crashes", 0))
+    try:
+        ended = lifecycle.end_start(app)
+    except DreError as error:
+        if record.get("kept"):
+            _failed(app, crashes, error, say)
+        return False
+    if ended and crashes:
+        _restarted(app, crashes, say)
+    if ended is None:
+        return False
+    return not record.get("wanted") or not noted or apps.started(noted[0]) == noted[1]
 
 
 def _status(app: App) -> int | None:
@@ -118,6 +139,8 @@ def recover(conf: Conf, say: Callable[[str], None]) -> None:
         with contextlib.suppress(DreError), recovery.held(conf, name) as app:
             if crash(app, say) is not None:
                 again(app, say)
+            else:
+                _clear(app, say)
 
 
 class Keeper:
@@ -184,6 +207,8 @@ class Keeper:
         if not record.get("wanted") or record.get("gave_up"):
             return
         pid, began = record.get("monitor") or (0, None)
+        if record.get("starting"):  # which may have been killed; while it is at work it has the lock
+            pid = 0
         with contextlib.suppress(ProcessLookupError):
             fd = os.pidfd_open(pid) if pid else -1
             if fd >= 0 and apps.started(pid) == began:
@@ -210,7 +235,7 @@ class Keeper:
                     delay = again(app, self.say)
                 else:
                     delay = crash(app, self.say)
-                clear = delay is not None or _clear(app)
+                clear = delay is not None or _clear(app, self.say)
         except TimedOutError:
             clear, delay = False, None  # a verb is at work; perhaps it is the stop
         except DreError as error:

@@ -133,7 +133,10 @@ def start(app: App, crashes: int = 0) -> bool:
     if state == "frozen":
         raise DreError(f"{app.name}: is frozen; dre-app thaw {app.name}")
     if state == "running":
-        network.complete(app, spec, app.init_pid())  # the start that made it run may have been killed before this
+        if _begun_wholly(app):
+            network.complete(app, spec, app.init_pid())
+        else:
+            begun(app, spec)
         return False
     make_ready(app, spec, crashes)
     names.write(app, spec)
@@ -186,7 +189,7 @@ def begun(app: App, spec: Spec, crashes: int = 0) -> int | None:
     # Not by lxc-info: to load the library into this process costs no more, and in one that serves it is there already.
     answer: int = app.container().init_pid
     pid = answer if answer > 0 else None  # its program may have ended at once
-    _note(app, pid, kept=spec.restart != "no", crashes=crashes)
+    _note(app, pid, kept=spec.restart != "no", crashes=crashes, starting=True)
     app.emit("started", pid=pid)
     try:
         network.complete(app, spec, pid)
@@ -194,7 +197,16 @@ def begun(app: App, spec: Spec, crashes: int = 0) -> int | None:
     except DreError:
         stop(app, 0.0)
         raise
+    record = app.record()
+    if record.pop("starting", None):
+        app.remember(record)
     return pid
+
+
+def _begun_wholly(app: App) -> bool:
+    """Whether the start of the running app was not killed before its end."""
+    record = app.record()
+    return bool(record.get("monitor")) and not record.get("starting")
 
 
 def _reason(said: Path) -> str:
@@ -206,20 +218,24 @@ def _reason(said: Path) -> str:
     return "lxc-start gave no reason"
 
 
-def note(app: App) -> bool:
-    """Note a running app that is wanted but whose start was killed before it did; False when it is not running yet."""
+def end_start(app: App) -> bool | None:
+    """End the start of a wanted app that was killed; whether there was one, None when the app is not running yet."""
     record = app.record()
-    if not record.get("wanted") or record.get("monitor") or record.get("told") and app.state() == "crashed":
-        return True
-    if app.state() != "running":
+    if not record.get("wanted") or _begun_wholly(app) or record.get("told") and app.state() == "crashed":
         return False
-    _note(app, app.init_pid(), kept=bool(record.get("kept")), crashes=int(record.get("crashes", 0)))
+    if app.state() != "running":
+        return None
+    begun(app, app.spec(), crashes=int(record.get("crashes", 0)))
     return True
 
 
-def _note(app: App, init: int | None, wanted: bool = True, kept: bool = False, crashes: int = 0) -> None:
+def _note(
+    app: App, init: int | None, wanted: bool = True, kept: bool = False, crashes: int = 0, starting: bool = False
+) -> None:
     """Note the processes of a running app, for `usage`, for `stop`, and to tell crashed from stopped."""
     record: dict[str, Any] = {"wanted": wanted, "kept": kept, "crashes": crashes}
+    if starting:
+        record["starting"] = True
     with contextlib.suppress(OSError):  # its program may have ended at once
         if init is not None:
             monitor = apps.monitor(init)
