@@ -209,7 +209,11 @@ class There(Host):
         )
         with (self.place / "host/etc-libvirt/qemu.conf").open("a") as stream:
             stream.write(f'migration_host = "{self.address}.2"\n')
+        shared = self.place / "shared"  # the files of the first, for tests of shared storage
+        shared.mkdir()
+        (self.first.place / "state").mkdir(exist_ok=True)
         lines = [
+            f"mount --bind {self.first.place}/state {shared}",
             "hostname dre-there",
             "umount -R -l /sys",
             "mount -t sysfs none /sys",

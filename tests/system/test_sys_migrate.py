@@ -192,6 +192,28 @@ def test_what_cannot_be_is_refused_and_changes_nothing(here, there, system):
     assert left(there) == []
 
 
+def test_on_shared_storage_nothing_is_copied_and_nothing_removed(here, there, system):
+    there.call("mount", "--bind", there.place / "shared", here.place / "state")
+    try:
+        before = digests(home(here))
+        refused = migrate(here, there, check=False)
+        assert (refused.returncode, "exist" in refused.stderr) == (1, True), refused.stderr
+        assert digests(home(here)) == before
+        migrate(here, there, "--shared-storage")
+        assert digests(home(here)) == before
+        assert (here.virsh("list", "--all", "--name").split(), there.virsh("list", "--all", "--name").split()) == (
+            [],
+            ["m1"],
+        )
+        taken = here.dre("create", system, "--base", "img", check=False)
+        assert (taken.returncode, "overwritten" in taken.stderr) == (1, True)
+        assert there.virsh("snapshot-list", system, "--name").split() == ["clean"]
+        there.dre("undo", system, "clean")
+        there.dre("destroy", "--force", system)
+    finally:
+        there.call("umount", here.place / "state")
+
+
 def test_on_the_same_host_it_gets_another_name(here, system):
     here.dre("migrate", system, "localhost", "--as", "m2")
     assert here.virsh("snapshot-list", "m2", "--name").split() == ["clean"]
@@ -208,7 +230,7 @@ def test_a_cut_cable_and_a_dead_libvirt_leave_it_here(here, there, system):
         wait(lambda: (home(there) / "disk.qcow2").exists())
         harm()
         assert moving.wait(timeout=120) in (1, 5), moving.stderr.read()
-        assert digests(home(here)) == before
+        assert {**before, "left.json": ""} == {**digests(home(here)), "left.json": ""}  # and what is left there
         assert here.dre("status", system, check=False).stdout == "stopped\n"
         mend()
     migrate(here, there)  # what is left there is in nobody's way

@@ -94,6 +94,7 @@ def test_it_goes_on_there_without_a_gap(hosts, system):
     assert not (here.place / "state/sys/state/m1").exists()
     assert there.virsh("domstate", system).strip() == "running"
     assert there.virsh("domif-getlink", system, there.virsh("domiflist", system).split()[0]).split()[-1] == "up"
+    assert (there.virsh("domiflist", system).split()[2], there.virsh("net-list", "--all").split()) == (BRIDGE, [])
     status = json.loads(there.dre("status", system, "--json").stdout)
     assert (status["ip"], status["checkpoints"]) == ([f"{NETWORK}.5"], [])
     there.dre("checkpoint", "save", system, "c1")

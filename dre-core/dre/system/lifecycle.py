@@ -34,6 +34,9 @@ def need_free(system: System) -> None:
     """Raise DreError when there is such a system, whoever made it."""
     if system.find() is not None:
         raise DreError(f"{system.name}: there is such a system already")
+    if (system.home / "system.json").exists():
+        text = "holds a system that this libvirt does not know: of a host that shares it, or undefined by virsh"
+        raise DreError(f"{system.name}: {system.home} {text}; it would be overwritten")
 
 
 def create(system: System, spec: Spec, ip: str | None, wanted: "Wanted") -> Spec:

@@ -23,7 +23,7 @@ from dre.system import migrate as moves
 from dre.system.carrying import Load, Piece
 from dre.system.migrate import COPY, Move, Wish
 from dre.system.model import System
-from dre.system.remote import Host, Way
+from dre.system.remote import Host, Way, quiet_bridge
 from dre.system.saved import BEFORE
 from dre.system.spec import Spec
 
@@ -86,6 +86,9 @@ def _prepared(move: Move, spec: Spec) -> tuple[dict[str, Any], int]:
     running = moves.dress_running(move, definitions.parse(xml), paths)
     for name in running.findall("name"):
         name.text = system.name  # libvirt wants the old one here, and puts the new one in its place
+    if move.host.make_quiet(move.intent["id"]):
+        for source in running.iterfind("devices/interface[@type='bridge']/source"):
+            source.set("bridge", quiet_bridge(move.intent["id"]))
     found: dict[str, Any] = {
         libvirt.VIR_MIGRATE_PARAM_DEST_NAME: move.new.name,
         libvirt.VIR_MIGRATE_PARAM_DEST_XML: definitions.to_xml(running),
@@ -221,7 +224,7 @@ def _arrived(system: System, intent: dict[str, Any], host: Host, down: float) ->
         domain = host.find(intent["uuid"])
         if domain is None:
             raise DreError(f"{system.name}: libvirt says that it moved, but it is not at {host.way.host}")
-        woken = _prove(host, intent["wish"]["new"], domain)
+        woken = _prove(host, intent, domain)
     except DreError as error:
         lost = _return(system, intent, host, error)
         raise DreError(f"{system.name}: moved to {host.way.host}, but not alive there: {error}; {lost}") from None
@@ -231,16 +234,38 @@ def _arrived(system: System, intent: dict[str, Any], host: Host, down: float) ->
     return {"down": round(down + woken - begun, 3), "silent": round(down + silent, 3)}
 
 
-def _prove(host: Host, name: str, domain: Any) -> float:
-    """Wake the guest with its links down, and put them up when it has shown that it lives; when it was woken."""
+def _prove(host: Host, intent: dict[str, Any], domain: Any) -> float:
+    """Wake the guest with no way to anywhere, and connect it when it has shown that it lives; when it was woken.
+
+    Its links are on a bridge that leads nowhere, which it does not notice; else they are down, which it does.
+    """
+    name, quiet = intent["wish"]["new"], quiet_bridge(intent["id"])
     with host.translated(name):
-        _set_links(domain, "down")
+        bridges = {bridge for bridge, _, _ in definitions.links(definitions.parse(domain.XMLDesc(0)))}
+        if quiet not in bridges:
+            _set_links(domain, "down")
         domain.resume()
         woken = time.monotonic()
     saved.prove(name, domain)
     with host.translated(name):
-        _set_links(domain, "up")
+        if quiet in bridges:
+            _connect(domain, quiet)
+        else:
+            _set_links(domain, "up")
     return woken
+
+
+def _connect(domain: Any, quiet: str) -> None:
+    """Put its links from the bridge *quiet* onto those that they are to be on."""
+    import libvirt
+
+    lasting = definitions.links(definitions.parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)))
+    bridges = {mac: bridge for bridge, _, mac in lasting}
+    for made in definitions.parse(domain.XMLDesc(0)).iterfind("devices/interface[mac]"):
+        source, mac = made.find("source"), made.find("mac")
+        if source is not None and mac is not None and source.get("bridge") == quiet:
+            source.set("bridge", bridges[mac.get("address")] or "")
+            domain.updateDeviceFlags(definitions.to_xml(made), libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
 def _set_links(domain: Any, state: str) -> None:

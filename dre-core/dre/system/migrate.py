@@ -8,6 +8,7 @@ run), `commit` (it may have the system) and `gone` (it has: here it is removed).
 """
 
 import contextlib
+import json
 import os
 import shutil
 import time
@@ -18,7 +19,7 @@ from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from dre import requests
+from dre import files, requests
 from dre.errors import DreError
 from dre.system import carrying, copying, hypervisor, identity, lifecycle, order
 from dre.system import domain as definitions
@@ -146,19 +147,31 @@ def _need_free(system: System, host: Host, name: str, uuid: str) -> None:
         with host.translated(name):
             stage, same = mark(found)[1], found.UUIDString() == uuid and found.name() == name
             if same and stage == ARRIVING and not found.isActive():
-                _clear(host, System(system.conf, name).home)
+                left = _left(system)
+                Made(**left.pop(host.way.uri, asdict(Made()))).remove(host)
                 found.undefine()
+                _keep_left(system, left)
                 continue
             what = "such a system" if key == name else f"this very machine, as {found.name()},"
         raise DreError(f"{name}: there is {what} at {host.way.host} already")
 
 
-def _clear(host: Host, home: Path) -> None:
-    with host.directory(home) as there:
-        if there:
-            for file in there.sizes():
-                there.remove(file)
-    host.rmdir(home)
+def _left(system: System) -> dict[str, Any]:
+    """What moves that failed had made at hosts that were silent then, by their URI; nothing else is removed there."""
+    try:
+        found: dict[str, Any] = json.loads((system.home / "left.json").read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise DreError(f"{system.home}/left.json: damaged: {error}") from None
+    return found
+
+
+def _keep_left(system: System, left: dict[str, Any]) -> None:
+    if left:
+        files.write_atomic(system.home / "left.json", json.dumps(left) + "\n", 0o600)
+    else:
+        (system.home / "left.json").unlink(missing_ok=True)
 
 
 def _placeholder(top: Element, name: str, identity: str) -> str:
@@ -311,6 +324,7 @@ def back(system: System, intent: dict[str, Any], host: Host | None, error: BaseE
                 clean(intent, again)
         except DreError as silent:
             left = f"; what is there of it is removed by the next move there: {silent}"
+            _keep_left(system, {**_left(system), intent["way"]["uri"]: intent["made"]})
     shutil.rmtree(system.home / "migrate", ignore_errors=True)
     system.done()
     if left and isinstance(error, DreError):
@@ -327,6 +341,7 @@ def clean(intent: dict[str, Any], host: Host) -> None:
         if found is not None and (found.isActive() or mark(found)[0] != intent["id"]):
             raise DreError(f"{found.name()} at {host.way.host} is not what was sent")
     Made(**intent["made"]).remove(host)
+    host.end_quiet(intent["id"])
     if found is not None:
         undefine(host, found)
 
@@ -372,6 +387,7 @@ def _unmark(intent: dict[str, Any], host: Host) -> None:
 
     with contextlib.suppress(DreError, libvirt.libvirtError):
         host.forget_pools()
+        host.end_quiet(intent["id"])
         domain = host.find(intent["uuid"])
         flags = libvirt.VIR_DOMAIN_AFFECT_CONFIG | (libvirt.VIR_DOMAIN_AFFECT_LIVE if domain.isActive() else 0)
         domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, None, "dre", NAMESPACE, flags)

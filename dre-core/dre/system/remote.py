@@ -150,6 +150,28 @@ class Host:
             finally:
                 pool.undefine()
 
+    def make_quiet(self, identity: str) -> bool:
+        """Have libvirt there make a bridge that leads nowhere; False where it cannot: not every host has that part."""
+        import libvirt
+
+        name = quiet_bridge(identity)
+        top = Element("network")
+        SubElement(top, "name").text = name
+        SubElement(top, "forward", mode="open")
+        SubElement(top, "bridge", name=name, stp="off", delay="0")
+        try:
+            self.connection.networkCreateXML(definitions.to_xml(top))
+        except libvirt.libvirtError:
+            return False
+        return True
+
+    def end_quiet(self, identity: str) -> None:
+        """Remove that bridge, when it is there."""
+        import libvirt
+
+        with contextlib.suppress(libvirt.libvirtError):
+            self.connection.networkLookupByName(quiet_bridge(identity)).destroy()
+
     def forget_pools(self) -> None:
         """Remove the pools that a killed command has left."""
         import libvirt
@@ -158,6 +180,11 @@ class Host:
             for pool in self.connection.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_TRANSIENT):
                 if pool.name().startswith(_OURS):
                     _drop(pool)
+
+
+def quiet_bridge(identity: str) -> str:
+    """The name of the bridge there that leads nowhere, of the move *identity*."""
+    return f"dreq{identity[:10]}"
 
 
 @dataclass(frozen=True)
