@@ -2,8 +2,8 @@
 """A running system moves to another host. QEMU sends memory and disks, libvirt directs it, we watch over the guest.
 
 libvirt has reported success for guests that were dead on arrival. So a checkpoint is made here just before, and kept
-until the guest has proved alive there, where it comes to rest first, and then runs with its links down. Without that
-proof it is destroyed there, and only then goes on here, from the checkpoint. It never runs in both places.
+until the guest has proved alive there, where it comes to rest first, and then runs reaching nobody. Without that proof
+it is destroyed there, and only then goes on here, from the checkpoint. It never runs in both places.
 
 Stage `move` of the intent: libvirt may have been told, and does not list the saved states here, for it would refuse.
 """

@@ -157,7 +157,6 @@ class Host:
         name = quiet_bridge(identity)
         top = Element("network")
         SubElement(top, "name").text = name
-        SubElement(top, "forward", mode="open")
         SubElement(top, "bridge", name=name, stp="off", delay="0")
         try:
             self.connection.networkCreateXML(definitions.to_xml(top))
