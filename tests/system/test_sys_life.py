@@ -317,6 +317,41 @@ def test_twenty_are_listed_and_looked_at_by_as_many_calls_as_one(host, system):
         host.dre("destroy", *names)
 
 
+@pytest.mark.skipif(shutil.which("xorriso") is None, reason="needs xorriso")
+def test_the_seed_of_a_cloud_image_goes_with_its_name(host):
+    host.dre("create", "s1", "--base", host.small(), "--memory", "64M", "--cloud-init", "--ip", f"{NETWORK}.5/24")
+    try:
+        told = []
+        for name in ("s1", "s2"):
+            seed = home(host, name) / "seed.iso"
+            assert str(seed) in host.virsh("domblklist", name)
+            read = ["xorriso", "-indev", seed, "-osirrox", "on", "-extract", "/meta-data", host.place / "meta"]
+            host.call(*read)
+            told.append(json.loads((host.place / "meta").read_text()))
+            if name == "s1":
+                host.dre("rename", "s1", "s2")
+        assert [one["local-hostname"] for one in told] == ["s1", "s2"]
+        assert told[0]["instance-id"] == told[1]["instance-id"]  # else it would make its host keys anew
+    finally:
+        host.dre("destroy", "--force", "s1", "s2", check=False)
+
+
+def test_what_virsh_undefined_is_removed_only_by_force(host, system):
+    host.virsh("undefine", system)
+    assert host.dre("list").stdout.split()[:2] == [system, "partial"]
+    assert host.dre("create", system, "--base", host.small(), check=False).returncode == 1
+    refused = host.dre("destroy", system, check=False)
+    assert (refused.returncode, "--force" in refused.stderr, home(host).exists()) == (1, True, True)
+    user = [*host.inside, "qemu-io", "-c", "sleep 60000", str(home(host) / "disk.qcow2")]
+    with subprocess.Popen(user, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as other:
+        while host.call("qemu-img", "info", home(host) / "disk.qcow2", check=False).returncode == 0:
+            assert other.poll() is None
+        assert "in use" in host.dre("destroy", "--force", system, check=False).stderr
+        other.kill()
+    host.dre("destroy", "--force", system)
+    assert not home(host).exists()
+
+
 def test_a_crash_of_qemu_is_seen(host, system):
     host.dre("start", system)
     os.kill(json.loads(host.dre("status", system, "--json").stdout)["pid"], 9)

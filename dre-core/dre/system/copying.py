@@ -16,7 +16,7 @@ from xml.etree.ElementTree import Element
 from dre import event, network
 from dre.errors import DreError
 from dre.run import run
-from dre.system import address, hypervisor, lifecycle, order, partition, saved
+from dre.system import address, hypervisor, identity, lifecycle, order, partition, saved
 from dre.system import domain as definitions
 from dre.system.model import RUNNING, System
 from dre.system.saved import SNAPSHOT
@@ -158,7 +158,8 @@ def rename(old: System, new: System) -> None:
         raise DreError(f"{old.name}: {', '.join(others)} is after it; change that first")
     top = definition(old)
     move(top, old, new)
-    lifecycle.tell_guest(new, top, replace(spec, name=new.name))
+    if not spec.cloud:  # its seed is made anew when it has its place
+        lifecycle.tell_guest(new, top, replace(spec, name=new.name))
     found = []
     for state in states(old):
         one = definitions.parse(state)
@@ -229,7 +230,10 @@ def _rename(old: System, new: System, xml: str, states: list[str]) -> None:
             log.rename(new.log.with_suffix(end))
     spec = new.spec()
     if spec is not None:
-        new.store(replace(spec, name=new.name))
+        spec = replace(spec, name=new.name)
+        new.store(spec)
+        if spec.cloud:
+            identity.seed(new.conf, spec, new.home / "seed.iso")
         if spec.isolated:
             lifecycle.apply_isolation(new, True)
     new.done()

@@ -68,7 +68,7 @@ def seed(conf: Conf, spec: Spec, place: Path) -> None:
         "packages": ["qemu-guest-agent"],
     }
     parts = {
-        "meta-data": json.dumps({"instance-id": f"{spec.name}-{spec.created}", "local-hostname": spec.name}) + "\n",
+        "meta-data": json.dumps({"instance-id": f"{spec.mac}-{spec.created}", "local-hostname": spec.name}) + "\n",
         "user-data": "#cloud-config\n" + json.dumps(user) + "\n",
         "network-config": json.dumps({"version": 2, "ethernets": {"first": _ethernet(conf, spec)}}) + "\n",
     }

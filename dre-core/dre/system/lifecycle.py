@@ -39,6 +39,15 @@ def need_free(system: System) -> None:
         raise DreError(f"{system.name}: {system.home} {text}; it would be overwritten")
 
 
+def need_unused(system: System) -> None:
+    """Raise DreError while a QEMU, on this host or on another that shares the disk, has it open."""
+    if system.disk.exists():
+        # QEMU holds locks on what it writes, and qemu-img without -U respects them.
+        done = run(["qemu-img", "info", "--output=json", str(system.disk)], check=False, timeout=30)
+        if done.returncode != 0 and b"lock" in done.stderr:
+            raise DreError(f"{system.name}: {system.disk} is in use, perhaps by another host")
+
+
 def create(system: System, spec: Spec, ip: str | None, wanted: "Wanted") -> Spec:
     """Define the system, stopped. *ip* is as address.choose wants it; the Spec with what it gives is returned."""
     need_free(system)

@@ -82,7 +82,7 @@ def settle(system: System, doomed: bool = False) -> str | None:
     elif verb == "destroy":
         lifecycle.remove(system)
         system.emit("destroyed")
-    elif doomed:
+    elif doomed and verb not in ("rename", "migrate"):  # of these it must be known first what is whose
         system.done()
     elif verb in _ENDS:
         _ENDS[verb](system, intent)

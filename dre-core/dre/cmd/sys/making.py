@@ -164,12 +164,26 @@ def _default_keys(ctx: Context) -> tuple[str, ...]:
     return () if ctx.args.ssh_key else sshd.keys_of_root()
 
 
+def _destroy_unknown(ctx: Context, system: System) -> None:
+    """What is left of a system that virsh undefined; it may also be one of another host that shares our directory."""
+    if not (system.home / "system.json").exists():
+        if ctx.args.again:
+            return
+        raise NotFoundError(f"{system.name}: no such system")
+    if not ctx.args.force:
+        text = "this libvirt does not know it; with --force its disks are removed"
+        raise DreError(f"{system.name}: {text}: {system.home}")
+    lifecycle.need_unused(system)
+    system.begin(verb="destroy")
+    lifecycle.remove(system)
+    system.emit("destroyed")
+
+
 def _destroy(ctx: Context) -> None:
     def work(system: System) -> None:
         if system.find() is None:
-            if ctx.args.again:
-                return
-            raise NotFoundError(f"{system.name}: no such system")
+            _destroy_unknown(ctx, system)
+            return
         if not ctx.args.force and system.state() in RUNNING:
             raise DreError(f"{system.name}: is running; stop it, or use --force")
         others = (
