@@ -195,6 +195,22 @@ def test_a_renamed_system_keeps_its_saved_states(host, system):
         host.dre("destroy", "--force", "s9")
 
 
+def test_a_running_system_takes_another_name(host, system):
+    host.dre("start", system)
+    host.dre("checkpoint", "save", system, "one")
+    host.dre("limit", system, "--cpu", "50")
+    assert "stop it" in host.dre("rename", system, "s9", check=False).stderr
+    host.dre("migrate", system, "localhost", "--as", "s9")
+    try:
+        assert (host.virsh("list", "--all", "--name").split(), state(host, "s9")) == (["s9"], "running")
+        assert host.virsh("snapshot-list", "s9", "--name").split() == ["one"]
+        assert re.search(r"vcpu_quota\s*: 50000\n", host.virsh("schedinfo", "s9"))
+        assert (home(host).exists(), (home(host, "s9") / ".memory").exists()) == (False, False)
+        assert pathlib.Path("/sys/class/net", host.virsh("domiflist", "s9").split()[0], "master").exists()
+    finally:
+        host.dre("destroy", "--force", "s9")
+
+
 def test_a_clone_is_another_machine(host, system):
     host.dre("snapshot", "save", system, "clean")
     assert host.dre("clone", system, system, check=False).returncode == 1

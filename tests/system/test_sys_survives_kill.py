@@ -26,6 +26,7 @@ if KILLS >= 10:
         "undo",
         "clone",
         "rename",
+        "move",
         "destroy",
         "stop",
         "snapshot",
@@ -62,10 +63,24 @@ def victim(host, verb):
         "set": ("set", NAME, f"ip={NETWORK}.6/24"),
         "clone": ("clone", NAME, "t-other"),
         "rename": ("rename", NAME, "t-other"),
+        "move": ("migrate", NAME, "localhost", "--as", "t-other"),
     }.get(verb, (verb, NAME))
 
 
-RUNNING = ("checkpoint", "restart", "undo", "stop", "limit", "isolate", "rejoin", "delete", "freeze", "thaw", "destroy")
+RUNNING = (
+    "move",
+    "checkpoint",
+    "restart",
+    "undo",
+    "stop",
+    "limit",
+    "isolate",
+    "rejoin",
+    "delete",
+    "freeze",
+    "thaw",
+    "destroy",
+)
 
 
 def prepare(host, verb):
@@ -113,9 +128,12 @@ def after(host, verb, before):
         assert host.virsh("list", "--all", "--name").split() == []
         return
     kept = ["clean"] if verb in ("start", "set") else ["clean", "first"]
-    if verb == "rename":
+    if verb in ("rename", "move"):
         (name,) = homes
         assert tags(host, name) == kept
+        if verb == "move":  # it has run all the time, but for the moment of the move
+            assert host.virsh("domstate", name).strip() == "running"
+            assert not list(host.place.glob("state/sys/state/*/.memory"))
         host.dre("start", name)
         return
     assert NAME in homes

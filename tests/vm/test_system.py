@@ -190,6 +190,19 @@ def test_memory_and_disk_go_back_together(host, system):
         assert counted(address)[1] > again[1]  # it goes on
 
 
+def test_it_goes_on_under_another_name(host, system):
+    host.dre("exec", system, "--", "sh", "-c", "cat >/root/counter.py", stdin=COUNTER.encode())
+    guest(host, system, "systemd-run --quiet --unit=counter python3 /root/counter.py")
+    token, count = wait_for(lambda: _counted(f"{NETWORK}.2"))
+    host.dre("migrate", system, "localhost", "--as", "s9", timeout=300)
+    try:
+        again = wait_for(lambda: _counted(f"{NETWORK}.2"))
+        assert (again[0], again[1] > count) == (token, True)
+        assert host.dre("exec", "s9", "--", "true").returncode == 0
+    finally:
+        host.dre("destroy", "--force", "s9")
+
+
 def _counted(address):
     with contextlib.suppress(OSError, ValueError):
         return counted(address)

@@ -7,6 +7,7 @@ with all its saved states.
 
 import contextlib
 import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +15,16 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from dre import event, network
-from dre.errors import DreError
+from dre.errors import DreError, TimedOutError
 from dre.run import run
-from dre.system import address, hypervisor, identity, lifecycle, order, partition, saved
+from dre.system import address, hypervisor, identity, lifecycle, order, partition, saved, savefile
 from dre.system import domain as definitions
 from dre.system.model import RUNNING, System
 from dre.system.saved import SNAPSHOT
 from dre.system.spec import Spec
 
+MEMORY = ".memory"  # in the home of one that is renamed while it runs
+SAVE_WAIT = 300.0  # seconds for libvirt to save it
 COPY_WAIT = 3600.0  # seconds for a disk to be copied
 _MACHINE_ID = "systemd.machine_id="
 
@@ -148,10 +151,13 @@ def move(top: Element, old: System, new: System) -> None:
             target.set("dev", definitions.link(source.get("bridge", ""), new.name, number))
 
 
-def rename(old: System, new: System) -> None:
-    """Give the stopped system the name *new*; its saved states stay."""
+def rename(old: System, new: System, running: bool = False) -> None:
+    """Give the stopped system the name *new*; its saved states stay. With *running* it may run: its memory is saved
+    meanwhile, and goes on under that name."""
     spec = old.ours()
-    need_stopped(old)
+    alive = running and old.state() in RUNNING
+    if not alive:
+        need_stopped(old)
     lifecycle.need_free(new)
     others = order.dependents(old.conf, old.name)
     if others:
@@ -167,8 +173,43 @@ def rename(old: System, new: System) -> None:
             for inner in one.findall(kind):
                 move(inner, old, new)
         found.append(definitions.to_xml(one))
-    old.begin(verb="rename", old=old.name, new=new.name, domain=definitions.to_xml(top), states=found)
-    _rename(old, new, definitions.to_xml(top), found)
+    xml = definitions.to_xml(top)
+    old.begin(verb="rename", old=old.name, new=new.name, domain=xml, states=found, memory=alive)
+    if alive:
+        try:
+            _save_memory(old)
+        except DreError:
+            old.done()
+            raise
+    _rename(old, new, xml, found)
+
+
+def _save_memory(system: System) -> None:
+    """Save the memory beside the disk; afterwards it is stopped. Raises DreError, and then it runs on."""
+    with hypervisor.translated(f"{system.name}: cannot be saved"):
+        system.need().save(str(system.home / MEMORY))
+
+
+def _restore_memory(old: System, new: System) -> None:
+    """Go on from the saved memory under the new name."""
+    memory = new.home / MEMORY
+
+    def change(top: Element) -> None:
+        if top.findtext("name") != new.name:  # else it was done by one that was killed
+            move(top, old, new)
+
+    try:
+        savefile.rewrite(memory, savefile.head(memory), change)
+        lifecycle.prepare(new)
+        with hypervisor.translated(f"{new.name}: cannot go on from its memory"):
+            hypervisor.connect(new.conf).restore(str(memory))
+    except DreError as error:
+        kept = memory.with_name("memory")
+        memory.rename(kept)
+        new.done()
+        raise DreError(f"{error}; it is stopped, and {kept} holds the memory") from None
+    memory.unlink()
+    lifecycle.complete(new)
 
 
 def states(system: System) -> list[str]:
@@ -206,7 +247,27 @@ def _age(snapshot: Any) -> int:
 def resume(system: System, intent: dict[str, Any]) -> None:
     """End a rename that was killed."""
     old, new = (System(system.conf, intent[key]) for key in ("old", "new"))
+    if intent.get("memory") and _runs_on(old):
+        (old.home / MEMORY).unlink(missing_ok=True)
+        old.done()
+        return
     _rename(old, new, intent["domain"], intent["states"])
+
+
+def _runs_on(system: System) -> bool:
+    """Whether it was killed before the memory was saved: libvirt may still be at that, and would end it yet."""
+    import libvirt
+
+    domain = system.find()
+    deadline = time.monotonic() + SAVE_WAIT
+    while domain is not None and domain.isActive():
+        with hypervisor.translated(system.name):
+            if domain.jobInfo()[0] == libvirt.VIR_DOMAIN_JOB_NONE:
+                return bool(domain.isActive())
+        if time.monotonic() > deadline:
+            raise TimedOutError(f"{system.name}: libvirt is still saving its memory")
+        time.sleep(0.1)
+    return False
 
 
 def _rename(old: System, new: System, xml: str, states: list[str]) -> None:
@@ -236,6 +297,9 @@ def _rename(old: System, new: System, xml: str, states: list[str]) -> None:
             identity.seed(new.conf, spec, new.home / "seed.iso")
         if spec.isolated:
             lifecycle.apply_isolation(new, True)
+    if (new.home / MEMORY).exists():
+        lifecycle.forget(old)
+        _restore_memory(old, new)
     new.done()
     new.emit("renamed", old=old.name)
 

@@ -317,6 +317,12 @@ def _release(system: System) -> None:
             dnsmasq.forget(system.conf, system.name)
 
 
+def forget(system: System) -> None:
+    """Have nothing in /run say that the system of that name runs."""
+    system.wanted.unlink(missing_ok=True)
+    dnsmasq.forget(system.conf, system.name)
+
+
 def complete(system: System) -> None:
     """What has to follow once the system runs; may be repeated."""
     spec = system.spec()

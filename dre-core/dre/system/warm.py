@@ -11,13 +11,11 @@ import hashlib
 import json
 import secrets
 import shutil
-import struct
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 from xml.etree.ElementTree import Element
 
 from dre import event, files
@@ -26,7 +24,7 @@ from dre.errors import DreError
 from dre.images import Image
 from dre.run import need, run
 from dre.spec import DHCP
-from dre.system import address, hypervisor, lifecycle, virt
+from dre.system import address, hypervisor, lifecycle, savefile, virt
 from dre.system import domain as definitions
 from dre.system.agent import Agent
 from dre.system.model import System
@@ -34,11 +32,6 @@ from dre.system.spec import Spec
 
 BOOT_WAIT = 600.0  # seconds for the image to boot once; under TCG it takes a minute
 KEPT = 4  # warm states that nothing uses
-# The head of a save file, src/qemu/qemu_saveimage.h of libvirt: magic, version, length of XML and cookie together,
-# whether it ran, compression, where the cookie begins, 14 words without use.
-_HEAD = struct.Struct("<16s19I")
-_MAGIC, _VERSION = b"LibvirtQemudSave", 2
-
 # Before it is saved: nothing of it that must differ may be there, and no service may use what is still to come.
 _SETTLE = """
 systemctl is-system-running --wait >/dev/null || true
@@ -180,40 +173,15 @@ def awake(system: System, spec: Spec) -> None:
 
 
 def _introduce(system: System, warm: Warm) -> None:
-    """Put the definition of *system* into the head of the save file, in place: the memory behind it is not copied.
-
-    Raises DreError for a file of another kind.
-    """
+    """Put the definition of *system* into the save file. Raises DreError for a file of another kind."""
     kept = warm.directory / "head"  # as libvirt wrote it: in the file itself is that of the last one, or half of it
-    with warm.state.open("r+b") as stream:
-        if not kept.exists():
-            files.write_atomic(kept, _read_head(warm.state, stream))
-        octets = kept.read_bytes()
-        head, body = list(_HEAD.unpack(octets[: _HEAD.size])), octets[_HEAD.size :]
-        length, cookie = head[2], head[5]
-        xml, rest = body[: cookie or length].rstrip(b"\0"), body[cookie:].rstrip(b"\0") if cookie else b""
-        try:
-            text = _become(system, definitions.parse(xml.decode())).encode() + b"\0"
-        except (AttributeError, SyntaxError, ValueError) as error:  # a ParseError is a SyntaxError
-            raise DreError(f"{warm.state}: no definition of libvirt's in it: {error!r}") from None
-        if len(text) + len(rest) + 1 > length:
-            raise DreError(f"{warm.state}: no room for the definition of {system.name}")
-        head[5] = len(text) if rest else 0
-        stream.seek(0)
-        stream.write(_HEAD.pack(*head) + (text + rest).ljust(length, b"\0"))
+    if not kept.exists():
+        files.write_atomic(kept, savefile.head(warm.state))
+    savefile.rewrite(warm.state, kept.read_bytes(), lambda top: _become(system, top))
 
 
-def _read_head(path: Path, stream: IO[bytes]) -> bytes:
-    """All that stands before the memory. Raises DreError for a file of another kind."""
-    octets = stream.read(_HEAD.size)
-    head = _HEAD.unpack(octets) if len(octets) == _HEAD.size else (b"",)
-    if head[0] != _MAGIC or head[1] != _VERSION or not head[5] < head[2] < 1 << 24:
-        raise DreError(f"{path}: a save file of a libvirt that this version does not know")
-    return octets + stream.read(head[2])
-
-
-def _become(system: System, top: Element) -> str:
-    """The definition of the running template as that of *system*."""
+def _become(system: System, top: Element) -> None:
+    """Make the definition of the running template that of *system*."""
     own = definitions.parse(system.need().XMLDesc(0))
     for tag in ("name", "uuid", "genid"):
         _one(top, tag).text = _one(own, tag).text
@@ -228,12 +196,9 @@ def _become(system: System, top: Element) -> str:
     for mine, theirs in zip(top.iterfind("devices/interface"), own.iterfind("devices/interface"), strict=True):
         for tag, attribute in (("mac", "address"), ("target", "dev")):
             _one(mine, tag).set(attribute, _one(theirs, tag).get(attribute, ""))
-    for channel in top.iterfind("devices/channel/source"):
-        channel.attrib.pop("path", None)  # libvirt gives each domain its own
     backing = top.find("devices/disk/backingStore")
     if backing is not None:  # there is one layer more than the template had
         _one(top, "devices/disk").remove(backing)
-    return definitions.to_xml(top)
 
 
 def _one(top: Element, path: str) -> Element:

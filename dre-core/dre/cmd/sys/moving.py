@@ -75,11 +75,11 @@ def _wish(args: Any) -> migrate.Wish:
 
 
 def _rename(ctx: Context) -> None:
-    """On this host a move is another name, and one that stays here too is a clone: another machine."""
+    """On this host a move is another name, running or not; one that stays here too is a clone: another machine."""
     args = ctx.args
     if args.new is None:
         raise UsageError(f"{args.name}: is on this host; --as gives it another name")
-    for option in ("live", "copy_storage", "shared_storage", "without_snapshots", "verify", "tls", "downtime"):
+    for option in ("copy_storage", "shared_storage", "without_snapshots", "verify", "tls", "downtime"):
         if getattr(args, option):
             raise UsageError(f"--{option.replace('_', '-')}: not on the same host")
     with recovery.held_all(ctx.conf, (args.name, args.new)) as (system, new):
@@ -88,7 +88,7 @@ def _rename(ctx: Context) -> None:
         if args.keep:
             copying.clone(system, new, None, args.request_id)
         else:
-            copying.rename(system, new)
+            copying.rename(system, new, running=True)
 
 
 def _check(args: Any) -> None:
