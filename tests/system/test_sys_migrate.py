@@ -176,7 +176,7 @@ def test_what_cannot_be_is_refused_and_changes_nothing(here, there, system):
         (["xen:///"], 2, "URI"),
         (["-oProxyCommand=x"], 2, ""),
         (["localhost"], 2, "--as"),
-        (["localhost", "--as", "m2", "--live", "--copy-storage"], 2, "--live"),
+        (["localhost", "--as", "m2", "--live", "--copy-storage"], 2, "--copy-storage"),
         (["qemu+tcp://10.231.112.2:1/system", "--unencrypted"], 1, "no libvirt answers"),
         ([there.uri, "--unencrypted", "--as", "m2", "--timeout", "0"], 5, "in time"),
     ):

@@ -17,7 +17,7 @@ from xml.etree.ElementTree import Element
 from dre import event, network
 from dre.errors import DreError, TimedOutError
 from dre.run import run
-from dre.system import address, hypervisor, identity, lifecycle, order, partition, saved, savefile
+from dre.system import address, building, hypervisor, identity, isolation, lifecycle, order, partition, saved, savefile
 from dre.system import domain as definitions
 from dre.system.model import RUNNING, System
 from dre.system.saved import SNAPSHOT
@@ -36,7 +36,7 @@ def clone(source: System, new: System, tag: str | None, request: str | None) -> 
         need_stopped(source)
     else:
         saved.find(source, tag, SNAPSHOT)
-    lifecycle.need_free(new)
+    building.need_free(new)
     top = definition(source)
     disks = own_disks(source, top)
     with network.reserved(new.conf):
@@ -127,7 +127,7 @@ def _make_other(new: System, top: Element, spec: Spec, had: str | None) -> None:
         elif mac is not None:
             made.remove(mac)
     partition.pin(top, (), [])
-    lifecycle.tell_guest(new, top, spec)
+    identity.tell_guest(new, top, spec)
     line = top.find("os/cmdline")
     if line is not None:
         words = [word for word in (line.text or "").split() if not word.startswith(_MACHINE_ID)]
@@ -158,14 +158,14 @@ def rename(old: System, new: System, running: bool = False) -> None:
     alive = running and old.state() in RUNNING
     if not alive:
         need_stopped(old)
-    lifecycle.need_free(new)
+    building.need_free(new)
     others = order.dependents(old.conf, old.name)
     if others:
         raise DreError(f"{old.name}: {', '.join(others)} is after it; change that first")
     top = definition(old)
     move(top, old, new)
     if not spec.cloud:  # its seed is made anew when it has its place
-        lifecycle.tell_guest(new, top, replace(spec, name=new.name))
+        identity.tell_guest(new, top, replace(spec, name=new.name))
     found = []
     for state in states(old):
         one = definitions.parse(state)
@@ -296,7 +296,7 @@ def _rename(old: System, new: System, xml: str, states: list[str]) -> None:
         if spec.cloud:
             identity.seed(new.conf, spec, new.home / "seed.iso")
         if spec.isolated:
-            lifecycle.apply_isolation(new, True)
+            isolation.apply(new, True)
     if (new.home / MEMORY).exists():
         lifecycle.forget(old)
         _restore_memory(old, new)

@@ -9,12 +9,15 @@ import base64
 import ipaddress
 import json
 from pathlib import Path
+from xml.etree.ElementTree import Element, SubElement
 
 from dre import files, sshd
 from dre.conf import Conf
 from dre.run import run
 from dre.spec import DHCP
-from dre.system import address
+from dre.system import address, hypervisor
+from dre.system import domain as definitions
+from dre.system.model import System
 from dre.system.spec import Spec
 
 
@@ -96,3 +99,29 @@ def _ethernet(conf: Conf, spec: Spec) -> dict[str, object]:
     if way:
         found["gateway4"] = way
     return {**found, "addresses": [spec.ip], "nameservers": {"addresses": list(address.name_servers(conf))}}
+
+
+def tell_guest(system: System, top: Element, spec: Spec) -> None:
+    """Have the definition *top* tell the guest what *spec* says: command line and credentials, or the seed."""
+    if spec.cloud:
+        seed(system.conf, spec, system.home / "seed.iso")
+        return
+    line = top.find("os/cmdline")
+    if line is not None:
+        kept = [word for word in (line.text or "").split() if not word.startswith(("ip=", "systemd.hostname="))]
+        line.text = command_line(system.conf, spec, " ".join(kept))
+    strings = top.find("sysinfo/oemStrings")
+    if strings is not None:
+        strings.clear()
+        for text in credentials(spec):
+            SubElement(strings, "entry").text = text
+
+
+def redefine(system: System, spec: Spec) -> None:
+    """Have the guest told what *spec* says from its next start on."""
+    import libvirt
+
+    with hypervisor.translated(system.name):
+        top = definitions.parse(system.need().XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+        tell_guest(system, top, spec)
+        hypervisor.connect(system.conf).defineXML(definitions.to_xml(top))

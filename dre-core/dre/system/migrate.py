@@ -268,7 +268,7 @@ def dress(move: Move, top: Element, spec: Spec, paths: dict[str, str]) -> Elemen
         boot.remove(nvram)  # it was never started: libvirt there will make one
     dress_running(move, top, paths)
     if move.new.name != move.system.name and not spec.cloud:
-        lifecycle.tell_guest(move.new, top, replace(spec, name=move.new.name))
+        identity.tell_guest(move.new, top, replace(spec, name=move.new.name))
     with move.carrier.place(move.new.log.parent):  # its console is written there
         pass
     return top

@@ -19,9 +19,9 @@ from dre.errors import DreError, NotFoundError, UsageError
 from dre.images import Image
 from dre.run import run
 from dre.spec import DHCP
-from dre.system import copying, hypervisor, lifecycle, saved
+from dre.system import building, copying, hypervisor, saved
 from dre.system import domain as definitions
-from dre.system.lifecycle import Wanted
+from dre.system.building import Wanted
 from dre.system.model import System
 from dre.system.saved import SNAPSHOT
 from dre.system.spec import Spec
@@ -126,8 +126,8 @@ def take(
         return made
 
     wanted.fill = fill
-    lifecycle.need_free(system)
-    made = lifecycle.create(system, spec, _address(described), wanted)
+    building.need_free(system)
+    made = building.create(system, spec, _address(described), wanted)
     system.emit("imported", was=incoming.name)
     return made
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from dre.conf import Conf
 from dre.errors import DreError, TimedOutError
-from dre.system import copying, lifecycle, limits, model, saved
+from dre.system import copying, isolation, lifecycle, limits, model, saved
 from dre.system.limits import Limits
 from dre.system.model import System
 
@@ -104,7 +104,7 @@ _ENDS = {
     "load": lambda system, intent: saved.resume_load(system, intent["tag"]),
     "undo": saved.resume_undo,
     "restart": saved.resume_restart,
-    "isolate": lambda system, intent: lifecycle.resume_isolate(system, intent["isolated"]),
+    "isolate": lambda system, intent: isolation.resume(system, intent["isolated"]),
     "limit": _limit,
     "rename": copying.resume,
 }

@@ -11,7 +11,7 @@ from typing import Any
 from dre import network
 from dre.errors import DreError
 from dre.properties import REFUSED, hook
-from dre.system import growing, lifecycle
+from dre.system import growing, identity
 from dre.system.model import RUNNING, System
 from dre.system.spec import PROPERTIES, Spec, field_of
 
@@ -49,7 +49,7 @@ def _become(system: System, old: Spec, new: Spec, keys: list[str]) -> None:
     system.store(new)
     try:
         if {"ip", "ssh-key"} & set(keys):
-            lifecycle.redefine(system, new)
+            identity.redefine(system, new)
         if "disk-size" in keys and new.disk_size is not None:
             growing.grow(system, new.disk_size)
     except Exception:

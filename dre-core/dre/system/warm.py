@@ -24,7 +24,7 @@ from dre.errors import DreError
 from dre.images import Image
 from dre.run import need, run
 from dre.spec import DHCP
-from dre.system import address, hypervisor, lifecycle, savefile, virt
+from dre.system import address, building, hypervisor, isolation, lifecycle, savefile, virt
 from dre.system import domain as definitions
 from dre.system.agent import Agent
 from dre.system.model import System
@@ -118,10 +118,10 @@ def _build(
     _forget_oldest(warm.directory.parent)
     warm.directory.mkdir(parents=True, mode=0o711)
     spec = Spec(template.name, image.name, event.stamp(), "", ssh_keys=())
-    wanted = lifecycle.Wanted(image, kind, memory, vcpus)
+    wanted = building.Wanted(image, kind, memory, vcpus)
     try:
-        lifecycle.create(template, spec, DHCP, wanted)
-        lifecycle.isolate(template, True)  # nobody shall get to know it
+        building.create(template, spec, DHCP, wanted)
+        isolation.isolate(template, True)  # nobody shall get to know it
         progress("boots once")
         lifecycle.start(template)
         lifecycle.wait_usable(template, BOOT_WAIT)
@@ -227,7 +227,7 @@ def _tell(system: System, spec: Spec) -> None:
         said = hypervisor.plain(ended.stderr.decode(errors="replace").strip())
         raise DreError(f"{system.name}: warm start: the guest did not take its own identity: {said}")
     if not spec.isolated:
-        lifecycle.apply_isolation(system, False)
+        isolation.apply(system, False)
     agent.run(["ip", "link", "set", "eth0", "up"], timeout=30)
 
 

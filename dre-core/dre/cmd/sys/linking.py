@@ -6,7 +6,7 @@ from typing import Any
 from dre import verbs
 from dre.cli import Context
 from dre.cmd.sys.running import each_held
-from dre.system import lifecycle
+from dre.system import isolation
 
 
 def add(table: Any) -> None:
@@ -16,8 +16,8 @@ def add(table: Any) -> None:
 
 
 def _isolate(ctx: Context) -> None:
-    each_held(ctx, lambda system: lifecycle.isolate(system, True))
+    each_held(ctx, lambda system: isolation.isolate(system, True))
 
 
 def _rejoin(ctx: Context) -> None:
-    each_held(ctx, lambda system: lifecycle.isolate(system, False))
+    each_held(ctx, lambda system: isolation.isolate(system, False))

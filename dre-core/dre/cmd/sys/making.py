@@ -10,8 +10,8 @@ from dre.cli import Context
 from dre.cmd.sys.running import STOP_WAIT, each_held
 from dre.errors import DreError, NotFoundError, UsageError
 from dre.images import Image
-from dre.system import domain, lifecycle, limits, order, recovery, spec
-from dre.system.lifecycle import Wanted
+from dre.system import building, domain, lifecycle, limits, order, recovery, spec
+from dre.system.building import Wanted
 from dre.system.model import RUNNING, System
 from dre.system.spec import Spec
 
@@ -75,7 +75,7 @@ def _create(ctx: Context) -> None:
         kept = system.spec()
         if args.again and kept is not None and kept.request == args.request_id and system.find() is not None:
             return  # done by the call that was killed before it could say so
-        lifecycle.need_free(system)  # before what is wanted is looked at: all of it may be right but for the name
+        building.need_free(system)  # before what is wanted is looked at: all of it may be right but for the name
         image = _image(ctx)
         wanted = _wanted(ctx, system, image)
         wanted.dedicated = args.dedicated_cpus
@@ -93,7 +93,7 @@ def _create(ctx: Context) -> None:
             warm=wanted.warm,
             **fields,
         )
-        lifecycle.create(system, order.check(system, made), args.ip, wanted)
+        building.create(system, order.check(system, made), args.ip, wanted)
         if args.cpu is not None:
             _limit(system, args.cpu)
 
@@ -132,7 +132,7 @@ def _wanted(ctx: Context, system: System, image: Image | None) -> Wanted:
             spec.disk_size(word)
     return Wanted(
         image,
-        lifecycle.kind_of_virt(system, image, ctx.say),
+        building.kind_of_virt(system, image, ctx.say),
         args.memory or ctx.conf.sys_default_memory,
         args.vcpus,
         spec.disk_size(args.disk_size) if args.disk_size else None,
@@ -173,7 +173,7 @@ def _destroy_unknown(ctx: Context, system: System) -> None:
     if not ctx.args.force:
         text = "this libvirt does not know it; with --force its disks are removed"
         raise DreError(f"{system.name}: {text}: {system.home}")
-    lifecycle.need_unused(system)
+    building.need_unused(system)
     system.begin(verb="destroy")
     lifecycle.remove(system)
     system.emit("destroyed")
