@@ -333,6 +333,49 @@ def test_twenty_are_listed_and_looked_at_by_as_many_calls_as_one(host, system):
         host.dre("destroy", *names)
 
 
+def test_they_start_with_the_host_each_after_those_it_is_after(host):
+    small = ("--base", host.small(), "--memory", "64M")
+    host.dre("create", "base1", *small)
+    host.dre("create", "web1", *small, "--after", "base1", "--autostart")
+    host.dre("create", "idle1", *small)
+    try:
+        circle = host.dre("set", "base1", "after=web1", check=False)
+        assert (circle.returncode, "after itself" in circle.stderr) == (2, True)
+        assert host.dre("destroy", "base1", check=False).returncode == 1  # web1 is after it
+        host.dre("autostart")
+        assert {name: state(host, name) for name in ("base1", "web1", "idle1")} == {
+            "base1": "running",
+            "web1": "running",
+            "idle1": "shut off",
+        }
+        ids = [int(host.virsh("domid", name)) for name in ("base1", "web1")]
+        assert ids == sorted(ids)  # libvirt counts them as they start
+        host.dre("autostop", "--timeout", "0")
+        assert host.virsh("list", "--name").split() == []
+    finally:
+        host.dre("destroy", "--force", "base1", "web1", "idle1", check=False)
+
+
+def test_a_schedule_saves_what_is_due_and_deletes_only_its_own(host, system):
+    host.dre("snapshot", "save", system, "mine")
+    assert host.dre("set", system, "snapshot-every=1m", check=False).returncode == 2
+    host.dre("set", system, "snapshot-every=5m", "snapshot-keep=1")
+    first = host.dre("snapshot", "run").stdout.split()
+    assert (first[0], host.dre("snapshot", "run").stdout) == (system, "")  # not due again
+    tags = [json.loads(line)["tag"] for line in host.dre("snapshot", "list", system, "--json").stdout.splitlines()]
+    assert tags == ["mine", first[1]]
+    assert host.dre("snapshot", "prune", system, "--keep", "1").stdout.split() == [system, "mine"]
+    assert host.virsh("snapshot-list", system, "--name").split() == [first[1]]
+
+
+def test_a_request_is_answered_twice_and_done_once(host, system):
+    asked = ("snapshot", "save", system, "--request-id", "r1")
+    first = host.dre(*asked).stdout
+    assert (host.dre(*asked).stdout, host.virsh("snapshot-list", system, "--name").split()) == (first, [first.strip()])
+    other = host.dre("snapshot", "save", system, "other", "--request-id", "r1", check=False)
+    assert (other.returncode, "r1" in other.stderr) == (2, True)
+
+
 @pytest.mark.skipif(shutil.which("xorriso") is None, reason="needs xorriso")
 def test_the_seed_of_a_cloud_image_goes_with_its_name(host):
     host.dre("create", "s1", "--base", host.small(), "--memory", "64M", "--cloud-init", "--ip", f"{NETWORK}.5/24")
