@@ -39,6 +39,15 @@ class VerifyError(DreError):
     """The evidence does not verify; the message begins with the step that failed."""
 
 
+class TamperedError(VerifyError):
+    """What is stored of entry *index* is not what was logged."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(f"entry {index} was tampered with: {reason}")
+        self.index = index
+        self.reason = reason
+
+
 # --- Entry header and leaf ---
 
 
@@ -103,6 +112,23 @@ def origin(text: str) -> str:
 def leaf_hash(header: bytes) -> bytes:
     """The leaf of an entry: SHA-256 of 0x00 and the header."""
     return hashlib.sha256(b"\x00" + header).digest()
+
+
+def check_stored(index: int, header: bytes, leaf: bytes, octets: bytes | None, salt: bytes = b"") -> Header:
+    """The header of an entry as it is stored, after everything stored with it was compared; at every reading.
+
+    *octets* is None where they were erased. Whether the leaf is in the tree is for who has the tree. Raises
+    TamperedError.
+    """
+    try:
+        fields = parse_header(header)
+    except FormatError as error:
+        raise TamperedError(index, str(error)) from None
+    if leaf_hash(header) != leaf:
+        raise TamperedError(index, "its header does not have its leaf hash")
+    if octets is not None and (fields.length != len(octets) or fields.digest != digest(octets, salt)):
+        raise TamperedError(index, "its octets do not match the digest in its header")
+    return fields
 
 
 # --- RFC 6962 tree ---

@@ -266,3 +266,19 @@ def test_key_id_is_that_of_the_specification():
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     Ed25519PublicKey.from_public_bytes(public).verify(parsed.signatures[0].value, parsed.text.encode())
+
+
+def test_what_is_stored_of_an_entry_is_compared():
+    header = evidence.Header("h/l", "app", "a" * 64, "2026-01-01T00:00:00.000Z", 1, 3, evidence.digest(b"abc")).octets()
+    leaf = evidence.leaf_hash(header)
+    assert evidence.check_stored(7, header, leaf, b"abc").seq == 1
+    assert evidence.check_stored(7, header, leaf, None).length == 3
+    for wrong in (
+        (header, leaf, b"abd"),
+        (header, leaf, b"abc", b"s"),
+        (header, bytes(32), b"abc"),
+        (header[:-1], evidence.leaf_hash(header[:-1]), b"abc"),
+    ):
+        with pytest.raises(evidence.TamperedError) as caught:
+            evidence.check_stored(7, *wrong)
+        assert caught.value.index == 7 and str(caught.value).startswith("entry 7 was tampered with: ")
