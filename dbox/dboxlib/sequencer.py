@@ -22,6 +22,7 @@ from dre.errors import DreError
 from dre.evidence import Head, Header, Note, Receipt, Tree
 
 from dboxlib import pki
+from dboxlib.log import BusyError, ConflictError, Outcome
 from dboxlib.signer import Signer
 from dboxlib.store import Row, Store
 
@@ -32,23 +33,6 @@ QUEUE_ENTRIES = 50_000
 IDLE = 30.0  # seconds after which an idle log looks at the age of its sign key
 OWN = "dbox"  # stream of the D-Box's own entries: start of the log, change of sign key
 CLIENTS = "client"  # stream of registrations; seq is the number of the registration
-
-
-class BusyError(DreError):
-    """The queue is full: ask again later."""
-
-
-class ConflictError(DreError):
-    """This (writer, stream, seq) is taken by other octets."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Where the entries of a submission are, and a durable tree head over them."""
-
-    numbers: list[int]
-    head: Head
-    note: Note
 
 
 @dataclass
@@ -137,6 +121,26 @@ class Sequencer:
             raise IndexError(number)
         path = tuple(self.tree.inclusion(number, head.size))
         return Receipt(found[0], number, path, note, found[2])
+
+    def receipts(self, numbers: Sequence[int], outcome: Outcome | None = None) -> list[Receipt]:
+        """The receipts of several entries."""
+        return [self.receipt(number, outcome) for number in numbers]
+
+    def newest(self) -> tuple[Head, Note]:
+        """The newest tree head."""
+        return self.head, self.note
+
+    def inclusion(self, number: int, size: int) -> list[bytes]:
+        """The path of entry *number* to the root of the first *size*. Raises IndexError."""
+        if not 0 <= number < size <= self.head.size:
+            raise IndexError(number)
+        return self.tree.inclusion(number, size)
+
+    def consistency(self, old: int, new: int) -> list[bytes]:
+        """The proof that the tree of *old* entries begins the one of *new*. Raises IndexError."""
+        if not 0 < old <= new <= self.head.size:
+            raise IndexError(old)
+        return self.tree.consistency(old, new)
 
     def now(self) -> str:
         """The time of the next entries: the clock's, but never before the last tree head."""

@@ -17,7 +17,8 @@ from urllib.parse import parse_qsl
 from dre import dbox, event, trust, units
 from dre.errors import DreError, UsageError
 
-from dboxlib.sequencer import BusyError, ConflictError, Sequencer
+from dboxlib.log import BusyError, ConflictError
+from dboxlib.sequencer import Sequencer
 from dboxlib.store import Store
 
 ENTRIES = 5_000  # in one batch

@@ -7,16 +7,16 @@ import sys
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "dbox"))
-from dboxlib import sequencer, store  # noqa: E402
+from dboxlib import log, sequencer, store  # noqa: E402
 
 
 def test_queue_is_bounded_and_waiting_is_too():
     stuck = sequencer.Sequencer(None, None)  # never started: it takes nothing from its queue
-    with pytest.raises(sequencer.BusyError, match="not written within"):
+    with pytest.raises(log.BusyError, match="not written within"):
         stuck.submit("w", "app", 1, [b"x" * 1000], timeout=0.05)
-    with pytest.raises(sequencer.BusyError, match="too many"):
+    with pytest.raises(log.BusyError, match="too many"):
         stuck.submit("w", "app", 2, [b"x" * sequencer.QUEUE_OCTETS], timeout=60)
-    with pytest.raises(sequencer.BusyError, match="too many"):
+    with pytest.raises(log.BusyError, match="too many"):
         stuck.submit("w", "app", 2, [b"x"] * sequencer.QUEUE_ENTRIES, timeout=60)
 
 
