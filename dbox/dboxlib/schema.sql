@@ -39,8 +39,11 @@ CREATE TABLE client (          -- the newest row of a fingerprint counts
     number INTEGER PRIMARY KEY,
     fingerprint TEXT NOT NULL,
     name TEXT NOT NULL,
-    role TEXT NOT NULL CHECK (role IN ('writer', 'reader', 'auditor', 'admin')),
-    time TEXT NOT NULL
+    role TEXT NOT NULL CHECK (role IN ('writer', 'reader', 'auditor', 'admin', 'revoked')),
+    time TEXT NOT NULL,
+    streams TEXT NOT NULL DEFAULT '',  -- those of a writer, separated by spaces; none: any
+    local TEXT NOT NULL DEFAULT '',    -- 'USER EXECUTABLE' of one who comes by the local socket
+    until TEXT NOT NULL DEFAULT ''     -- when the role ends, as an old certificate's does after its renewal
 ) STRICT;
 CREATE INDEX client_fingerprint ON client (fingerprint, number);
 

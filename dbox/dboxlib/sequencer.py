@@ -22,6 +22,7 @@ from dre.errors import DreError
 from dre.evidence import Head, Header, Note, Receipt, Tree
 
 from dboxlib import pki
+from dboxlib.clients import Client
 from dboxlib.log import BusyError, ConflictError, Outcome
 from dboxlib.signer import Signer
 from dboxlib.store import Row, Store
@@ -108,9 +109,10 @@ class Sequencer:
     def log_clients(self) -> None:
         """Append an entry for each registration that has none yet; nobody acts in a role the log does not tell of."""
         with self._logging:
-            for number, fingerprint, name, role, when in self.store.clients(self.clients_logged):
-                data: dict[str, object] = {"client": name, "fingerprint": fingerprint, "role": role}
-                self.submit(self._own, CLIENTS, number, [own_event(when, "dbox.client.registered", data)])
+            for row in self.store.clients(self.clients_logged):
+                client = Client(*row)
+                number, kind = client.number, "dbox.client.registered"
+                self.submit(self._own, CLIENTS, number, [own_event(client.time, kind, client.fields())])
                 self.clients_logged = number
 
     def receipt(self, number: int, outcome: Outcome | None = None) -> Receipt:

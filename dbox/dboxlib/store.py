@@ -19,6 +19,7 @@ VERSION = 1
 BUSY = 10.0  # seconds to wait for dbox-init, the only other writer
 _SEARCH = {"stream": "stream = ?", "type": "type = ?", "writer": "writer = ?", "after": "number > ?"}
 _FIELDS = "number, writer, stream, seq, time, type"
+_CLIENT = "number, fingerprint, name, role, time, streams, local, until"
 
 
 @dataclass(frozen=True)
@@ -163,22 +164,24 @@ class Store:
 
     # --- Clients and signatures ---
 
-    def client(self, fingerprint: str) -> tuple[int, str, str] | None:
-        """Number, name and role of a client, as registered last."""
-        row = self._one(
-            "SELECT number, name, role FROM client WHERE fingerprint = ? ORDER BY number DESC LIMIT 1", (fingerprint,)
-        )
-        return (row[0], row[1], row[2]) if row else None
+    def client(self, fingerprint: str) -> tuple[Any, ...] | None:
+        """A client as registered last: the fields of `clients.Client`."""
+        query = f"SELECT {_CLIENT} FROM client WHERE fingerprint = ? ORDER BY number DESC LIMIT 1"  # noqa: S608
+        row = self._one(query, (fingerprint,))
+        return tuple(row) if row else None
 
-    def clients(self, after: int) -> list[tuple[int, str, str, str, str]]:
-        """Number, fingerprint, name, role and time of the registrations after number *after*."""
-        query = "SELECT number, fingerprint, name, role, time FROM client WHERE number > ? ORDER BY number"
-        return list(self.connection().execute(query, (after,)))
+    def clients(self, after: int) -> list[tuple[Any, ...]]:
+        """The registrations after number *after*, in order: the fields of `clients.Client`."""
+        query = f"SELECT {_CLIENT} FROM client WHERE number > ? ORDER BY number"  # noqa: S608
+        return [tuple(row) for row in self.connection().execute(query, (after,))]
 
-    def register(self, fingerprint: str, name: str, role: str, time: str) -> None:
+    def register(
+        self, fingerprint: str, name: str, role: str, time: str, streams: str = "", local: str = "", until: str = ""
+    ) -> None:
         """Give the holder of a certificate a role."""
         self.connection().execute(
-            "INSERT INTO client (fingerprint, name, role, time) VALUES (?, ?, ?, ?)", (fingerprint, name, role, time)
+            "INSERT INTO client (fingerprint, name, role, time, streams, local, until) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (fingerprint, name, role, time, streams, local, until),
         )
 
     def signature(self, number: int) -> tuple[str, str, bytes] | None:

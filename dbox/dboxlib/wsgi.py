@@ -17,6 +17,8 @@ from urllib.parse import parse_qsl
 from dre import dbox, event, trust, units
 from dre.errors import DreError, UsageError
 
+from dboxlib import clients
+from dboxlib.clients import Client
 from dboxlib.log import BusyError, ConflictError
 from dboxlib.sequencer import Sequencer
 from dboxlib.store import Store
@@ -70,15 +72,15 @@ class Application:
 
     def _answer(self, environ: dict[str, Any]) -> Answer:
         method, path = environ["REQUEST_METHOD"], environ.get("PATH_INFO", "")
-        writer, role = self._caller(environ)
+        client = self._caller(environ)
 
         def may(what: str) -> None:
-            if what not in ROLES[role]:
-                raise Refused("403 Forbidden", f"role {role} may not do this: {method} {path}")
+            if what not in ROLES[client.role]:
+                raise Refused("403 Forbidden", f"role {client.role} may not do this: {method} {path}")
 
         if method == "POST" and path in ("/v1/entries", "/v1/batch"):
             may("append")
-            return self._append(environ, writer, path == "/v1/batch")
+            return self._append(environ, client, path == "/v1/batch")
         if method != "GET":
             raise Refused("405 Method Not Allowed", f"{method} is not a method of {path}")
         if match := _ENTRY.fullmatch(path):
@@ -98,19 +100,21 @@ class Application:
             return self._search(_query(environ))
         raise Refused("404 Not Found", f"{path}: no such resource")
 
-    def _caller(self, environ: dict[str, Any]) -> tuple[str, str]:
-        """Fingerprint and role of who asks; the role's registration is in the log before it is honoured."""
-        fingerprint = environ.get("DRE_CLIENT", "")
-        found = self.store.client(fingerprint) if fingerprint else None
-        if found is None:
-            raise Refused("403 Forbidden", "this client certificate has no role here; see dbox-init --client")
-        number, _, role = found
-        if number > self.sequencer.clients_logged:
+    def _caller(self, environ: dict[str, Any]) -> Client:
+        """Who asks; the registration is in the log before it is honoured, or refused."""
+        client = clients.find(self.store, environ.get("DRE_CLIENT", ""))
+        if client is None:
+            raise Refused("403 Forbidden", "this client has no role here; see dbox-init --client")
+        if client.number > self.sequencer.clients_logged:
             _tried(self.sequencer.log_clients)
-        return fingerprint, role
+        if not client.holds(event.stamp()):
+            raise Refused("403 Forbidden", "this client has no role here any more: it was revoked or renewed")
+        return client
 
-    def _append(self, environ: dict[str, Any], writer: str, batch: bool) -> Answer:
+    def _append(self, environ: dict[str, Any], client: Client, batch: bool) -> Answer:
         stream, seq = _named(environ)
+        if not client.may_write_to(stream):
+            raise Refused("403 Forbidden", f"client {client.name} may not write to stream {stream}")
         body = _body(environ)
         parts = [body]
         if batch:
@@ -124,7 +128,7 @@ class Application:
             raise Refused("413 Content Too Large", f"more than {ENTRIES} entries in a batch")
         if max(map(len, parts)) > dbox.LARGEST:
             raise Refused("413 Content Too Large", f"an entry is at most {dbox.LARGEST} octets")
-        outcome = _tried(lambda: self.sequencer.submit(writer, stream, seq, parts))
+        outcome = _tried(lambda: self.sequencer.submit(client.fingerprint, stream, seq, parts))
         receipts = [self.sequencer.receipt(number, outcome).format().encode() for number in outcome.numbers]
         return (dbox.frame(receipts), OCTETS) if batch else (receipts[0], TEXT)
 

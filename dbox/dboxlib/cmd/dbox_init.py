@@ -4,22 +4,20 @@
 import argparse
 import contextlib
 import os
-import pwd
 import re
 import secrets
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from dre import cli, event, files, units
-from dre.errors import DreError, NotFoundError, UsageError
+from dre import cli, files, units
+from dre.errors import DreError, UsageError
 
-from dboxlib import places
+from dboxlib import places, registration
+from dboxlib.clients import ROLES
 from dboxlib.places import Places
-
-ROLES = ("writer", "reader", "auditor", "admin")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -29,7 +27,23 @@ def make_parser() -> argparse.ArgumentParser:
         "--client", metavar="NAME", type=units.name, help="issue a client certificate, or change its role"
     )
     parser.add_argument("--role", choices=ROLES, help="what the client may do")
+    parser.add_argument(
+        "--stream", metavar="S", action="append", type=units.name, help="a stream that a writer is bound to; repeatable"
+    )
     parser.add_argument("--owner", metavar="USER", help="user who may read the client's key (default: the caller)")
+    parser.add_argument(
+        "--local", metavar="USER[:EXE]", help="no certificate: who comes by the local socket as USER, running EXE"
+    )
+    verb = parser.add_mutually_exclusive_group()
+    verb.add_argument("--revoke", action="store_true", help="take every role from the client NAME")
+    verb.add_argument("--renew", action="store_true", help="a new certificate for the client NAME, of the same role")
+    verb.add_argument(
+        "--renew-due", metavar="TIME", type=units.duration, help="renew all client certificates that end within TIME"
+    )
+    verb.add_argument("--clients", action="store_true", help="list the clients and their roles")
+    parser.add_argument(
+        "--grace", metavar="TIME", type=units.duration, default=7 * 86400.0, help="how long a renewed one counts (7d)"
+    )
     parser.set_defaults(function=_init)
     return parser
 
@@ -40,15 +54,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _init(ctx: cli.Context) -> None:
-    args = ctx.args
-    if (args.client is None) != (args.role is None) or (args.owner and not args.client):
-        raise UsageError("--client and --role go together, and --owner goes with them")
+    work = _work(ctx.args)
     where = places.of(ctx.conf)
     with files.lock(ctx.conf.core_run_dir / "lock" / "dbox-init"):
-        if args.client is None:
-            _make_box(ctx, where)
-        else:
-            _make_client(ctx, where)
+        work(ctx, where)
+
+
+def _work(args: argparse.Namespace) -> Callable[[cli.Context, Places], None]:
+    """Which of its things dbox-init is asked to do. Raises UsageError."""
+    named, given = args.client is not None, args.role or args.stream or args.owner or args.local
+    if args.clients or args.renew_due is not None:
+        if named or given:
+            raise UsageError("--clients and --renew-due concern all clients: no --client, --role, --stream, …")
+        return registration.show if args.clients else registration.renew_due
+    if args.revoke or args.renew:
+        if not named or given:
+            raise UsageError("--revoke and --renew go with --client NAME alone")
+        return registration.revoke if args.revoke else registration.renew
+    if named != (args.role is not None) or (given and not named):
+        raise UsageError("--client and --role go together, and --stream, --owner and --local go with them")
+    if args.stream and args.role != "writer":
+        raise UsageError("only a writer is bound to streams")
+    if not named:
+        return _make_box
+    return registration.register_local if args.local else registration.register
 
 
 # --- The D-Box ---
@@ -149,57 +178,3 @@ def _names(ctx: cli.Context, host: str) -> list[str]:
     """The names under which clients may find the server."""
     names = ["localhost", "127.0.0.1", host, "d-box", urlsplit(ctx.conf.dbox_url).hostname or "localhost"]
     return list(dict.fromkeys(names))
-
-
-# --- Clients ---
-
-
-def _make_client(ctx: cli.Context, where: Places) -> None:
-    from dre import trust
-
-    from dboxlib.store import Store
-
-    name, role = ctx.args.client, ctx.args.role
-    if not (where.certs / "client-ca.key").exists():
-        raise NotFoundError(f"{where.certs / 'client-ca.key'}: no client CA; run dbox-init first")
-    user = _user(ctx.args.owner)
-    crt, key = (where.certs / "clients" / f"{name}.{ending}" for ending in ("crt", "key"))
-    with contextlib.closing(Store(where.database)) as store:
-        if not crt.exists():
-            _issue(where, store.box, crt, key, user)
-        fingerprint = trust.fingerprint(trust.certificates(crt.read_bytes(), str(crt))[0])
-        known = store.client(fingerprint)
-        if known is not None and known[2] == role:
-            raise DreError(f"client {name!r} is there already, as {role}; nothing was changed")
-        spool = ctx.conf.core_state_dir / "spool" / "dbox" / name
-        spool.mkdir(mode=0o700, parents=True, exist_ok=True)
-        places.give(spool, user)
-        store.register(fingerprint, name, role, event.stamp())
-    ctx.say(f"client {name}: {role}, certificate {crt}")
-
-
-def _issue(where: Places, box: str, crt: Path, key: Path, user: tuple[int, int] | None) -> None:
-    """Key first, certificate last: a certificate that is there has its key."""
-    from dre import trust
-
-    from dboxlib import pki, signer
-
-    authority = pki.Issued(
-        signer.load_key((where.certs / "client-ca.key").read_bytes()),
-        trust.certificates((where.certs / "client-ca.pem").read_bytes(), "client-ca.pem")[0],
-    )
-    issued = pki.client(authority, box, crt.stem)
-    key.unlink(missing_ok=True)
-    files.write_atomic(key, pki.key_pem(issued.key), 0o400)
-    places.give(key, user)
-    files.write_atomic(crt, pki.pem(issued.certificate), 0o444)
-
-
-def _user(name: str | None) -> tuple[int, int] | None:
-    if name is None:
-        return None
-    try:
-        entry = pwd.getpwnam(name)
-    except KeyError:
-        raise NotFoundError(f"no user {name!r} on this host") from None
-    return entry.pw_uid, entry.pw_gid
