@@ -11,9 +11,11 @@ import signal
 import subprocess
 
 import pytest
+from grounds import pytest_collection_modifyitems
 from programs import DIRECTORIES, ROOT, environment, program
 
-__all__ = ["DIRECTORIES", "ROOT", "environment", "nobody", "program"]  # tests have them from here
+# Tests have them from here, and pytest its hook.
+__all__ = ["DIRECTORIES", "ROOT", "environment", "nobody", "program", "pytest_collection_modifyitems"]
 
 # A shell's background job is born with SIGINT ignored, and so would be every program that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
