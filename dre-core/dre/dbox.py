@@ -5,44 +5,54 @@ A record is durable in the spool before `record` returns and needs no network; `
 repeated: the D-Box knows a record by (writer, stream, seq). Every receipt is checked before the record leaves the
 spool, and every tree head must continue the last one this client saw. Trust comes from root.pem alone.
 
-Spool directory `<state>/spool/dbox/<client>/`: `records-<n>` (frames), `state` (how far they are delivered),
-`receipts/<stream>-<seq>.tlog-proof`, `head` (the last tree head seen), `lock`, `online.lock`.
+What a program needs is `Recorder.record` and `drain` (a writer), and `Client.get`, `search` and `verify` (a reader).
+
+Beside the spool's files (see dre.spool) the directory `<state>/spool/dbox/<client>/` holds `receipts/`, `head` (the
+last tree head seen) and `online.lock`. Receipts: `<stream>-<seq>.tlog-proof`, or of a delivery of several records
+`<stream>-<first>-<last>.tlog-proofs.gz`, or of a stream that keeps only the last one `<stream>-last.tlog-proof`.
 """
 
 import contextlib
-import hashlib
+import gzip
 import http.client
 import json
 import os
 import re
 import ssl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import urlencode, urlsplit
 
 from dre import evidence, files, trust, units
 from dre.conf import Conf
 from dre.errors import DreError, MissingError, NotFoundError, NotPermittedError, UsageError
-from dre.evidence import Note, Receipt, VerifyError
+from dre.evidence import Header, Note, Receipt, VerifyError
+from dre.spool import LARGEST, Record, Spool
 
-LARGEST = 16 * 1024 * 1024  # octets of one entry
-BATCH_RECORDS = 100
-BATCH_OCTETS = 1024 * 1024
-NEW_FILE = 4 * 1024 * 1024  # octets after which a fully delivered records file is replaced
-_FRAME = re.compile(rb"dre-record/v1 (([a-z0-9-]{1,31}) ([1-9][0-9]*) ([0-9]+)) ([0-9a-f]{64})\n")
-_FRAME_LINE = 200  # more octets than the longest first line of a frame
+__all__ = ["LARGEST", "Client", "Entry", "Record", "Recorder", "frame", "pack", "unframe", "unpack"]
+_RUN = re.compile(r"([a-z0-9-]{1,31})-([1-9][0-9]*)-([1-9][0-9]*)\.tlog-proofs\.gz")
+_ERRORS: dict[int, type[DreError]] = {
+    400: UsageError,
+    403: NotPermittedError,
+    404: NotFoundError,
+    413: UsageError,
+    429: MissingError,  # with 503 and 507: not now, and the record may be sent again
+    503: MissingError,
+    507: MissingError,
+}
 
 
 @dataclass(frozen=True)
-class Record:
-    """A record in the spool; *end* is the offset of what follows it."""
+class Entry:
+    """An entry that was verified; *octets* is None where they were erased."""
 
-    stream: str
-    seq: int
-    octets: bytes
-    end: int
+    index: int
+    header: Header
+    octets: bytes | None
+    receipt: Receipt
 
 
 def frame(parts: Sequence[bytes]) -> bytes:
@@ -72,6 +82,7 @@ class Client:
         self.timeout = timeout
         self._connection: http.client.HTTPSConnection | None = None
         self._trust: trust.Trust | None = None
+        self._checked: tuple[Note, evidence.Head] | None = None
 
     def close(self) -> None:
         """Drop the connection."""
@@ -97,7 +108,9 @@ class Client:
         if status == 200:
             return answer
         said = answer.decode(errors="replace").strip().split("\n")[0][:300] or reason
-        kind = {403: NotPermittedError, 404: NotFoundError, 400: UsageError, 503: MissingError}.get(status, DreError)
+        kind: type[DreError] = _ERRORS.get(status, DreError)
+        if status == 500 and "tampered" in said:
+            kind = VerifyError
         raise kind(f"D-Box at {self.conf.dbox_url}: {said}")
 
     def _connect(self) -> http.client.HTTPSConnection:
@@ -135,8 +148,42 @@ class Client:
         self.head(receipt.note)
         return header
 
+    def verify(self, receipt: Receipt, octets: bytes) -> Header:
+        """Check that *receipt* proves that *octets* are in the log; see `check`. Raises VerifyError."""
+        return self.check(receipt, octets)
+
+    def get(self, index: int) -> Entry:
+        """Entry *index*, verified under a tree head that continues the last one seen here. Raises DreError."""
+        with self.online():
+            receipt = evidence.parse_receipt(self.request("GET", f"/v1/entries/{index}/proof"))
+            self.see(receipt.note)
+            try:
+                octets = self.request("GET", f"/v1/entries/{index}/octets")
+            except NotFoundError:  # erased, or gone: the header is proven all the same
+                header = evidence.parse_header(receipt.header)
+                evidence.bind_header(receipt, header)
+                return Entry(index, header, None, receipt)
+            return Entry(index, self.check(receipt, octets), octets, receipt)
+
+    def search(self, **wanted: str | int) -> Iterator[dict[str, Any]]:
+        """The fields of all entries whose stream, type or writer is as *wanted*, of index above *after*: not proven.
+
+        The D-Box may leave out what it does not want to be found; `dbox-audit` sees that, a search does not.
+        """
+        while True:
+            rows = self.request("GET", f"/v1/search?{urlencode(wanted)}").splitlines()
+            yield from map(json.loads, rows)
+            if not rows or "limit" in wanted:
+                return
+            wanted["after"] = int(json.loads(rows[-1])["index"])
+
     def head(self, note: Note) -> evidence.Head:
         """The tree head of *note* after its signatures were checked. Raises VerifyError."""
+        if self._checked is None or self._checked[0] != note:  # all receipts of a batch have the same
+            self._checked = note, self._head(note)
+        return self._checked[1]
+
+    def _head(self, note: Note) -> evidence.Head:
         if self._trust is not None:
             try:
                 return self._trust.head(note)
@@ -174,54 +221,56 @@ class Client:
 
 
 class Recorder:
-    """The spool of one writer certificate. Safe for threads and processes: each step holds a lock on a file."""
+    """What a program calls to have its records in the D-Box, in the name of one certificate of a writer.
 
-    def __init__(self, conf: Conf, client: str) -> None:
+    Safe for threads and processes. Of *lean* streams only the last receipt is kept: feeds write more records than
+    anybody asks receipts for, and with the last one a whole log must agree.
+    """
+
+    def __init__(self, conf: Conf, client: str, lean: Sequence[str] = ()) -> None:
         self.conf = conf
         self.client = units.name(client)
         self.directory = conf.core_state_dir / "spool" / "dbox" / client
-        self._lock = self.directory / "lock"
-        self._known: tuple[int, int, dict[str, int]] = (0, 0, {})  # file, its end, last number of each stream
+        self.lean = lean
+        self.spool = Spool(self.directory)
+        self._run: dict[Path, list[bytes]] = {}  # the file of receipts that was read last
 
-    def record(self, stream: str, octets: bytes) -> int:
-        """Make *octets* durable as the next record of *stream* and return its number. Raises DreError."""
-        units.name(stream)
-        if not 0 < len(octets) <= LARGEST:
-            raise UsageError(f"a record of {len(octets)} octets; it has at least one, and at most {LARGEST}")
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with files.lock(self._lock):
-            state = self._state()
-            path, (file, end, last) = self._path(state.file), self._known
-            size = path.stat().st_size if path.exists() else 0
-            if file != state.file or end > size:
-                end, last = state.offset, state.acked
-            for record in _records(path, end):  # what others recorded since; mostly nothing
-                end, last = record.end, {**last, record.stream: record.seq}
-            seq = last.get(stream, 0) + 1
-            name = f"{stream} {seq} {len(octets)}".encode()
-            octets = b"dre-record/v1 %b %b\n%b\n" % (name, _sum(name, octets), octets)
-            _append(path, end, octets)
-            self._known = (state.file, end + len(octets), {**last, stream: seq})
-            return seq
+    def record(self, stream: str, octets: bytes, request: str = "") -> int:
+        """Make *octets* durable as the next record of *stream* and return its number. Raises DreError.
+
+        The same *request* again, also after a crash, records nothing and returns the first number.
+        """
+        return self.spool.append(stream, [octets], [request] if request else ())[0]
+
+    def record_all(self, stream: str, parts: Sequence[bytes], requests: Sequence[str] = ()) -> list[int]:
+        """Make several records durable at once, which is much faster; see `record`."""
+        return self.spool.append(stream, parts, requests)
 
     def pending(self) -> int:
         """How many records wait for delivery."""
-        if not self.directory.exists():
-            return 0
-        with files.lock(self._lock):
-            state = self._state()
-            return sum(1 for _ in _records(self._path(state.file), state.offset))
+        return sum(1 for _ in self.spool.pending())
 
     def receipt(self, stream: str, seq: int) -> bytes | None:
         """The receipt of a delivered record, or None."""
-        path = self.directory / "receipts" / f"{units.name(stream)}-{seq}.tlog-proof"
-        return path.read_bytes() if path.exists() else None
+        directory = self.directory / "receipts"
+        path = directory / f"{units.name(stream)}-{seq}.tlog-proof"
+        if path.exists():
+            return path.read_bytes()
+        for run in [*self._run, *directory.glob(f"{stream}-*.tlog-proofs.gz")]:
+            match = _RUN.fullmatch(run.name)
+            if match and match[1] == stream and int(match[2]) <= seq <= int(match[3]):
+                if run not in self._run:
+                    self._run = {run: unpack(run.read_bytes())}
+                return self._run[run][seq - int(match[2])]
+        return None
 
-    def drain(self, deadline: float = 5.0) -> int:
+    def drain(
+        self, deadline: float = 5.0, told: Callable[[Record, Receipt], None] = lambda record, receipt: None
+    ) -> int:
         """Deliver what is spooled, in order, for at most about *deadline* seconds; how many were acknowledged now.
 
-        Raises DreError when the D-Box cannot be reached or refuses; nothing is lost, and a record that was already
-        delivered when we were killed is recognised.
+        *told* is called for each, once its receipt is durable. Raises DreError when the D-Box cannot be reached or
+        refuses; nothing is lost, and a record that was already delivered when we were killed is recognised.
         """
         until = time.monotonic() + deadline
         client, done = Client(self.conf, self.client), 0
@@ -230,122 +279,42 @@ class Recorder:
         try:
             with client.online(deadline):
                 while time.monotonic() < until:
-                    state, run = self._next()
+                    state, run = self.spool.next()
                     if not run:
                         break
                     client.timeout = max(until - time.monotonic(), 0.1)
-                    self._deliver(client, state, run)
+                    receipts = client.append(run[0].stream, run[0].seq, [record.octets for record in run])
+                    self._keep(run, receipts)
+                    self.spool.delivered(state, run)
+                    for record, receipt in zip(run, receipts, strict=True) if told is not None else ():
+                        told(record, receipt)
                     done += len(run)
         finally:
             client.close()
         return done
 
-    def _next(self) -> tuple["_State", list[Record]]:
-        with files.lock(self._lock):
-            state = self._state()
-            return state, _run(_records(self._path(state.file), state.offset))
-
-    def _deliver(self, client: Client, state: "_State", run: Sequence[Record]) -> None:
-        receipts = client.append(run[0].stream, run[0].seq, [record.octets for record in run])
+    def _keep(self, run: Sequence[Record], receipts: Sequence[Receipt]) -> None:
+        """Make receipts durable: one file each delivery, since a thousand would need a thousand fsync(2)."""
         directory = self.directory / "receipts"
         directory.mkdir(mode=0o700, exist_ok=True)
-        for record, receipt in zip(run, receipts, strict=True):
-            files.write_atomic(directory / f"{record.stream}-{record.seq}.tlog-proof", receipt.format())
-        acked = {**state.acked, run[-1].stream: run[-1].seq}
-        with files.lock(self._lock):
-            path, offset = self._path(state.file), run[-1].end
-            # Only this process delivers (online.lock) and only under the lock do records come in.
-            if offset >= NEW_FILE and offset == path.stat().st_size:
-                self._save(_State(state.file + 1, 0, acked))
-                path.unlink()
-            else:
-                self._save(_State(state.file, offset, acked))
-
-    def _path(self, number: int) -> Path:
-        return self.directory / f"records-{number}"
-
-    def _state(self) -> "_State":
-        try:
-            fields = json.loads((self.directory / "state").read_text())
-            return _State(fields["file"], fields["offset"], fields["acked"])
-        except FileNotFoundError:
-            return _State(1, 0, {})
-        except (ValueError, KeyError, TypeError) as error:
-            raise DreError(f"{self.directory / 'state'}: damaged: {error}") from None
-
-    def _save(self, state: "_State") -> None:
-        files.write_atomic(self.directory / "state", json.dumps(state.__dict__) + "\n", 0o600)
+        first, last = run[0], run[-1]
+        if first is last or last.stream in self.lean:
+            number = "last" if last.stream in self.lean else last.seq
+            files.write_atomic(directory / f"{last.stream}-{number}.tlog-proof", receipts[-1].format())
+        else:
+            name = f"{first.stream}-{first.seq}-{last.seq}.tlog-proofs.gz"
+            files.write_atomic(directory / name, pack([receipt.format().encode() for receipt in receipts]))
 
 
-@dataclass(frozen=True)
-class _State:
-    """Which records file is in use, how far it is delivered, and the last delivered number of each stream."""
-
-    file: int
-    offset: int
-    acked: dict[str, int]
+def pack(receipts: Sequence[bytes]) -> bytes:
+    """Receipts one after another, compressed: they have a tree head and most of their paths in common."""
+    return gzip.compress(b"".join(receipts), 1, mtime=0)
 
 
-def _records(path: Path, offset: int) -> Iterator[Record]:
-    """The whole records from *offset* on; what a killed writer left unfinished at the end of the file is no record.
-
-    Raises DreError for damage before the end.
-    """
-    try:
-        stream = path.open("rb")
-    except FileNotFoundError:
-        return
-    with stream:
-        size = os.fstat(stream.fileno()).st_size
-        while offset < size:
-            stream.seek(offset)
-            line = stream.readline(_FRAME_LINE)
-            match = _FRAME.fullmatch(line)
-            octets = stream.read(int(match[4])) if match else b""
-            if not match or stream.read(1) != b"\n" or _sum(match[1], octets) != match[5]:
-                # Each frame was durable before the next began, so only the last can be torn.
-                if stream.tell() >= size or not line.strip(b"\0"):
-                    return
-                raise DreError(f"{path}: damaged at octet {offset}")
-            offset = stream.tell()
-            yield Record(match[2].decode(), int(match[3]), octets, offset)
-
-
-def _sum(name: bytes, octets: bytes) -> bytes:
-    return hashlib.sha256(name + b"\n" + octets).hexdigest().encode()
-
-
-def _append(path: Path, end: int, octets: bytes) -> None:
-    """Put *octets* at *end* of the file, cutting off a torn rest; durable on return, and on failure as before."""
-    new = not path.exists()
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        os.ftruncate(fd, end)
-        try:
-            view = memoryview(octets)
-            while view:
-                written = os.pwrite(fd, view, end + len(octets) - len(view))
-                view = view[written:]
-            os.fdatasync(fd)
-        except OSError as error:
-            os.ftruncate(fd, end)
-            raise DreError(f"{path}: cannot record: {error.strerror}") from None
-    finally:
-        os.close(fd)
-    if new:
-        files.fsync_dir(path.parent)
-
-
-def _run(records: Iterator[Record]) -> list[Record]:
-    """The next records that can go in one batch: one stream, bounded."""
-    run: list[Record] = []
-    octets = 0
-    for record in records:
-        octets += len(record.octets)
-        if run and (record.stream != run[0].stream or len(run) == BATCH_RECORDS or octets > BATCH_OCTETS):
-            break
-        run.append(record)
-    return run
+def unpack(octets: bytes) -> list[bytes]:
+    """The receipts that `pack` joined."""
+    begin = evidence.PROOF.encode() + b"\n"
+    return [begin + part for part in gzip.decompress(octets).split(begin)[1:]]
 
 
 def _why(error: Exception) -> str:

@@ -151,6 +151,10 @@ class Tree:
     def __len__(self) -> int:
         return len(self._levels[0]) // 32
 
+    def leaf(self, index: int) -> bytes:
+        """The hash of a leaf."""
+        return bytes(self._levels[0][index * 32 : index * 32 + 32])
+
     def append(self, leaves: Iterable[bytes]) -> None:
         """Append leaf hashes."""
         for leaf in leaves:
@@ -176,7 +180,7 @@ class Tree:
         if width == 1 << level:
             at = (start >> level) * 32
             return bytes(self._levels[level][at : at + 32])
-        split = start + _split(width)
+        split = start + split_at(width)
         return node_hash(self._subtree(start, split), self._subtree(split, end))
 
     def root(self, size: int) -> bytes:
@@ -188,7 +192,7 @@ class Tree:
         path = []
         start, end = 0, size
         while end - start > 1:
-            split = start + _split(end - start)
+            split = start + split_at(end - start)
             if index < split:
                 path.append(self._subtree(split, end))
                 end = split
@@ -202,7 +206,7 @@ class Tree:
         path: list[bytes] = []
         start, end, whole = 0, new, True
         while end != old:
-            split = start + _split(end - start)
+            split = start + split_at(end - start)
             if old <= split:
                 path.append(self._subtree(split, end))
                 end = split
@@ -212,7 +216,7 @@ class Tree:
         return [*([] if whole else [self._subtree(start, end)]), *path[::-1]]
 
 
-def _split(width: int) -> int:
+def split_at(width: int) -> int:
     """The largest power of two below *width*."""
     return 1 << (width - 1).bit_length() - 1
 
@@ -400,15 +404,21 @@ def bind(receipt: Receipt, octets: bytes) -> tuple[Header, Head]:
 
     Raises VerifyError. The tree head returned is only as good as the signatures on it: see dre.trust.
     """
-    header, head = parse_header(receipt.header), parse_head(receipt.note.text)
+    header = parse_header(receipt.header)
     if header.length != len(octets) or header.digest != digest(octets, receipt.salt):
         raise VerifyError("octets do not match the digest in the header")
+    return header, bind_header(receipt, header)
+
+
+def bind_header(receipt: Receipt, header: Header) -> Head:
+    """The part of `bind` that needs no octets: all that can be said of an entry whose octets were erased."""
+    head = parse_head(receipt.note.text)
     if header.log != head.origin:
         raise VerifyError(f"wrong origin: header of log {header.log}, tree head of log {head.origin}")
     if header.time > head.time:  # fixed width, so text order is time order
         raise VerifyError(f"tree head of {head.time} is older than its entry of {header.time}")
     verify_inclusion(leaf_hash(receipt.header), receipt.index, head.size, receipt.path, head.root)
-    return header, head
+    return head
 
 
 # --- Text forms ---
