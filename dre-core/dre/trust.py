@@ -40,6 +40,7 @@ class LogKey:
     public: rsa.RSAPublicKey | ed25519.Ed25519PublicKey
     begin: str
     end: str
+    fingerprint: str = ""  # of the certificate
 
     def signed(self, signature: Signature, text: str) -> bool:
         """Whether *signature* over *text* is by this key."""
@@ -81,6 +82,11 @@ class Trust:
             if kind not in found:
                 raise VerifyError(f"tree head signature: none by an {_kind(kind)} key certified under this root")
         return head
+
+    def signers(self, note: Note) -> set[str]:
+        """The fingerprints of the certificates of the log's keys that *note* bears a line of; see `head`."""
+        lines = [(signature.name, signature.key) for signature in note.signatures]
+        return {self.keys[line].fingerprint for line in lines if line in self.keys}
 
     def check(self, receipt: Receipt, octets: bytes) -> tuple[Header, Head]:
         """Check that *receipt* proves that *octets* are in the log. Raises VerifyError naming the step that failed."""
@@ -229,7 +235,7 @@ def _log_key(path: Sequence[x509.Certificate]) -> LogKey:
     public = path[0].public_key()
     kind, identity = key_id(origin, public)
     assert isinstance(public, rsa.RSAPublicKey | ed25519.Ed25519PublicKey)  # key_id refused others
-    return LogKey(origin, kind, identity, public, *period(path))
+    return LogKey(origin, kind, identity, public, *period(path), fingerprint(path[0]))
 
 
 def period(path: Sequence[x509.Certificate]) -> tuple[str, str]:
