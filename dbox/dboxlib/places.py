@@ -8,7 +8,8 @@ from pathlib import Path
 
 from dre.conf import Conf
 
-USER = "dbox"
+USER = "dbox"  # of the sequencer: its keys, and the database that only it writes
+WEB = "dbox-web"  # of the servers in front, which read
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,15 @@ def of(conf: Conf) -> Places:
 
 def owner() -> tuple[int, int] | None:
     """uid and gid of the D-Box's user; None without one, or when we are not root."""
+    return user(USER)
+
+
+def user(name: str) -> tuple[int, int] | None:
+    """uid and gid of a user of ours; None without one, or when we are not root."""
     if os.geteuid() != 0:
         return None
     try:
-        entry = pwd.getpwnam(USER)
+        entry = pwd.getpwnam(name)
     except KeyError:
         return None
     return entry.pw_uid, entry.pw_gid

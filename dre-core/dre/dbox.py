@@ -18,6 +18,7 @@ import http.client
 import json
 import os
 import re
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from dre import evidence, files, trust, units
+from dre import batch, evidence, files, trust, units
 from dre.conf import Conf
 from dre.errors import DreError, MissingError, NotFoundError, NotPermittedError, UsageError
 from dre.evidence import Header, Note, Receipt, VerifyError
@@ -72,6 +73,19 @@ def unframe(body: bytes) -> list[bytes]:
     return parts
 
 
+class _LocalConnection(http.client.HTTPConnection):
+    """HTTP over the local socket of the D-Box."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
 class Client:
     """Requests to the D-Box in the name of *client*; one connection, not to be shared by threads."""
 
@@ -80,7 +94,7 @@ class Client:
         self.name = units.name(client)
         self.directory = conf.core_state_dir / "spool" / "dbox" / client
         self.timeout = timeout
-        self._connection: http.client.HTTPSConnection | None = None
+        self._connection: http.client.HTTPConnection | None = None
         self._trust: trust.Trust | None = None
         self._checked: tuple[Note, evidence.Head] | None = None
 
@@ -113,26 +127,31 @@ class Client:
             kind = VerifyError
         raise kind(f"D-Box at {self.conf.dbox_url}: {said}")
 
-    def _connect(self) -> http.client.HTTPSConnection:
-        certificates = self.conf.dbox_certs_dir
+    def _connect(self) -> http.client.HTTPConnection:
+        certificates, url = self.conf.dbox_certs_dir, urlsplit(self.conf.dbox_url)
         root = certificates / "root.pem"
-        pair = [certificates / "clients" / f"{self.name}.{ending}" for ending in ("crt", "key")]
+        local = url.scheme == "unix"  # known by user and executable, and not by a certificate
+        pair = [] if local else [certificates / "clients" / f"{self.name}.{ending}" for ending in ("crt", "key")]
         for path in (root, *pair):
             if not os.access(path, os.R_OK):
                 if path.exists():
                     raise NotPermittedError(f"{path}: may not be read by this user")
                 hint = f"dbox-init --client {self.name} --role …" if path != root else "dbox-init, or a copy of it"
                 raise UsageError(f"{path}: no such file; it comes from: {hint}")
+        if local:
+            return _LocalConnection(url.path, self.timeout)
         context = ssl.create_default_context(cafile=str(root))
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(*map(str, pair))
-        url = urlsplit(self.conf.dbox_url)
         return http.client.HTTPSConnection(url.hostname or "", url.port or 443, timeout=self.timeout, context=context)
 
     def append(self, stream: str, seq: int, parts: Sequence[bytes]) -> list[Receipt]:
         """Send *parts* as entries seq, seq+1, … of *stream*, all or none; check and return their receipts."""
-        answer = self.request("POST", "/v1/batch", frame(parts), stream=stream, seq=str(seq))
-        receipts = [evidence.parse_receipt(part) for part in unframe(answer)]
+        answer = self.request("POST", "/v1/batch", frame(parts), stream=stream, seq=str(seq), receipts="run")
+        if answer.startswith(batch.VERSION.encode()):
+            receipts = batch.parse(answer).expand(parts)
+        else:
+            receipts = [evidence.parse_receipt(part) for part in unframe(answer)]
         if len(receipts) != len(parts):
             raise VerifyError(f"D-Box answered {len(parts)} entries with {len(receipts)} receipts")
         for number, (receipt, octets) in enumerate(zip(receipts, parts, strict=True), seq):
@@ -171,11 +190,11 @@ class Client:
         The D-Box may leave out what it does not want to be found; `dbox-audit` sees that, a search does not.
         """
         while True:
-            rows = self.request("GET", f"/v1/search?{urlencode(wanted)}").splitlines()
-            yield from map(json.loads, rows)
-            if not rows or "limit" in wanted:
+            rows = [json.loads(row) for row in self.request("GET", f"/v1/search?{urlencode(wanted)}").splitlines()]
+            yield from (row for row in rows if "more" not in row)
+            if not rows or ("limit" in wanted and "more" not in rows[-1]):
                 return
-            wanted["after"] = int(json.loads(rows[-1])["index"])
+            wanted["after"] = int(rows[-1]["index"])
 
     def head(self, note: Note) -> evidence.Head:
         """The tree head of *note* after its signatures were checked. Raises VerifyError."""
