@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from dre.batch import Run
 from dre.errors import DreError
 from dre.evidence import Head, Note, Receipt
 
@@ -45,6 +46,11 @@ class Outcome:
     last: Receipt | None = None
     first: tuple[bytes, ...] | None = None
     salts: tuple[bytes, ...] = ()
+
+    def run(self) -> Run:
+        """The one receipt for all of them, where *first* is there."""
+        assert self.first is not None and self.last is not None
+        return Run(self.numbers[0], self.first, self.last, self.salts)
 
 
 class Log(Protocol):
@@ -113,6 +119,10 @@ class Log(Protocol):
 
         *kind* is `witness` (octets: a cosignature line) or `rfc3161` (a token), *name* says whose. Raises DreError.
         """
+        ...
+
+    def tampered(self, number: int) -> None:
+        """Somebody read an entry that is not what was logged: look, and if it is so, log and tell it."""
         ...
 
     def status(self) -> dict[str, Any]:

@@ -30,10 +30,10 @@ class Rotation:
         self.told = told  # gets the fingerprint of the new key
         self.warned = False
 
-    def __call__(self) -> tuple[pki.Issued, Callable[[], None]] | None:
-        """The next key and what to do once it is in force; None while the present one is young enough."""
+    def __call__(self, now: bool = False) -> tuple[pki.Issued, Callable[[], None]] | None:
+        """The next key and what to do once it is in force; None while the present one is young enough and not *now*."""
         begin = event.seconds(period(self.signer.sign.certificate)[0])
-        if time.time() - begin < self.age or self.warned:
+        if not now and (time.time() - begin < self.age or self.warned):
             return None
         if self.signer.owner is None:
             self.warned = True

@@ -14,10 +14,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from dre import units
+from dre import streams, units
 from dre.errors import UsageError
 
 DEFAULT = "/etc/dre.conf"
+_SERVER = (
+    r"mysql://([A-Za-z0-9._-]+@)?[A-Za-z0-9.-]+(:[0-9]{1,5})?/[A-Za-z0-9_]+(\?[a-z_]+=/[^\s&]+(&[a-z_]+=/[^\s&]+)*)?"
+)
 _LINE = re.compile(r"""([A-Za-z_][A-Za-z0-9_]*)=(?:"([^"]*)"|'([^']*)'|([A-Za-z0-9_./:,%+@-]*))(?:[ \t]+#.*)?""")
 
 
@@ -149,15 +152,35 @@ def _log_size(text: str) -> int:
 
 
 def _url(text: str) -> str:
-    if not re.fullmatch(r"https://[A-Za-z0-9.-]+(:[0-9]{1,5})?", text):
-        raise UsageError(f"expected https://HOST[:PORT], got {text!r}")
+    if not re.fullmatch(r"https://[A-Za-z0-9.-]+(:[0-9]{1,5})?|unix:/\S+", text):
+        raise UsageError(f"expected https://HOST[:PORT] or unix:/PATH, got {text!r}")
     return text
+
+
+def _maybe_listen(text: str) -> tuple[str, int] | None:
+    return None if text == "no" else _listen(text)
+
+
+def _rate(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,7}", text):
+        raise UsageError(f"expected a number of requests per second, or 0 for no limit, got {text!r}")
+    return int(text)
 
 
 def _database(text: str) -> str:
-    if not re.fullmatch(r"sqlite:/\S+", text):
-        raise UsageError(f"expected sqlite:/PATH, got {text!r}")
+    if not re.fullmatch(r"sqlite:/\S+|" + _SERVER, text):
+        raise UsageError(f"expected sqlite:/PATH or mysql://[USER@]HOST[:PORT]/NAME, got {text!r}")
     return text
+
+
+def _account(text: str) -> str:
+    if not re.fullmatch(_SERVER, text) and text:
+        raise UsageError(f"expected nothing, or mysql://[USER@]HOST[:PORT]/NAME, got {text!r}")
+    return text
+
+
+def _optional(text: str) -> Path | None:
+    return _path(text) if text else None
 
 
 def _virt(text: str) -> str:
@@ -211,9 +234,17 @@ class Conf:
     monitor_pipes: tuple[Path, ...] = _key("/run/dre/script", _paths)
     monitor_window: float = _key("200ms", units.duration)
 
-    dbox_listen: tuple[str, int] = _key("127.0.0.1:8443", _listen)
+    dbox_listen: tuple[str, int] | None = _key("127.0.0.1:8443", _maybe_listen)
+    dbox_page_listen: tuple[str, int] | None = _key("127.0.0.1:8444", _maybe_listen)
+    dbox_redirect_listen: tuple[str, int] | None = _key("127.0.0.1:8080", _maybe_listen)
+    dbox_client_rate: int = _key("5000", _rate)
     dbox_url: str = _key("https://localhost:8443", _url)
     dbox_database: str = _key("sqlite:/var/lib/dre/dbox/dbox.sqlite", _database)
+    dbox_database_reader: str = _key("", _account)
+    dbox_database_admin: str = _key("", _account)
+    dbox_database_password_file: Path | None = _key("", _optional)
+    dbox_streams: streams.Policies = _key("", streams.parse)
+    dbox_reserve: int = _key("64M", units.size)
     dbox_certs_dir: Path = _key("/etc/dre/certs/dbox", _path)
     dbox_key_period: float = _key("24h", units.duration)
 

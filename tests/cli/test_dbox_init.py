@@ -89,7 +89,7 @@ def test_second_call_changes_nothing(box):
 
 def test_keys_gone_but_entries_there_is_refused(box):
     with sqlite3.connect(box.database) as database:
-        database.execute("INSERT INTO entry VALUES (0, 'w', 's', 1, 't', NULL, x'00', x'00', x'', x'00')")
+        database.execute("INSERT INTO entry VALUES (0, 1, 1, 0, NULL, x'00', x'00', x'00', NULL)")
     shutil.rmtree(box.certs)
     done = box.run("dbox-init")
     assert done.returncode == 1 and b"holds entries" in done.stderr
@@ -132,14 +132,16 @@ def test_client_before_the_box_is_refused(tmp_path):
 
 def test_database_only_grows(box):
     with sqlite3.connect(box.database) as database:
-        database.execute("INSERT INTO entry VALUES (0, 'w', 's', 1, 't', NULL, x'00', x'00', x'', x'00')")
+        database.execute("INSERT INTO entry VALUES (0, 1, 1, 0, NULL, x'00', x'00', x'00', NULL)")
         database.execute("INSERT INTO head VALUES (1, 'note')")
         for wrong in (
             "UPDATE entry SET octets = x'01'",
+            "UPDATE entry SET octets = NULL",
+            "UPDATE entry SET time = 1",
             "DELETE FROM entry",
-            "REPLACE INTO entry VALUES (0, 'w', 's', 1, 't', NULL, x'00', x'01', x'', x'00')",
-            "REPLACE INTO entry VALUES (1, 'w', 's', 1, 't', NULL, x'00', x'01', x'', x'00')",
-            "INSERT INTO entry VALUES (5, 'w', 's', 2, 't', NULL, x'00', x'01', x'', x'00')",
+            "REPLACE INTO entry VALUES (0, 1, 1, 0, NULL, x'00', x'00', x'01', NULL)",
+            "REPLACE INTO entry VALUES (1, 1, 1, 0, NULL, x'00', x'00', x'01', NULL)",
+            "INSERT INTO entry VALUES (5, 1, 2, 0, NULL, x'00', x'00', x'01', NULL)",
             "UPDATE head SET note = 'other'",
             "REPLACE INTO head VALUES (1, 'other')",
             "INSERT INTO head VALUES (0, 'older')",

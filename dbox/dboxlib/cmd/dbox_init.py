@@ -110,7 +110,7 @@ def _no_entries(where: Places) -> None:
 
     if where.database.exists():
         with contextlib.closing(Store(where.database)) as store:
-            if store.entry(0) is not None:
+            if store.entries():
                 raise DreError(f"{where.database}: holds entries of the log {store.origin}; move it away first")
 
 
