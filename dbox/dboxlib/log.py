@@ -76,6 +76,13 @@ class Log(Protocol):
         """Append an entry for each registration that has none yet."""
         ...
 
+    def register(self, fingerprint: str, name: str, role: str, streams: str = "", local: str = "") -> None:
+        """Give a client a role, or another one, by the rules of `clients.change`; it is in the log on return.
+
+        Raises DreError, UsageError.
+        """
+        ...
+
     def newest(self) -> tuple[Head, Note]:
         """The newest tree head."""
         ...

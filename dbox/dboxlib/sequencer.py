@@ -24,7 +24,7 @@ from dre import event, evidence, trust
 from dre.errors import DreError, NotPermittedError
 from dre.evidence import Head, Note, Receipt, TamperedError, Tree
 
-from dboxlib import pki, store
+from dboxlib import clients, pki, store
 from dboxlib.clients import Client
 from dboxlib.log import BusyError, ConflictError, Outcome, QuotaError
 from dboxlib.signer import Signer, period
@@ -181,6 +181,12 @@ class Sequencer:
                 number, kind = client.number, "dbox.client.registered"
                 self.submit(self._own, CLIENTS, number, [own_event(client.time, kind, client.fields())])
                 self.clients_logged = number
+
+    def register(self, fingerprint: str, name: str, role: str, streams: str = "", local: str = "") -> None:
+        """Give a client a role, or another one; the last administrator stays. It is in the log on return."""
+        client = Client(0, fingerprint, name, role, "", streams, local)
+        self._do(lambda: clients.change(self.store, client))
+        self.log_clients()
 
     def receipt(self, number: int, outcome: Outcome | None = None) -> Receipt:
         """The receipt of an entry under the tree head of *outcome*, or the newest one. Raises IndexError, DreError."""
