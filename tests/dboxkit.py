@@ -52,6 +52,8 @@ class Box:
             "DRE_DBOX_DATABASE": f"sqlite:{self.database}",
             "DRE_DBOX_CERTS_DIR": self.certs,
             "DRE_DBOX_LISTEN": f"127.0.0.1:{self.port}",
+            "DRE_DBOX_PAGE_LISTEN": "no",
+            "DRE_DBOX_REDIRECT_LISTEN": "no",
             "DRE_DBOX_URL": f"https://localhost:{self.port}",
             **keys,
         }

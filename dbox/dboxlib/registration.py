@@ -136,9 +136,12 @@ def show(ctx: cli.Context, where: Places) -> None:
         found, ends = clients.current(table), {}
         for crt in (where.certs / "clients").glob("*.crt"):
             ends[_fingerprint(crt)] = event.stamp(_end(crt).timestamp())
-        empty = {**dict.fromkeys(key for _, key, _ in COLUMNS), "streams": []}
+        empty: dict[str, Any] = {key: None for _, key, _ in COLUMNS}
         ctx.out.table(
-            ({**empty, **one.fields(), "time": one.time, "expires": ends.get(one.fingerprint)} for one in found),
+            (
+                {**empty, "streams": [], **one.fields(), "time": one.time, "expires": ends.get(one.fingerprint)}
+                for one in found
+            ),
             COLUMNS,
         )
 

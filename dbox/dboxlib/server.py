@@ -108,7 +108,7 @@ class _Connection(HTTPConnection):
     """A connection that never takes its worker down with it, and is known to the watch."""
 
     def __init__(self, server: Any, sock: Any, makefile: Any = None) -> None:
-        super().__init__(server, sock, self._file)  # type: ignore[no-untyped-call]
+        super().__init__(server, sock, self._file)
         self.ends = time.monotonic() + TIMEOUT  # of the handshake
         self.owner = ""  # whose connection it is, once that is known
         self.phase, self.since, self.octets, self.blocked = "", 0.0, 0, False
@@ -146,7 +146,7 @@ class _Connection(HTTPConnection):
         if fingerprint:
             self.ssl_env["DRE_CLIENT"] = fingerprint
             self.belongs(fingerprint)
-        return self.rfile.has_data()  # else the request is waited for without a thread
+        return bool(self.rfile.has_data())  # else the request is waited for without a thread
 
     def belongs(self, owner: str) -> None:
         """Say whose this connection is; one too many of his is answered 503."""

@@ -1,24 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dboxd: serve one log over HTTPS, in the foreground, until SIGTERM."""
+"""dboxd: serve one log by HTTPS and on the local socket, in the foreground, until SIGTERM.
+
+This process has no key but that of its TLS server and cannot write the database: entries go to the sequencer, a
+process of its own. Where none answers, dboxd starts one and ends it with itself.
+"""
 
 import argparse
 import contextlib
 import os
 import signal
+import socket
 import sys
+import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from dre import cli, event, files, trust
+from dre import cli, files
 from dre.errors import DreError, MissingError, UsageError
 
-from dboxlib import pki, places, rotation
+from dboxlib import front, intake, places, redirect
+from dboxlib.intake import Peer
 from dboxlib.places import Places
-from dboxlib.sequencer import Sequencer
-from dboxlib.signer import Signer, load_key
-from dboxlib.store import Store
-from dboxlib.wsgi import Application
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -35,108 +37,102 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(ctx: cli.Context) -> None:
     try:
-        from dboxlib import server
+        import cheroot  # noqa: F401
     except ImportError:
         raise MissingError("python3-cheroot is not installed; apt-get install python3-cheroot") from None
-    where, certs = places.of(ctx.conf), ctx.conf.dbox_certs_dir
-    _ready(where)
-    note_key = _read_key(certs / "note.key")
-    owner = _owner(certs)
-    tls = server.context(certs / "server.crt", certs / "server.key", certs / "client-ca.pem")
-    application = _Late()
-    web = server.make(application, ctx.conf.dbox_listen, tls)
-    try:
-        web.prepare()
-    except OSError as error:
-        raise DreError(f"{_address(ctx)}: cannot listen: {error.strerror or error}") from None
-    try:
-        _drop(ctx)
-        with files.lock(where.state / "dboxd.lock", timeout=2.0), _log(ctx, where, note_key, owner) as log:
-            application.ready = log
-            # Handlers come last: before this point nothing is lost by ending at once.
-            signal.signal(signal.SIGTERM, _end)
-            signal.signal(signal.SIGINT, _end)
-            sys.stderr.write(f"dboxd: listening on https://{_address(ctx)}\n")
-            with contextlib.suppress(_Ended):
-                web.serve()
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            web.stop()
-    finally:
-        web.stop()
+    where = places.of(ctx.conf)
+    if not (where.certs / "root.pem").exists():
+        raise UsageError(f"{where.certs}: no keys of a D-Box; dbox-init makes them")
+    run = ctx.conf.core_run_dir / "dbox"
+    with files.lock(run / "dboxd.lock", timeout=2.0), contextlib.ExitStack() as undo:
+        # All that needs root, and all that forks, comes before the first thread.
+        undo.enter_context(front.sequencer(ctx.conf))
+        handed_over = intake.start(intake.listen(run / "intake.sock"))
+        undo.callback(handed_over.close)
+        application = _Late()
+        servers = _servers(ctx, where, application, undo)
+        _drop()
+        application.ready = undo.enter_context(front.application(ctx.conf))
+        _work(ctx, servers, handed_over)
 
 
 class _Late:
     """The application before the log is open: cheroot wants one when it is made."""
 
-    ready: Application
+    ready: Any
 
     def __call__(self, environ: dict[str, Any], start: Any) -> Any:
         return self.ready(environ, start)
 
 
-@contextlib.contextmanager
-def _log(ctx: cli.Context, where: Places, note_key: Any, owner: pki.Issued | None) -> Iterator[Application]:
-    """The log, read back and ready; its queue is finished on the way out."""
-    store = Store(where.database)
-    signer = Signer(store.origin, rotation.recover(where, store), note_key, owner)
-    sequencer = Sequencer(store, signer)
+def _servers(ctx: cli.Context, where: Places, application: _Late, undo: contextlib.ExitStack) -> list[Any]:
+    """The servers of the settings, bound to their ports; the first one also serves the local socket."""
+    from dboxlib import server
 
-    def told(fingerprint: str) -> None:
-        event.emit(ctx.conf, "dbox.key.rotated", event.host() + "/dbox", {"key": fingerprint, "log": store.origin}, 5)
-
-    sequencer.rotate = rotation.Rotation(where, store.box, signer, ctx.conf.dbox_key_period, told)
-    authority = trust.certificates(store.certificate("owner").encode(), "owner")[0]
-    sequencer.start(trust.fingerprint(authority))
-    try:
-        sequencer.log_clients()
-        yield Application(store, sequencer)
-    finally:
-        sequencer.stop()
-
-
-def _ready(where: Places) -> None:
-    if not (where.certs / "root.pem").exists():
-        raise UsageError(f"{where.certs}: no keys of a D-Box; dbox-init makes them")
-
-
-def _read_key(path: Path) -> Any:
-    try:
-        return load_key(path.read_bytes())
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file; dbox-init makes it") from None
+    conf, made = ctx.conf, []
+    files_of_tls = (where.certs / "server.crt", where.certs / "server.key", where.certs / "client-ca.pem")
+    api = server.context(*files_of_tls) if conf.dbox_listen else None
+    made.append(server.make(application, conf.dbox_listen, api))
+    if conf.dbox_page_listen:
+        tls = server.context(*files_of_tls, required=False)
+        made.append(server.make(application, conf.dbox_page_listen, tls, threads=8))
+        if conf.dbox_redirect_listen:
+            port = conf.dbox_page_listen[1]
+            made.append(server.make(redirect.make(port), conf.dbox_redirect_listen, None, threads=2))
+    bound = []
+    for one in made:
+        try:
+            one.prepare()
+        except OSError as error:
+            where_to = address(one.bind_addr)
+            if one.application is application:
+                raise DreError(f"{where_to}: cannot listen: {error.strerror or error}") from None
+            sys.stderr.write(f"dboxd: {where_to}: ignoring, http:// leads nobody to the page: {error}\n")
+            continue
+        undo.callback(one.stop)
+        bound.append(one)
+    return bound
 
 
-def _owner(certs: Path) -> pki.Issued | None:
-    """The owner's key, if it is here and we may read it; dboxd works without, but cannot replace sign keys."""
-    try:
-        return pki.unpack_owner((certs / "owner.p12").read_bytes(), (certs / "owner.pass").read_bytes())
-    except (FileNotFoundError, PermissionError):
-        return None
-    except ValueError as error:
-        raise DreError(f"{certs / 'owner.p12'}: {error}") from None
+def _work(ctx: cli.Context, servers: list[Any], handed_over: socket.socket) -> None:
+    def take(connection: socket.socket, peer: Peer | None) -> None:
+        servers[0].take(connection, peer)
+
+    threads = [threading.Thread(target=one.serve, name="front", daemon=True) for one in servers[1:]]
+    threads.append(threading.Thread(target=intake.receive, args=(handed_over, take), name="intake", daemon=True))
+    for thread in threads:
+        thread.start()
+    # Handlers come last: before this point nothing is lost by ending at once.
+    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGINT, _end)
+    listens = f"https://{address(ctx.conf.dbox_listen)}" if ctx.conf.dbox_listen else "the local socket"
+    sys.stderr.write(f"dboxd: listening on {listens}\n")
+    with contextlib.suppress(_Ended):
+        servers[0].serve()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _drop(ctx: cli.Context) -> None:
-    """Go on as the D-Box's own user: keys are read and the port is bound, so root is not needed any more.
+def _drop() -> None:
+    """Go on as the web user: keys are read and ports are bound, so root is not needed any more.
 
-    setuid(2) in Python applies to all threads, those of the server included.
+    setuid(2) in Python applies to all threads, those of the servers included.
     """
     if os.geteuid() != 0:
         return
-    user = places.owner()
+    user = places.user(places.USER)
     if user is None:
-        sys.stderr.write(f"dboxd: no user {places.USER} on this host: going on as root\n")
+        sys.stderr.write(f"dboxd: no user {places.WEB} on this host: going on as root\n")
         return
     uid, gid = user
-    os.initgroups(places.USER, gid)
+    os.initgroups(places.WEB, gid)
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
 
 
-def _address(ctx: cli.Context) -> str:
-    host, port = ctx.conf.dbox_listen
-    return f"{host}:{port}"
+def address(listen: tuple[str, int]) -> str:
+    """HOST:PORT."""
+    return f"{listen[0]}:{listen[1]}"
 
 
 class _Ended(SystemExit):
@@ -145,3 +141,6 @@ class _Ended(SystemExit):
 
 def _end(number: int, frame: Any) -> None:
     raise _Ended
+
+
+__all__ = ["Iterator", "main", "make_parser"]
