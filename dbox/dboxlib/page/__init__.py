@@ -5,6 +5,7 @@ Flask is imported with the first request for the page and not before: the API sh
 python3-flask has everything but the page.
 """
 
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,6 +17,7 @@ from dboxlib.log import Log
 FRONT = "/d_box_main.html"  # as the specification has it
 BELOW = "/ui/"
 ABSENT = b"the page needs python3-flask: apt-get install python3-flask\n"
+UNREADY = b"the page cannot begin; the reason is in the server's log\n"
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
@@ -39,7 +41,12 @@ def make(conf: Conf, store: Any, log: Log) -> Wsgi:
                         raise
                     start("503 Service Unavailable", [("Content-Type", "text/plain; charset=utf-8")])
                     return [ABSENT]
-                made.append(build(conf, store, log))
+                try:
+                    made.append(build(conf, store, log))
+                except OSError as error:
+                    sys.stderr.write(f"dboxd: the page cannot begin: {error}\n")
+                    start("503 Service Unavailable", [("Content-Type", "text/plain; charset=utf-8")])
+                    return [UNREADY]
         return made[0](environ, start)
 
     return call

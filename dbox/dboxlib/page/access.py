@@ -63,7 +63,7 @@ def identify(page: Any) -> Who | None:
             return Who(client, token)
         page.accounts.end(token)
     client = registered(page, request.environ.get("DRE_CLIENT", ""))
-    return Who(client) if client else None
+    return Who(client) if client and not client.local else None
 
 
 def registered(page: Any, identity: str) -> Client | None:
@@ -107,9 +107,14 @@ def csrf() -> str:
 
 
 def check_form() -> None:
-    """Refuse a POST that another site made, or that has no token of ours."""
+    """Refuse a POST that another site made, or that has no token of ours.
+
+    Browsers say "null" for the origin of our own forms, because of our referrer policy; the token decides.
+    """
     origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site", "same-origin")
-    if site not in ("same-origin", "none") or (origin and urlsplit(origin).netloc != request.host):
+    if site not in ("same-origin", "none") or (
+        origin not in (None, "null") and urlsplit(origin).netloc != request.host
+    ):
         abort(403, "this form was sent by another site")
     if g.who is None and BEFORE not in request.cookies:
         abort(403, "this form was not made for this browser: load the page again (cookies must be allowed)")

@@ -99,9 +99,7 @@ class Accounts:
 
     def set_password(self, name: str, password: str) -> None:
         """Give the account *name* a password and end its sessions. Raises UsageError."""
-        if not SHORTEST <= len(password) <= 256 or not password.isprintable():
-            raise UsageError(f"a password has {SHORTEST} to 256 printable characters")
-        value = _hashed(password)
+        value = _hashed(acceptable(password))
         with self._open() as database:
             database.execute("INSERT OR REPLACE INTO password VALUES (?, ?)", (name, value))
             database.execute("DELETE FROM session WHERE name = ?", (name,))
@@ -197,6 +195,13 @@ class Accounts:
             database.execute("DELETE FROM once WHERE time < ?", (now - LONGEST,))
             fields = (self.mac("once", identity, token), stream, seq, now)
             database.execute("INSERT OR REPLACE INTO once VALUES (?, ?, ?, ?)", fields)
+
+
+def acceptable(password: str) -> str:
+    """*password* itself. Raises UsageError when it is none."""
+    if not SHORTEST <= len(password) <= 256 or not password.isprintable():
+        raise UsageError(f"a password has {SHORTEST} to 256 printable characters")
+    return password
 
 
 def _hashed(password: str, like: str = "") -> str:
