@@ -9,11 +9,14 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import tempfile
 import time
 
 import pytest
 from conftest import environment, program
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "dbox"))
 
 CLIENTS = {"writer": "writer", "second": "writer", "reader": "reader", "auditor": "auditor", "admin": "admin"}
 
@@ -90,6 +93,16 @@ class Box:
             assert time.monotonic() < deadline, self.said().decode()
             time.sleep(0.01)
         return self
+
+    def sequencer(self):
+        """The process id of the sequencer."""
+        from dboxlib import channel
+
+        remote = channel.Remote(self.path / "run/dbox/sequencer.sock")
+        try:
+            return remote.hello()["pid"]
+        finally:
+            remote.close()
 
     def said(self):
         return (self.path / "dboxd.log").read_bytes()

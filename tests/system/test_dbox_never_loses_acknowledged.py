@@ -99,11 +99,11 @@ def test_full_disk_is_an_error_and_not_a_loss(box):
     """A file size limit stands for the full disk: the batch is refused, nothing half is left, and reading goes on."""
     box.start()
     first = box.put(b"before")
-    limit_files(box.server.pid, "200000")
+    limit_files(box.sequencer(), "200000")
     done = box.run("dbox-put", stdin=b"x" * 1_000_000)
     assert done.returncode == 6 and b"not written" in done.stderr and b"waits as app 2" in done.stderr
     before = box.good("dbox-get", "--list")
-    limit_files(box.server.pid, "unlimited")
+    limit_files(box.sequencer(), "unlimited")
     assert box.put(b"after")
     after = box.good("dbox-get", "--list").decode().splitlines()
     assert after[: len(before.splitlines())] == before.decode().splitlines()
