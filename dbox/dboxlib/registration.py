@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dre import cli, event, files, units
-from dre.errors import DreError, NotFoundError, UsageError
+from dre.errors import DreError, MissingError, NotFoundError, UsageError
 
 from dboxlib import clients, places
 from dboxlib.clients import REVOKED, Client
@@ -148,6 +148,15 @@ def show(ctx: cli.Context, where: Places) -> None:
 
 def told(ctx: cli.Context) -> None:
     """Let a running sequencer write the entries of what was registered now; without one it does so at its start."""
+    from dboxlib import channel
+
+    remote = channel.Remote(channel.place(ctx.conf))
+    with contextlib.suppress(MissingError), contextlib.closing(remote):
+        remote.log_clients()
+    from dboxlib import channel
+
+    with contextlib.suppress(DreError), contextlib.closing(channel.Remote(channel.place(ctx.conf))) as log:
+        log.log_clients()
 
 
 def _renew(ctx: cli.Context, where: Places, table: Any, name: str) -> None:
@@ -201,11 +210,11 @@ def _same(one: Client, other: Client) -> bool:
 
 @contextlib.contextmanager
 def _table(where: Places) -> Iterator[Any]:
-    from dboxlib.store import Store
+    from dboxlib import store
 
     if not (where.certs / "client-ca.pem").exists():
         raise NotFoundError(f"{where.certs / 'client-ca.pem'}: no client CA; run dbox-init first")
-    with contextlib.closing(Store(where.database)) as table:
+    with contextlib.closing(store.open(where.url, True, where.password_file)) as table:
         yield table
 
 

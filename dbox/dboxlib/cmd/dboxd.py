@@ -12,14 +12,15 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from dre import cli, files
 from dre.errors import DreError, MissingError, UsageError
 
-from dboxlib import front, intake, places, redirect
+from dboxlib import front, intake, places, redirect, sequencer_process
 from dboxlib.intake import Peer
+from dboxlib.page import accounts
 from dboxlib.places import Places
 
 
@@ -46,11 +47,13 @@ def _serve(ctx: cli.Context) -> None:
     run = ctx.conf.core_run_dir / "dbox"
     with files.lock(run / "dboxd.lock", timeout=2.0), contextlib.ExitStack() as undo:
         # All that needs root, and all that forks, comes before the first thread.
-        undo.enter_context(front.sequencer(ctx.conf))
+        undo.enter_context(sequencer_process.start(ctx.conf))
         handed_over = intake.start(intake.listen(run / "intake.sock"))
         undo.callback(handed_over.close)
         application = _Late()
         servers = _servers(ctx, where, application, undo)
+        if ctx.conf.dbox_page_listen:
+            accounts.prepare(ctx.conf)
         _drop()
         application.ready = undo.enter_context(front.application(ctx.conf))
         _work(ctx, servers, handed_over)
@@ -120,12 +123,13 @@ def _drop() -> None:
     """
     if os.geteuid() != 0:
         return
-    user = places.user(places.USER)
+    name = places.WEB if places.user(places.WEB) else places.USER
+    user = places.user(name)
     if user is None:
         sys.stderr.write(f"dboxd: no user {places.WEB} on this host: going on as root\n")
         return
     uid, gid = user
-    os.initgroups(places.WEB, gid)
+    os.initgroups(name, gid)
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
 
@@ -141,6 +145,3 @@ class _Ended(SystemExit):
 
 def _end(number: int, frame: Any) -> None:
     raise _Ended
-
-
-__all__ = ["Iterator", "main", "make_parser"]
