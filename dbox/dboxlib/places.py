@@ -17,7 +17,9 @@ class Places:
     """All paths of one D-Box."""
 
     certs: Path
-    database: Path
+    database: Path  # of SQLite; on a server, what its directory holds is the sign key alone
+    url: str
+    password_file: Path | None = None
 
     @property
     def state(self) -> Path:
@@ -37,7 +39,11 @@ class Places:
 
 def of(conf: Conf) -> Places:
     """The places that *conf* names."""
-    return Places(conf.dbox_certs_dir, Path(conf.dbox_database.removeprefix("sqlite:")))
+    if conf.dbox_database.startswith("mysql:"):
+        url = conf.dbox_database_admin or conf.dbox_database
+        database = conf.core_state_dir / "dbox" / "dbox.sqlite"
+        return Places(conf.dbox_certs_dir, database, url, conf.dbox_database_password_file)
+    return Places(conf.dbox_certs_dir, Path(conf.dbox_database.removeprefix("sqlite:")), conf.dbox_database)
 
 
 def owner() -> tuple[int, int] | None:

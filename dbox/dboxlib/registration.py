@@ -41,7 +41,7 @@ def register(ctx: cli.Context, where: Places) -> None:
     args = ctx.args
     bound = clients.streams(args.stream or ())
     user = _user(args.owner)
-    with _table(where) as table:
+    with _table(ctx, where) as table:
         crt, key = _pair(where, args.client)
         known = _registered(table, crt)
         if known is None or known.role == REVOKED:  # a revoked certificate never comes back into force
@@ -71,7 +71,7 @@ def register_local(ctx: cli.Context, where: Places) -> None:
         if not os.access(real, os.X_OK) or not Path(real).is_file():
             raise NotFoundError(f"{executable}: no such executable on this host")
         fingerprint, told_as = clients.local(user, real)
-    with _table(where) as table:
+    with _table(ctx, where) as table:
         known = clients.find(table, fingerprint)
         wanted = Client(0, fingerprint, args.client, args.role, "", clients.streams(args.stream or ()), told_as)
         if known is not None and known.holds(event.stamp()) and _same(known, wanted):
@@ -85,7 +85,7 @@ def register_local(ctx: cli.Context, where: Places) -> None:
 def revoke(ctx: cli.Context, where: Places) -> None:
     """Take every role from a client, its old certificates and local registrations included."""
     name = ctx.args.client
-    with _table(where) as table:
+    with _table(ctx, where) as table:
         mine = [one for one in clients.current(table) if one.name == name]
         if not mine:
             raise NotFoundError(f"no client {name!r} is registered here")
@@ -101,7 +101,7 @@ def revoke(ctx: cli.Context, where: Places) -> None:
 
 def renew(ctx: cli.Context, where: Places) -> None:
     """A new key and certificate for one client; the old certificate counts until the grace is over."""
-    with _table(where) as table:
+    with _table(ctx, where) as table:
         crt, _ = _pair(where, ctx.args.client)
         if not crt.exists():
             raise NotFoundError(
@@ -115,7 +115,7 @@ def renew_due(ctx: cli.Context, where: Places) -> None:
     """Renew every certificate of this directory that ends within the given time, and finish what was cut off."""
     before = time.time() + ctx.args.renew_due
     failed = []
-    with _table(where) as table:
+    with _table(ctx, where) as table:
         for crt in sorted((where.certs / "clients").glob("*.crt")):
             known = _registered(table, crt)
             if known is None or known.role == REVOKED:
@@ -132,7 +132,7 @@ def renew_due(ctx: cli.Context, where: Places) -> None:
 
 def show(ctx: cli.Context, where: Places) -> None:
     """Print every client: the registration that counts, and when its certificate ends where it lies here."""
-    with _table(where) as table:
+    with _table(ctx, where) as table:
         found, ends = clients.current(table), {}
         for crt in (where.certs / "clients").glob("*.crt"):
             ends[_fingerprint(crt)] = event.stamp(_end(crt).timestamp())
@@ -209,12 +209,12 @@ def _same(one: Client, other: Client) -> bool:
 
 
 @contextlib.contextmanager
-def _table(where: Places) -> Iterator[Any]:
+def _table(ctx: cli.Context, where: Places) -> Iterator[Any]:
     from dboxlib import store
 
     if not (where.certs / "client-ca.pem").exists():
         raise NotFoundError(f"{where.certs / 'client-ca.pem'}: no client CA; run dbox-init first")
-    with contextlib.closing(store.open(where.url, True, where.password_file)) as table:
+    with contextlib.closing(store.administering(ctx.conf)) as table:
         yield table
 
 

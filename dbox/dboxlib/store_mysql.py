@@ -249,10 +249,13 @@ def _secret(path: Path) -> str:
 
 
 def create(url: str, password_file: Path | None = None) -> Engine:
-    """The present tables in an existing database without any."""
+    """The present tables, in a database without entries: one that a killed dbox-init left is begun anew."""
     engine = Engine(url, True, password_file)
-    if engine.rows("SHOW TABLES LIKE 'log'") and engine.rows("SELECT version FROM log"):
-        raise DreError(f"{engine.name}: holds a log already; nothing was changed")
     for statement in statements("schema-mysql.sql"):
         engine.change(statement)
+    if engine.rows("SELECT number FROM entry LIMIT 1"):
+        raise DreError(f"{engine.name}: holds entries of a log; nothing was changed")
+    for name in ("log", "certificate", "client", "source", "type", "head"):
+        if engine.rows(f"SELECT 1 FROM {name} LIMIT 1"):
+            engine.change(f"DELETE FROM {name}")
     return engine

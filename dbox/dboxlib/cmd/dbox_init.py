@@ -106,12 +106,12 @@ def _make_box(ctx: cli.Context, where: Places) -> None:
 
 def _no_entries(where: Places) -> None:
     """Refuse a database that holds entries: they would lose their keys."""
-    from dboxlib.store import Store
+    from dboxlib import store
 
     if where.database.exists():
-        with contextlib.closing(Store(where.database)) as store:
-            if store.entries():
-                raise DreError(f"{where.database}: holds entries of the log {store.origin}; move it away first")
+        with contextlib.closing(store.open(where.database, True)) as found:
+            if found.entries():
+                raise DreError(f"{where.database}: holds entries of the log {found.origin}; move it away first")
 
 
 def _fill(ctx: cli.Context, where: Places, aside: Path) -> str:
@@ -162,6 +162,9 @@ def _fill(ctx: cli.Context, where: Places, aside: Path) -> str:
     where.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     places.give(where.state, user)
     put(where.sign_key, pki.key_pem(sign.key), 0o400, user)
+    if where.url.startswith("mysql:"):
+        store.create(where.url, origin, box, rows[::-1], password_file=where.password_file)
+        return origin
     fresh = where.database.with_name(f".{where.database.name}.tmp")
     for rest in (fresh, where.database):
         for ending in ("", "-wal", "-shm"):
