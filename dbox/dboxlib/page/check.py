@@ -127,7 +127,8 @@ class Checker:
         """Have the log look itself, tell the monitor, and remember; once for each entry."""
         if number not in self._told:
             self._told.add(number)
-            self.log.tampered(number)
+            with contextlib.suppress(DreError, IndexError):
+                self.log.tampered(number)
 
     @property
     def seen_bad(self) -> list[int]:

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from dre import units
+from dre import event, units
 from dre.errors import UsageError
 
 ROWS = 25  # of one page
@@ -66,7 +66,12 @@ def _time(key: str, text: str, end: str) -> str:
     if not match:
         raise UsageError(f"{key}: expected a UTC time as 2026-01-31 or 2026-01-31T12:30")
     clock = (match[2] or end[:5]) + ":" + (match[3] or end[6:8]) + "." + (match[4] or end[9:])
-    return f"{match[1]}T{clock}Z"
+    found = f"{match[1]}T{clock}Z"
+    try:
+        event.seconds(found)
+    except ValueError:
+        raise UsageError(f"{key}: there is no such time as {found}") from None
+    return found
 
 
 def find(store: Any, size: int, asked: Wanted, before: int | None, octets: bool) -> Found:
