@@ -254,8 +254,9 @@ class Sequencer:
     def tampered(self, number: int) -> None:
         """Somebody found an entry that is not what was logged: look, and tell everybody if it is so."""
         with contextlib.suppress(TamperedError):
-            self.store.payload(number)
-            if number < self.head.size:
+            if self.store.payload(number) is None and number < self.head.size:
+                self._alarm(TamperedError(number, "it is not there"))
+            elif number < self.head.size:
                 self.receipt(number)
 
     def status(self) -> dict[str, Any]:
