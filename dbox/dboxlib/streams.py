@@ -20,6 +20,7 @@ REPORT = 60.0  # seconds between entries that tell of refusals
 LOOK = 0.5  # seconds for which the free space found is believed
 REASONS = 20  # different refusals in one report; the others are counted together
 STREAMS = 10_000  # different ones: writers invent them
+TWICE = 2  # octets take this much at first: in the database and in its journal
 BURST = 10.0  # seconds of a rate that may come at once
 Told = Callable[[str, dict[str, object]], None]
 
@@ -56,6 +57,7 @@ class Streams:
         self.reserve = reserve
         self.told = told
         self.refused = 0
+        self._since = 0  # octets let in since the free space was looked at
         self._ask, self._clock = free, clock
         self._disk: tuple[int, int] | None = None
         self._looked = self._reported = float("-inf")
@@ -93,11 +95,12 @@ class Streams:
             text = f"stream {stream} has {use.octets} of its {rules.quota} octets: no room for {octets} more"
             raise self._refusal(stream, "quota", entries, octets, text, 3600)
         disk = self.disk()
-        if disk is not None and disk[0] - octets < self.reserve * (1 + rules.priority):
+        if disk is not None and disk[0] - octets < self.reserve * (1 + rules.priority) and self.reserve:
             text = f"{disk[0]} octets are free on the D-Box's disk: too few for stream {stream}"
             raise self._refusal(stream, "disk", entries, octets, text, 300)
         if rules.rate is not None:
             self._spend(stream, rules.rate, use, entries, octets)
+        self._since += octets
 
     def _spend(self, stream: str, rate: float, use: _Use, entries: int, octets: int) -> None:
         """Take tokens of a bucket; a run larger than the bucket goes through when it is full, and leaves a debt."""
@@ -149,8 +152,10 @@ class Streams:
         """Octets that are free for the log, and all of its disk."""
         now = self._clock()
         if now - self._looked > LOOK:
-            self._looked, self._disk = now, self._ask()
-        return self._disk
+            self._looked, self._disk, self._since = now, self._ask(), 0
+        if self._disk is None:
+            return None
+        return max(self._disk[0] - TWICE * self._since, 0), self._disk[1]
 
     def status(self) -> list[dict[str, Any]]:
         """The use of each stream."""
