@@ -198,6 +198,23 @@ class Store:
         if len(self._present) > 10_000:
             self._present = set()
 
+    def restore(self, rows: Sequence[tuple[Row, bool]], heads: Sequence[tuple[int, str]], time: str) -> None:
+        """Add entries and tree heads of another database of this log; *rows* say which had their octets erased."""
+        with self.engine.transaction():
+            columns, present = self._columns([row for row, _ in rows])
+            gone = [(*one[:7], None, None) for one, (_, erased) in zip(columns, rows, strict=True) if erased]
+            kept = [one for one, (_, erased) in zip(columns, rows, strict=True) if not erased]
+            self.engine.entries(sorted([*kept, *gone]))
+            for block in present:
+                self.engine.change(f"{self.engine.new} present VALUES (?, ?, ?)", block)
+            for size, note in heads:
+                self.engine.change("INSERT INTO head (size, note) VALUES (?, ?)", (size, note))
+            for row, erased in rows:
+                if erased:
+                    length = evidence.parse_header(row.header).length
+                    values = (row.number, length, time, "erased before this log was imported", "", "")
+                    self.engine.change("INSERT INTO erased VALUES (?, ?, ?, ?, ?, ?)", values)
+
     def forget(self) -> None:
         """Forget what may not have become durable."""
         self._sources, self._numbers = {}, {}

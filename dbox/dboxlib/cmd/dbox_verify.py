@@ -4,6 +4,7 @@
 import argparse
 import sys
 import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,13 +16,17 @@ from dre.errors import UsageError
 def make_parser() -> argparse.ArgumentParser:
     """The parser of dbox-verify."""
     parser = cli.parser("dbox-verify", "Check offline that RECEIPT proves that OCTETS are in the log of a D-Box.")
-    parser.add_argument("receipt", metavar="RECEIPT", help="file that dbox-put or dbox-get --proof printed")
-    parser.add_argument("octets", metavar="OCTETS", help="file with the octets of the entry; - is stdin")
+    parser.add_argument(
+        "receipt",
+        metavar="RECEIPT",
+        help="file that dbox-put or dbox-get --proof printed; or, alone, a zip of the page",
+    )
+    parser.add_argument("octets", metavar="OCTETS", nargs="?", help="file with the octets of the entry; - is stdin")
     parser.add_argument("--root", metavar="F", help="root certificate to trust (root.pem of DRE_DBOX_CERTS_DIR)")
     parser.add_argument(
         "--certs", metavar="F", help="certificates below it, from dbox-get --certs (chain.pem of DRE_DBOX_CERTS_DIR)"
     )
-    parser.set_defaults(function=_verify)
+    parser.set_defaults(function=_verify, strict=False)
     return parser
 
 
@@ -33,15 +38,74 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _verify(ctx: cli.Context) -> int:
     args, certs = ctx.args, ctx.conf.dbox_certs_dir
     warnings.simplefilter("ignore", UserWarning)  # cryptography muses about odd names; we judge them
+    root = _read(args.root or certs / "root.pem", LARGEST)
+    if args.octets is not None:
+        receipt = _read(args.receipt, evidence.LARGEST)
+        return _entry(ctx, root, receipt, _read(args.octets, LARGEST), _chain(ctx))
+    begin = _begin(args.receipt)
+    if begin.startswith(b"PK\x03\x04"):
+        found = _unzip(args.receipt)
+        chain = _read(args.certs, LARGEST) if args.certs else found["chain.pem"]
+        return _entry(ctx, root, found["entry.tlog-proof"], found["entry.octets"], chain)
+    if begin[257:262] == b"ustar":
+        return _export(ctx, root)
+    if begin.startswith(evidence.PROOF.encode()):
+        raise UsageError(f"{args.receipt}: a receipt alone: OCTETS is missing")
+    raise UsageError(f"{args.receipt}: neither a receipt, nor a zip of an entry, nor an export")
+
+
+def _chain(ctx: cli.Context) -> bytes:
+    return _read(ctx.args.certs or ctx.conf.dbox_certs_dir / "chain.pem", LARGEST)
+
+
+def _begin(name: str) -> bytes:
     try:
-        receipt = evidence.parse_receipt(_read(args.receipt, evidence.LARGEST))
+        with open(name, "rb") as stream:
+            return stream.read(512)
+    except OSError as error:
+        raise UsageError(f"{name}: {error.strerror}") from None
+
+
+def _unzip(name: str) -> dict[str, bytes]:
+    """The three files in a zip of the page. Raises UsageError."""
+    import zipfile  # a receipt comes without
+
+    wanted = {"entry.tlog-proof": evidence.LARGEST, "entry.octets": LARGEST, "chain.pem": LARGEST}
+    try:
+        with zipfile.ZipFile(name) as archive:
+            if sorted(archive.namelist()) != sorted(wanted):
+                raise UsageError(f"{name}: expected {', '.join(wanted)} in it and nothing else")
+            found = {}
+            for member, most in wanted.items():
+                with archive.open(member) as stream:
+                    found[member] = stream.read(most + 1)
+                if len(found[member]) > most:
+                    raise UsageError(f"{name}: {member}: more than {most} octets")
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{name}: not a zip that can be read: {error}") from None
+    return found
+
+
+def _export(ctx: cli.Context, root: bytes) -> int:
+    """Check a whole export: what dbox-audit does, without its memory."""
+    from dboxlib import export
+    from dboxlib.cmd import dbox_audit
+
+    if ctx.args.certs:
+        raise UsageError("--certs: an export has its certificates with it")
+    report = dbox_audit.audited(export.Export(Path(ctx.args.receipt)), root)
+    dbox_audit.show(ctx, report, bool(report.findings))
+    return 1 if report.findings else 0
+
+
+def _entry(ctx: cli.Context, root: bytes, proof: bytes, octets: bytes, chain: bytes) -> int:
+    args = ctx.args
+    try:
+        receipt = evidence.parse_receipt(proof)
     except evidence.FormatError as error:
         raise UsageError(f"{args.receipt}: {error}") from None
-    octets = _read(args.octets, LARGEST)
     if not octets:
-        raise UsageError(f"{args.octets}: empty: no entry has no octets")
-    root = _read(args.root or certs / "root.pem", LARGEST)
-    chain = _read(args.certs or certs / "chain.pem", LARGEST)
+        raise UsageError(f"{args.octets or args.receipt}: empty: no entry has no octets")
     try:
         header, head = trust.load(root, chain).check(receipt, octets)
     except evidence.VerifyError as error:
