@@ -6,6 +6,7 @@ only; what a server needs besides `schema-mysql.sql` begins with version 3, when
 """
 
 import re
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from dre.errors import DreError
 from dboxlib.storage import Engine
 
 VERSION = 2
-_STATEMENT = re.compile(r"CREATE (?:TABLE|TRIGGER|INDEX) .*?(?:END|STRICT|STRICT, WITHOUT ROWID|\));(?=\s)", re.DOTALL)
 _CLIENT = ("fingerprint", "name", "role", "time", "streams", "local", "until")
 
 
@@ -31,9 +31,13 @@ def run(engine: Engine, version: int) -> None:
 def statements(name: str) -> list[str]:
     """The statements of a schema file, without comments."""
     text = re.sub(r"--[^\n]*", "", Path(__file__).with_name(name).read_text())
-    if name == "schema.sql":
-        return [match[0] for match in _STATEMENT.finditer(text)]
-    return [statement for statement in text.split(";") if statement.strip()]
+    found, begun = [], ""
+    for part in text.split(";"):
+        begun += part + ";"
+        if part.strip() and sqlite3.complete_statement(begun):  # a trigger has semicolons inside
+            found.append(begun.strip().removesuffix(";"))
+            begun = ""
+    return found
 
 
 def _slim(engine: Engine) -> None:
