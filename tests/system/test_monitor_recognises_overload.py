@@ -126,8 +126,10 @@ class Monitor:
 @pytest.fixture
 def monitor(settings, tmp_path):
     # sec runs as its own user where that exists, and must reach its FIFO; pytest's directories are root's alone.
-    for directory in (tmp_path, *tmp_path.parents[:2]):
+    for directory in (tmp_path, *tmp_path.parents):
         directory.chmod(0o711)
+        if directory.name.startswith("pytest-of-"):
+            break
     made = Monitor(settings(), tmp_path)
     yield made
     made.stop()
