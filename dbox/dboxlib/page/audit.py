@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A full audit on the box itself, in a thread of its own: every entry and every tree head, in bounded memory.
+"""A full audit on the box itself, that of `dre.audit`, in a thread of its own.
 
 It finds what was changed below the sequencer. What a box that lies as a whole would hide is for `dbox-audit` on
 another host, which remembers the last tree head; the page says so.
@@ -9,14 +9,15 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dre import event, evidence, files, trust
+from dre import audit, event, evidence, files
 from dre.errors import DreError, TimedOutError
-from dre.evidence import FormatError, Head, TamperedError, VerifyError
+from dre.evidence import Head, TamperedError, VerifyError
 
+from dboxlib.database import Database
 from dboxlib.page import accounts
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Result:
     size: int = 0  # entries to look at
     done: int = 0
     heads: int = 0  # tree heads that were checked
+    gaps: int = 0  # runs of numbers that writers left out
     end: str = ""
     bad: int | None = None  # the first bad index
     reason: str = ""
@@ -51,6 +53,7 @@ class Audit:
     def __init__(self, page: "Page") -> None:
         self.page = page
         self.place = accounts.directory(page.conf)
+        self._told = 0.0
 
     def last(self) -> Result | None:
         """The result of the last audit, or how far the present one is."""
@@ -94,9 +97,7 @@ class Audit:
             self._check(result)
         except TamperedError as error:
             result.bad, result.reason = error.index, error.reason
-        except (VerifyError, FormatError) as error:
-            result.reason = str(error)
-        except Exception as error:  # noqa: BLE001  # whatever it was, an audit that ended early is no good result
+        except Exception as error:  # whatever it was, an audit that ended early is no good result
             result.reason = f"could not be finished: {error}"
         result.end, result.seconds = event.stamp(), round(time.monotonic() - clock, 1)
         self._keep(result)
@@ -107,60 +108,61 @@ class Audit:
             self.page.log.submit_own("dbox.audit.done", told)
 
     def _check(self, result: Result) -> None:
-        """Raises TamperedError with the first bad index."""
-        store, trusted = self.page.store, self.page.checker.trust()
+        """Look at everything there is now; what comes in meanwhile is for the next audit."""
+        store, keys = self.page.store, self.page.checker.trust()
         newest, note = self.page.log.newest()
-        trusted.head(note)
         result.size = newest.size
-        heads: Iterator[tuple[int, str]] = store.heads()
-        size, text = next(heads, (-1, ""))
-        nodes: list[tuple[int, bytes]] = []  # complete subtrees from the left, the largest first
-        told, good = time.monotonic(), 0  # good: up to here a signed root was right
-        while size == 0:
-            trusted.head(evidence.parse_note(text))
-            size, text = next(heads, (-1, ""))
-        for number, _, leaf, *_ in store.walk(0, newest.size):
-            level, value = 0, leaf
-            while nodes and nodes[-1][0] == level:
-                level, value = level + 1, evidence.node_hash(nodes.pop()[1], value)
-            nodes.append((level, value))
-            result.done = number + 1
-            if result.done == size:
-                if (wrong := _root(trusted, text, nodes, size)) and size <= newest.size:
-                    raise TamperedError(self._locate(good, size, newest), wrong)
-                result.heads, good = result.heads + 1, size
-                size, text = next(heads, (-1, ""))
-            if time.monotonic() - told > TELL:
-                told = time.monotonic()
-                self._keep(result)
-        if result.done != newest.size:
-            raise TamperedError(result.done, f"it is not there; the newest tree head has {newest.size}")
-        if good != newest.size:
-            raise TamperedError(good, f"the tree head of {newest.size} is not in the database")
+        source = _Bounded(store, newest.size, lambda done: self._progress(result, done))
+        report = audit.Auditor(source, keys, [audit.Mark(newest, "the sequencer's memory", note)]).run()
+        result.done, result.heads, result.gaps = report.entries, report.heads, len(report.gaps)
+        if report.findings:
+            first = min(report.findings, key=lambda finding: finding.index)
+            result.bad, result.reason = first.index, first.text
+            if first.kind in ("tree", "seen"):  # an entry that agrees with itself was put in the place of another
+                found = self._locate(first.index, newest)
+                if found is not None:
+                    result.bad, result.reason = found, "it is another one than the tree in the sequencer's memory has"
 
-    def _locate(self, first: int, end: int, head: Head) -> int:
+    def _locate(self, first: int, head: Head) -> int | None:
         """The first entry from *first* on whose leaf the tree in the sequencer's memory does not have."""
-        for number, _, leaf, *_ in self.page.store.walk(first, end):
+        for number, _, leaf in self.page.store.headers(first, head.size):
             path = self.page.log.inclusion(number, head.size)
             try:
                 evidence.verify_inclusion(leaf, number, head.size, path, head.root)
             except VerifyError:
                 return int(number)
-        return first
+        return None
+
+    def _progress(self, result: Result, done: int) -> None:
+        result.done = done
+        if time.monotonic() - self._told > TELL:
+            self._told = time.monotonic()
+            self._keep(result)
 
     def _keep(self, result: Result) -> None:
         files.write_atomic(self.place / "audit.json", json.dumps(asdict(result)) + "\n", 0o600, durable=False)
 
 
-def _root(trusted: trust.Trust, text: str, nodes: list[tuple[int, bytes]], size: int) -> str:
-    """What is wrong with the tree head of *size* over these complete subtrees; empty when nothing."""
-    try:
-        head = trusted.head(evidence.parse_note(text))
-    except (VerifyError, FormatError) as error:
-        return f"tree head of {size}: {error}"
-    value = b""
-    for _, node in reversed(nodes):
-        value = evidence.node_hash(node, value) if value else node
-    if head.size != size or head.root != value:
-        return f"the entries do not have the root of the tree head of {size}"
-    return ""
+class _Bounded(Database):
+    """The database as far as one tree head goes."""
+
+    def __init__(self, store: Any, size: int, told: Callable[[int], None]) -> None:
+        super().__init__(store)
+        self._size, self._progress = size, told
+
+    def heads(self, first: int) -> Iterator[tuple[int, str]]:
+        """Size and note of the tree heads of at least *first* entries, up to the one in question."""
+        for size, note in super().heads(first):
+            if size > self._size:
+                return
+            yield size, note
+
+    def chunks(self, first: int) -> Iterator[audit.Chunk]:
+        """The entries from *first* on. Raises TamperedError, after those before it."""
+        for one in super().chunks(first):
+            most = self._size - one.first
+            if most <= 0:
+                return
+            gone = [number for number in one.gone if number < self._size]
+            yield audit.Chunk(one.first, one.leaves[:most], one.keys[:most], one.seqs[:most], one.times[:most], gone)
+            self._progress(one.first + len(one.leaves[:most]))

@@ -12,19 +12,10 @@ from dboxlib import clients
 from dboxlib.page import access, app, show
 
 views = Blueprint("entry", __name__)
-NAMES = ("entry.tlog-proof", "entry.octets", "chain.pem")  # in the zip; dbox-verify looks for these
-README = """Entry {number} of the log {origin}
-
-  entry.tlog-proof  the receipt: header, path, signed tree head
-  entry.octets      the octets of the entry
-  chain.pem         the certificates below the root
-
-Check it on any machine, without the D-Box and without a network:
-
-  dbox-verify --root root.pem --certs chain.pem entry.tlog-proof entry.octets
-
-root.pem is not in here on purpose: trust in evidence cannot come with the evidence. Get it from who runs the D-Box, on
-another way. dbox-verify(1) has the same check with nothing but openssl and sha256sum.
+NAMES = ("entry.tlog-proof", "entry.octets", "chain.pem")  # in the zip; dbox-verify wants these and nothing else
+COMMENT = """Entry {number} of the log {origin}. Check it anywhere, without the D-Box and without a network:
+dbox-verify --root root.pem entry-{number}.zip
+root.pem is not in here: trust in evidence cannot come with the evidence. Get it on another way.
 """
 
 
@@ -64,7 +55,7 @@ def together(number: int) -> Response:
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, part in zip(NAMES, parts, strict=True):
             archive.writestr(name, part)
-        archive.writestr("README.txt", README.format(number=number, origin=page.store.origin))
+        archive.comment = COMMENT.format(number=number, origin=page.store.origin).encode()
     return _file(made.getvalue(), f"entry-{number}.zip")
 
 

@@ -257,6 +257,7 @@ async function run() {
     return;
   }
   await check("octets", async () => {
+    if (card.dataset.octets === "bad") throw new Error("the box does not hand them out: its own check failed");
     if (card.dataset.octets !== "yes") throw open("you may not read the octets, or they were erased");
     const octets = await load(`/ui/entries/${number}/octets`);
     const digest = hex(await sha256(receipt.salt, octets));
