@@ -42,8 +42,10 @@ class Database:
     def chunks(self, first: int) -> Iterator[Chunk]:
         """All entries from *first* on. Raises TamperedError, after those before it."""
         names = self.store.sources()
-        columns = "number, source, seq, time, digest, leaf, octets, salt"
-        rows = self.store.engine.walk(f"SELECT {columns} FROM entry WHERE number >= ? ORDER BY number", (first,))
+        query = (
+            "SELECT number, source, seq, time, digest, leaf, octets, salt FROM entry WHERE number >= ? ORDER BY number"
+        )
+        rows = self.store.engine.walk(query, (first,))
         while block := list(itertools.islice(rows, CHUNK)):
             chunk = self._whole(first, block, names)
             if chunk is not None:

@@ -3,10 +3,11 @@
 
 import argparse
 import base64
+import itertools
 import json
+import re
 import sys
 from collections.abc import Sequence
-from urllib.parse import urlencode
 
 from dre import cli, evidence, units
 from dre.dbox import Client
@@ -20,7 +21,7 @@ COLUMNS: list[cli.Column] = [
     ("TYPE", "type", 20),
     ("WRITER", "writer", 64),
 ]
-KEYS = ("stream", "type", "writer", "after", "limit")
+KEYS = ("stream", "type", "writer", "digest", "text", "after", "before", "since", "until", "limit")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -98,21 +99,19 @@ def _wanted(terms: Sequence[str]) -> dict[str, str]:
         key, equals, wanted[key] = term.partition("=")
         if key not in KEYS or not equals:
             raise UsageError(f"expected KEY=VALUE with KEY one of {', '.join(KEYS)}, got {term!r}")
+        if key in ("after", "before", "limit") and not re.fullmatch("[0-9]{1,18}", wanted[key]):
+            raise UsageError(f"{key}: expected a number, got {wanted[key]!r}")
     return wanted
 
 
 def _rows(ctx: cli.Context, client: Client, wanted: dict[str, str], size: int) -> None:
-    """Print what is found; --list asks page after page until the tree head's size."""
+    """Print what is found: of --list everything below the tree head's size, of --search at most 1000."""
     ctx.out.header(COLUMNS)
-    while True:
-        rows = client.request("GET", f"/v1/search?{urlencode(wanted)}").splitlines()
-        last = -1
-        for row in map(json.loads, rows):
-            ctx.out.row(row, COLUMNS)
-            last = int(row["index"])
-        if not ctx.args.list or not rows or last + 1 >= size:
+    most = size if ctx.args.list else min(int(wanted.get("limit", "1000")), 1000)
+    for row in itertools.islice(client.search(**wanted), most):
+        if int(row["index"]) >= size:
             return
-        wanted = {**wanted, "after": str(last)}
+        ctx.out.row(row, COLUMNS)
 
 
 def _write(octets: bytes) -> None:
