@@ -101,6 +101,9 @@ def _make_box(ctx: cli.Context, where: Places) -> None:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+    from dboxlib.page import accounts
+
+    accounts.prepare(ctx.conf)
     ctx.say(f"log {origin}: keys in {where.certs}; move {where.certs / 'ca'} to a safe place now")
 
 
