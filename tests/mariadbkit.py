@@ -135,7 +135,13 @@ def either(request):
     """A D-Box on each kind of storage."""
     if request.param == "mariadb":
         needed()
-    made = box() if request.param == "mariadb" else dboxkit.copy()
-    made.storage = request.param
+    made = of(request.param)
     yield made
     dboxkit.remove(made)
+
+
+def of(storage):
+    """A D-Box on this kind of storage."""
+    made = box() if storage == "mariadb" else dboxkit.copy()
+    made.storage = storage
+    return made
