@@ -195,6 +195,30 @@ def _word(text: str) -> str:
     return text
 
 
+def _heads(text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,11}", text):
+        raise UsageError(f"expected a number of tree heads from 1, got {text!r}")
+    return int(text)
+
+
+def _bits(text: str) -> int:
+    if text not in ("2048", "3072", "4096"):
+        raise UsageError(f"expected 2048, 3072 or 4096, got {text!r}")
+    return int(text)
+
+
+def _key_store(text: str) -> str:
+    if text != "file" and not re.fullmatch(r"(pkcs11|tpm2):\S+", text):
+        raise UsageError(f"expected file, pkcs11:token=LABEL?module-path=/PATH or tpm2:TCTI, got {text!r}")
+    return text
+
+
+def _http(text: str) -> str:
+    if text and not re.fullmatch(r"https?://[^\s@]+", text):
+        raise UsageError(f"expected nothing, or a URL such as https://tsa.example.org/tsr, got {text!r}")
+    return text
+
+
 def _key(default: str, kind: Callable[[str], Any]) -> Any:
     return field(default=kind(default), metadata={"kind": kind, "default": default})
 
@@ -247,6 +271,15 @@ class Conf:
     dbox_reserve: int = _key("64M", units.size)
     dbox_certs_dir: Path = _key("/etc/dre/certs/dbox", _path)
     dbox_key_period: float = _key("24h", units.duration)
+    dbox_key_heads: int = _key("1000000", _heads)
+    dbox_key_bits: int = _key("3072", _bits)
+    dbox_key_store: str = _key("file", _key_store)
+    dbox_key_passphrase_file: Path | None = _key("", _optional)
+    dbox_witnesses: Path | None = _key("", _optional)
+    dbox_tsa_url: str = _key("", _http)
+    dbox_tsa_ca: Path | None = _key("", _optional)
+    dbox_anchor_age: float = _key("24h", units.duration)
+    dbox_compat_md5: bool = _key("no", _yes)
 
 
 KEYS = {f"DRE_{item.name.upper()}": item for item in fields(Conf)}
