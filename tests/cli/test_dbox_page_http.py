@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of the D-Box: who may see and do what, and what it says of entries, asked over HTTPS as a browser asks."""
 
+import concurrent.futures
 import hashlib
 import io
 import json
@@ -187,6 +188,15 @@ def test_logins_are_limited_by_account_and_by_address(site):
         hidden = browser.get("/ui/login").fields("/ui/login")
         assert browser.post("/ui/login", headers=forged, **hidden, name="erin", password=PASSWORD).status == 429
         site.browser("carol")  # others are not in its way
+        site.ui("DELETE FROM attempt")
+        form = site.browser().get("/ui/login")
+        others = [site.browser() for _ in range(12)]
+        for one in others:
+            one.cookies["__Host-dbox-login"] = re.search("__Host-dbox-login=([^;]*)", form.headers["Set-Cookie"])[1]
+        fields = {**form.fields("/ui/login"), "name": "dave", "password": "guess"}
+        with concurrent.futures.ThreadPoolExecutor(12) as many:
+            said = list(many.map(lambda one: one.post("/ui/login", **fields).status, others))
+        assert sorted(said) == [403] * 5 + [429] * 7, "many at once get more guesses"
         site.ui("INSERT INTO attempt SELECT 'from 127.0.0.1', ? FROM password a, password b", time.time())
         assert browser.send("/ui/login", "/ui/login", name="carol", password=PASSWORD).status == 429
         assert {"account": "erin", "address": "127.0.0.1", "failures": 5} in site.entries("dbox.login.blocked")
@@ -225,6 +235,7 @@ def test_forms_need_their_token(site):
     ):
         assert browser.post("/ui/record", headers=headers, **good).status == 403
     assert site.browser().post("/ui/login", name="alice", password=PASSWORD).status == 403
+    assert site.browser().post("/ui/login", name="alice", password="x" * 20_000).status == 413
     assert "Nothing found" in site.browser("carol").get("/ui/search?stream=forms").words
     assert browser.post("/ui/record", headers={"Origin": "null", "Sec-Fetch-Site": "same-origin"}, **good).status == 200
 

@@ -124,29 +124,33 @@ class Accounts:
 
     # --- Failed logins ---
 
-    def blocked(self, name: str, address: str) -> int:
-        """Seconds to wait before another login is looked at; 0 when none."""
-        now = time.time()
-        with self._open() as database:
-            waits = []
-            for key, most in ((f"name {name}", PER_ACCOUNT), (f"from {address}", PER_ADDRESS)):
-                query = "SELECT time FROM attempt WHERE key = ? AND time > ? ORDER BY time DESC LIMIT 1 OFFSET ?"
-                row = database.execute(query, (key, now - WINDOW, most - 1)).fetchone()
-                waits += [int(row[0] + WINDOW - now) + 1] if row else []
-        return max(waits, default=0)
+    def attempt(self, name: str, address: str) -> int:
+        """Count a login that is about to be looked at as failed; or the seconds until one will be.
 
-    def failed(self, name: str, address: str) -> None:
-        """Count a failed login."""
+        Counted before, so that many at once get no more guesses than one after the other.
+        """
         now = time.time()
         with self._open() as database:
+            database.execute("BEGIN IMMEDIATE")
             database.execute("DELETE FROM attempt WHERE time <= ?", (now - WINDOW,))
-            keys = [(f"name {name}", now), (f"from {address}", now)]
-            database.executemany("INSERT INTO attempt VALUES (?, ?)", keys)
+            wait = max(_wait(database, key, most, now) for key, most in _keys(name, address))
+            if not wait:
+                database.executemany(
+                    "INSERT INTO attempt VALUES (?, ?)", [(key, now) for key, _ in _keys(name, address)]
+                )
+        return wait
 
-    def succeeded(self, name: str) -> None:
-        """Forget the failures of an account whose holder came in; those of the address stay."""
+    def blocked(self, name: str, address: str) -> bool:
+        """Whether the next login would not be looked at."""
+        with self._open() as database:
+            return any(_wait(database, key, most, time.time()) for key, most in _keys(name, address))
+
+    def succeeded(self, name: str, address: str) -> None:
+        """Forget the failures of an account whose holder came in; of the address only this attempt."""
+        newest = "SELECT rowid FROM attempt WHERE key = ? ORDER BY time DESC LIMIT 1"
         with self._open() as database:
             database.execute("DELETE FROM attempt WHERE key = ?", (f"name {name}",))
+            database.execute(f"DELETE FROM attempt WHERE rowid = ({newest})", (f"from {address}",))  # noqa: S608
 
     # --- Sessions ---
 
@@ -195,6 +199,17 @@ class Accounts:
             database.execute("DELETE FROM once WHERE time < ?", (now - LONGEST,))
             fields = (self.mac("once", identity, token), stream, seq, now)
             database.execute("INSERT OR REPLACE INTO once VALUES (?, ?, ?, ?)", fields)
+
+
+def _keys(name: str, address: str) -> list[tuple[str, int]]:
+    return [(f"name {name}", PER_ACCOUNT), (f"from {address}", PER_ADDRESS)]
+
+
+def _wait(database: sqlite3.Connection, key: str, most: int, now: float) -> int:
+    """Seconds until fewer than *most* attempts under *key* count."""
+    query = "SELECT time FROM attempt WHERE key = ? AND time > ? ORDER BY time DESC LIMIT 1 OFFSET ?"
+    row = database.execute(query, (key, now - WINDOW, most - 1)).fetchone()
+    return int(row[0] + WINDOW - now) + 1 if row else 0
 
 
 def acceptable(password: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from dre.conf import Conf
 from dre.errors import DreError, NotFoundError, UsageError
-from flask import Flask, Response, current_app, g, render_template, request
+from flask import Flask, Response, abort, current_app, g, render_template, request
 from jinja2 import StrictUndefined
 from werkzeug.exceptions import HTTPException
 
@@ -20,6 +20,7 @@ from dboxlib.page import access, accounts, check, show
 from dboxlib.page.accounts import Accounts
 
 LARGEST = 17 * 1024 * 1024  # octets of a form: one entry of the largest size, and its fields
+SMALL = 16 * 1024  # of one that nobody sends whom we know
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
@@ -88,6 +89,10 @@ def _before() -> None:
         return
     g.who = access.identify(page())
     if request.method not in ("GET", "HEAD"):
+        if request.content_length is None:
+            abort(411)
+        if g.who is None and request.content_length > SMALL:
+            abort(413)
         access.check_form()
 
 
@@ -110,8 +115,8 @@ def _failed(error: Exception) -> tuple[str, int, dict[str, str]]:
     headers: dict[str, str] = {}
     if isinstance(error, HTTPException):
         code, reason = error.code or 500, error.description or error.name
-        if isinstance(error.retry_after if code in (429, 503) and hasattr(error, "retry_after") else None, int):
-            headers["Retry-After"] = str(error.retry_after)  # type: ignore[attr-defined]
+        if isinstance(wait := getattr(error, "retry_after", None), int):
+            headers["Retry-After"] = str(wait)
     elif isinstance(error, QuotaError):
         code, reason, headers = (507 if error.full else 429), str(error), {"Retry-After": str(error.retry_after)}
     elif isinstance(error, BusyError):

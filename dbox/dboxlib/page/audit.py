@@ -100,12 +100,12 @@ class Audit:
         except Exception as error:  # whatever it was, an audit that ended early is no good result
             result.reason = f"could not be finished: {error}"
         result.end, result.seconds = event.stamp(), round(time.monotonic() - clock, 1)
-        self._keep(result)
         if result.bad is not None:
             self.page.checker.tampered(result.bad)
         told: dict[str, object] = {"by": by, "size": result.size, "heads": result.heads, "bad": result.bad}
         with contextlib.suppress(DreError):
             self.page.log.submit_own("dbox.audit.done", told)
+        self._keep(result)
 
     def _check(self, result: Result) -> None:
         """Look at everything there is now; what comes in meanwhile is for the next audit."""

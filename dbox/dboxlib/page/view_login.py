@@ -26,17 +26,13 @@ def come_in() -> Response:
     name, password = request.form.get("name", ""), request.form.get("password", "")
     if not units.NAME.fullmatch(name):
         name = "-"  # no account can be called so; what was typed there may have been a password
-    wait = page.accounts.blocked(name, address)
-    if wait:
-        raise TooManyRequests(f"too many failed logins: try again in {wait} s", retry_after=wait)
-    right = page.accounts.right(name, password)
+    right = _right(page, name, password)
     client = access.registered(page, fingerprint(name)) if right else None
     if client is None:
-        page.accounts.failed(name, address)
         if page.accounts.blocked(name, address):
             page.log.submit_own("dbox.login.blocked", {"account": name, "address": address, "failures": PER_ACCOUNT})
         return make_response(render_template("login.html", wrong=True), 403)
-    page.accounts.succeeded(name)
+    page.accounts.succeeded(name, address)
     if g.who is not None and g.who.token:
         page.accounts.end(g.who.token)
     g.came_in = True
@@ -44,6 +40,14 @@ def come_in() -> Response:
     access.cookie(response, access.SESSION, page.accounts.begin(name, client.number))
     access.cookie(response, access.BEFORE, "")
     return response
+
+
+def _right(page: app.Page, name: str, password: str) -> bool:
+    """Whether the password is right; not so often that it could be guessed."""
+    wait = page.accounts.attempt(name, request.remote_addr or "?")
+    if wait:
+        raise TooManyRequests(f"too many failed logins: try again in {wait} s", retry_after=wait)
+    return page.accounts.right(name, password)
 
 
 @views.post("/ui/logout")
@@ -65,11 +69,9 @@ def change_password() -> Response:
     if not g.who.token:
         abort(400, "you came with a certificate: there is no password")
     name = g.who.client.name
-    if page.accounts.blocked(name, request.remote_addr or "?"):
-        raise TooManyRequests("too many failed attempts: try again later")
-    if not page.accounts.right(name, request.form.get("old", "")):
-        page.accounts.failed(name, request.remote_addr or "?")
+    if not _right(page, name, request.form.get("old", "")):
         abort(403, "the present password is wrong")
+    page.accounts.succeeded(name, request.remote_addr or "?")
     password, again = request.form.get("new", ""), request.form.get("again", "")
     if not hmac.compare_digest(password.encode(), again.encode()):
         abort(400, "the new password was typed in two ways")
