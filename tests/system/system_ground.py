@@ -20,6 +20,8 @@ from programs import environment, program
 
 PRIVATE = ("/run/libvirt", "/etc/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt")
 BRIDGE, NETWORK = "dret7", "10.231.107"
+# What libvirt has found out of QEMU, which takes it seconds; it looks itself whether that is of this QEMU.
+KNOWN, KEPT = pathlib.Path("host/var-cache-libvirt/qemu/capabilities"), pathlib.Path("/var/cache/dre-test/libvirt")
 
 # Real mode: ebp = 0; tick: hlt (until the timer's next interrupt); ebp++; store it at 0x8000; its eight hexadecimal
 # digits and a newline to port 0x3f8; each 16th time write 0x8000 to the disk's second sector (int 13h); again.
@@ -39,27 +41,36 @@ def need(*programs):
 class Host:
     """A host of systems. Use it as a `with`-block; `dre` and `virsh` run on it."""
 
-    unshared = ("--mount",)
+    unshared, options = ("--mount",), ()  # the namespaces, and what else unshare is told
+    parent, prefix = "/var/tmp", "dre-sys-"
     alone = None
 
     def __init__(self):
         self._prepare()
         self.conf = self.place / "dre.conf"
-        keys = {
-            "DRE_CORE_STATE_DIR": self.place / "state",
-            "DRE_CORE_RUN_DIR": self.place / "run",
-            "DRE_CORE_ETC_DIR": self.place / "etc",
-            "DRE_CORE_LOG_DIR": self.place / "log",
-            "DRE_MONITOR_SINK": self.place / "run/events.sock",
+        self.conf.write_text("".join(f'{key}="{value}"\n' for key, value in self.settings().items()))
+        self.conf.chmod(0o644)
+        self._begin_or_end()
+
+    @property
+    def seen(self):
+        """Where its own programs see what is in self.place."""
+        return self.place
+
+    def settings(self):
+        """What is in its dre.conf."""
+        return {
+            "DRE_CORE_STATE_DIR": self.seen / "state",
+            "DRE_CORE_RUN_DIR": self.seen / "run",
+            "DRE_CORE_ETC_DIR": self.seen / "etc",
+            "DRE_CORE_LOG_DIR": self.seen / "log",
+            "DRE_MONITOR_SINK": self.seen / "run/events.sock",
             "DRE_BRIDGE_IF": BRIDGE,
             "DRE_BRIDGE_ADDRESS": f"{NETWORK}.1/24",
             "DRE_BRIDGE_NAT": "no",
             "DRE_SYS_DEFAULT_GATEWAY": f"{NETWORK}.1",
             "DRE_SYS_VIRT": "tcg",
         }
-        self.conf.write_text("".join(f'{key}="{value}"\n' for key, value in keys.items()))
-        self.conf.chmod(0o644)
-        self._begin_or_end()
 
     def _prepare(self):
         need("libvirtd", "virsh", "qemu-system-x86_64", "qemu-img", "nsenter")
@@ -70,7 +81,7 @@ class Host:
             self.alone = os.open("/run/lock/dre-test-systems", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self.alone, fcntl.LOCK_EX)
         # Not below /tmp of pytest's, through which QEMU's user could not pass.
-        self.place = pathlib.Path(tempfile.mkdtemp(prefix="dre-sys-", dir="/var/tmp"))
+        self.place = pathlib.Path(tempfile.mkdtemp(prefix=self.prefix, dir=self.parent))
         self.place.chmod(0o755)
         self.holder = None
 
@@ -84,26 +95,35 @@ class Host:
     def _begin(self):
         binds = []
         for path in PRIVATE:
-            mine = self.place / "host" / path.strip("/").replace("/", "-")
-            mine.mkdir(parents=True)
+            mine = pathlib.Path("host", path.strip("/").replace("/", "-"))
+            (self.place / mine).mkdir(parents=True)
             os.makedirs(path, exist_ok=True)
-            binds.append(f"mount --bind {mine} {path}")
+            binds.append(f"mount --bind {self.seen / mine} {path}")
         (self.place / "host/etc-libvirt/qemu.conf").write_text(
             'stdio_handler = "file"\nsecurity_driver = "none"\nnamespaces = []\n'
-            "keepalive_interval = 2\nkeepalive_count = 2\n"  # between two libvirts that migrate
         )
+        if KEPT.is_dir():
+            shutil.copytree(KEPT, self.place / KNOWN)
         hidden = self.place / "host/kvm"
         hidden.touch(mode=0o600)  # QEMU's user may not open it: then libvirt does not ask again at every definition
         hide = f"[ ! -e /dev/kvm ] || mount --bind {hidden} /dev/kvm"
-        script = "; ".join(
-            ["set -e", "mount --make-rprivate /", *binds, hide, *self.apart(), "echo ready", "exec sleep 3600"]
-        )
-        argv = ["setpriv", "--pdeathsig", "KILL", "unshare", *self.unshared, "sh", "-c", script]
+        lines = ["set -e", "mount --make-rprivate /", *self.mounts(), *binds, hide, *self.apart()]
+        # The shell waits for whoever has lost its parent, where it is the first of a namespace of pids.
+        script = "; ".join([*lines, "echo ready", "sleep 36000 & wait"])
+        argv = ["setpriv", "--pdeathsig", "KILL", "unshare", *self.unshared, *self.options, "sh", "-c", script]
         self.holder = subprocess.Popen(argv, stdout=subprocess.PIPE, env=environment())
         assert self.holder.stdout.readline() == b"ready\n"
-        self.inside = ("nsenter", "-t", str(self.holder.pid), *(f"-{word[2]}" for word in self.unshared), "--")
+        self.inside = ("nsenter", "-t", str(self.first_pid()), *(f"-{word[2]}" for word in self.unshared), "--")
         self.connect()
         self.begin_libvirt()
+
+    def mounts(self):
+        """What is to be mounted before all else, as lines of a shell."""
+        return []
+
+    def first_pid(self):
+        """The process that holds the namespaces."""
+        return self.holder.pid
 
     def apart(self):
         """What else is to be done in the namespaces, as lines of a shell."""
@@ -114,11 +134,20 @@ class Host:
 
     def begin_libvirt(self, *options):
         """Start libvirt, and wait until it answers."""
-        self.call("libvirtd", "-d", "--pid-file", self.place / "libvirtd.pid", *options)
+        self.call("libvirtd", "-d", "--pid-file", self.seen / "libvirtd.pid", *options)
         deadline = time.monotonic() + 60
         while self.call("virsh", "version", check=False).returncode != 0:
             assert time.monotonic() < deadline, "libvirtd does not answer"
             time.sleep(0.2)
+
+    def end_libvirt(self):
+        """End libvirt as its service would; its domains go on."""
+        pid = int((self.place / "libvirtd.pid").read_text())
+        os.kill(pid, 15)
+        deadline = time.monotonic() + 30
+        while os.path.exists(f"/proc/{pid}/exe"):
+            assert time.monotonic() < deadline, "libvirtd does not end"
+            time.sleep(0.05)
 
     def __enter__(self):
         return self
@@ -144,10 +173,10 @@ class Host:
         """dre-sys with the settings of this host."""
         return self.call(program("dre-sys"), "--config", self.conf, *argv, **kwargs)
 
-    def begin(self, *argv):
+    def begin(self, *argv, **kwargs):
         """dre-sys at work: its Popen."""
         words = [*self.inside, program("dre-sys"), "--config", self.conf, *argv]
-        return subprocess.Popen(list(map(str, words)), stderr=subprocess.PIPE, env=environment())
+        return subprocess.Popen(list(map(str, words)), stderr=subprocess.PIPE, env=environment(), **kwargs)
 
     def virsh(self, *argv):
         """The words of virsh, our witness."""
@@ -172,6 +201,14 @@ class Host:
         """An image whose boot sector counts 18 times a second, on the serial console and in the disk's next sector."""
         return self.small("counting", COUNTER)
 
+    def _keep_known(self):
+        """Keep what libvirt knows of QEMU for the next one."""
+        KEPT.mkdir(parents=True, exist_ok=True)
+        for path in (self.place / KNOWN).glob("*.xml"):
+            if not (KEPT / path.name).exists() or (KEPT / path.name).read_bytes() != path.read_bytes():
+                shutil.copy(path, KEPT / f".{path.name}.{os.getpid()}")
+                (KEPT / f".{path.name}.{os.getpid()}").rename(KEPT / path.name)
+
     def end(self):
         """End what was started, and remove it."""
         if self.holder is not None:
@@ -185,6 +222,7 @@ class Host:
             self.call(program("dre-bridge"), "--config", self.conf, "down", "--force", check=False)
             self.holder.kill()
             self.holder.wait()
+            self._keep_known()
         shutil.rmtree(self.place, ignore_errors=True)
         if self.alone is not None:
             os.close(self.alone)
@@ -203,10 +241,7 @@ class There(Host):
         self._begin_or_end()
 
     def apart(self):
-        (self.place / "host/etc-libvirt/libvirtd.conf").write_text(
-            f'listen_tls = 0\nlisten_tcp = 1\nlisten_addr = "{self.address}.2"\nauth_tcp = "none"\n'
-            f'host_uuid = "{uuid.uuid4()}"\n'
-        )
+        (self.place / "host/etc-libvirt/libvirtd.conf").write_text(self._listening(2))
         with (self.place / "host/etc-libvirt/qemu.conf").open("a") as stream:
             stream.write(f'migration_host = "{self.address}.2"\n')
         shared = self.place / "shared"  # the files of the first, for tests of shared storage
@@ -227,6 +262,8 @@ class There(Host):
 
     def connect(self):
         end, other = f"{self.cable}a", f"{self.cable}b"
+        # The kernel takes its time over the network namespace of the last one.
+        self.first.call("ip", "link", "del", end, check=False)
         for words in (
             ("add", end, "type", "veth", "peer", "name", other, "netns", self.holder.pid),
             ("set", end, "up"),
@@ -237,8 +274,8 @@ class There(Host):
         for name in ("lo", other):
             self.call("ip", "link", "set", name, "up")
 
-    def begin_libvirt(self, *options):
-        super().begin_libvirt("--listen", *options)
+    def begin_libvirt(self):
+        super().begin_libvirt("--listen")
 
     def begin_sshd(self):
         """Let root of the first host in by ssh; returns what to call this one."""
@@ -255,6 +292,53 @@ class There(Host):
         words = [word for option in (*options, f"AuthorizedKeysFile={keys}/authorized_keys") for word in ("-o", option)]
         self.call("/usr/sbin/sshd", "-f", "/dev/null", "-p", "22", *words)
         return f"root@{self.address}.2"
+
+    def answer_back(self):
+        """Let this host reach the libvirt of the first one, too: at its `uri`."""
+        first = self.first
+        first.uri = f"qemu+tcp://{self.address}.1/system"
+        (first.place / "host/etc-libvirt/libvirtd.conf").write_text(self._listening(1))
+        with (first.place / "host/etc-libvirt/qemu.conf").open("a") as stream:
+            stream.write(f'migration_host = "{self.address}.1"\n')
+        first.end_libvirt()
+        first.begin_libvirt("--listen")
+
+    def begin_tls(self):
+        """Let in by TLS, too, who has a certificate of an authority made for that; returns the URI to call."""
+        need("openssl")
+        keys = self.first.place / "tls"
+        keys.mkdir(mode=0o755)
+        (keys / "empty").write_text("[req]\ndistinguished_name = none\n[none]\n")  # openssl's own would say CA of each
+        words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-config", keys / "empty"]
+        authority = ["-subj", "/CN=authority", "-addext", "basicConstraints=critical,CA:TRUE"]
+        self.call(*words, *authority, "-keyout", keys / "ca.key", "-out", keys / "ca-cert.pem")
+        for name in ("server", "client"):
+            whom = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=IP:{self.address}.1,IP:{self.address}.2"]
+            signed = ["-CA", keys / "ca-cert.pem", "-CAkey", keys / "ca.key", "-keyout", keys / f"{name}-key.pem"]
+            self.call(*words, *whom, *signed, "-out", keys / f"{name}-cert.pem")
+        for old, new in (("ca-cert", "cacert"), ("client-cert", "clientcert"), ("client-key", "clientkey")):
+            (keys / f"{new}.pem").symlink_to(f"{old}.pem")  # libvirt and QEMU call them differently
+        for path in keys.iterdir():
+            path.chmod(0o644)  # QEMU's user reads them
+        for host, number in ((self.first, 1), (self, 2)):
+            files = {"ca_file": "ca-cert.pem", "cert_file": "server-cert.pem", "key_file": "server-key.pem"}
+            lines = "".join(f'{key} = "{keys / name}"\n' for key, name in files.items())
+            text = self._listening(number).replace("listen_tls = 0", "listen_tls = 1")
+            (host.place / "host/etc-libvirt/libvirtd.conf").write_text(text + lines)
+            with (host.place / "host/etc-libvirt/qemu.conf").open("a") as stream:
+                stream.write(f'default_tls_x509_cert_dir = "{keys}"\ndefault_tls_x509_verify = 1\n')
+        self.first.end_libvirt()
+        self.first.begin_libvirt("--listen")
+        self.end_libvirt()
+        self.begin_libvirt()
+        return f"qemu+tls://{self.address}.2/system?pkipath={keys}"
+
+    def _listening(self, number):
+        """libvirtd.conf of the host with that number on the cable."""
+        return (
+            f'listen_tls = 0\nlisten_tcp = 1\nlisten_addr = "{self.address}.{number}"\nauth_tcp = "none"\n'
+            f'host_uuid = "{uuid.uuid5(uuid.NAMESPACE_OID, f"{self.place}{number}")}"\n'
+        )
 
     def cut(self, whole="down"):
         """Cut the cable, or with "up" mend it."""

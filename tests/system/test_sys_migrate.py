@@ -250,7 +250,7 @@ def test_a_full_disk_there_leaves_nothing_there(here, there, system):
 
 
 def test_killed_at_any_moment_it_is_here_or_there(here, there, system):
-    for _ in range(int(os.environ.get("DRE_KILLS", "2"))):
+    for _ in range(int(os.environ.get("DRE_KILLS", "1"))):
         moving = here.begin("migrate", system, there.uri, "--unencrypted")
         time.sleep(random.uniform(0.5, 3))
         moving.kill()

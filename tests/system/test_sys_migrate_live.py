@@ -12,7 +12,7 @@ import time
 import pytest
 from system_ground import BRIDGE, NETWORK, Host, There, need
 
-MIGRATIONS = int(os.environ.get("DRE_MIGRATIONS", "2"))
+FULL = os.environ.get("DRE_FULL") == "1"
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +101,6 @@ def test_it_goes_on_there_without_a_gap(hosts, system):
     there.dre("checkpoint", "restart", system, "c1")
 
 
-@pytest.mark.parametrize("_", range(MIGRATIONS - 1))
-def test_again_and_again(hosts, system, _):
-    here, there = hosts
-    migrate(here, there, "--downtime", "200ms")
-    goes_on(there)
-    assert whole([*counted(here), *counted(there)])
-
-
 def test_by_ssh_it_goes_as_well(hosts, system):
     here, there = hosts
     need("ssh", "sshd", "ssh-keygen")
@@ -139,9 +131,9 @@ def test_what_goes_wrong_there_leaves_it_running_here(hosts, system):
     refused = migrate(here, there, check=False)
     assert (refused.returncode, "--without-snapshots" in refused.stderr) == (1, True)
     for harm, mend, expected, *late in (
-        (there.cut, lambda: there.cut("up"), 1),
+        *([(there.cut, lambda: there.cut("up"), 1)] if FULL else []),
         (there.kill_libvirt, there.begin_libvirt, 1),
-        (lambda: None, lambda: None, 5, "--timeout", "4"),
+        (lambda: None, lambda: None, 5, "--timeout", "4"),  # it removes what the one before had to leave there
     ):
         moving = slowly(here, there, "--bandwidth", "1M", "--without-snapshots", *late)
         harm()
@@ -157,7 +149,7 @@ def test_what_goes_wrong_there_leaves_it_running_here(hosts, system):
     assert left(there) == []
 
 
-@pytest.mark.skipif(os.environ.get("DRE_FULL") != "1", reason="takes time: with DRE_FULL=1, as all of a release")
+@pytest.mark.skipif(not FULL, reason="takes time: with DRE_FULL=1, as all of a release")
 def test_a_full_disk_there_leaves_it_running_here(hosts, system):
     here, there = hosts
     filled(here)
@@ -193,7 +185,7 @@ def test_dead_on_arrival_it_goes_on_here_from_just_before(hosts, system):
     assert here.virsh("snapshot-list", "m1", "--name").split() == []
 
 
-@pytest.mark.parametrize("_", range(int(os.environ.get("DRE_KILLS", "2"))))
+@pytest.mark.parametrize("_", range(int(os.environ.get("DRE_KILLS", "1"))))
 def test_killed_at_any_moment_it_runs_here_or_there(hosts, system, _):
     here, there = hosts
     moving = here.begin("migrate", "m1", there.uri, "--live", "--copy-storage", "--unencrypted")

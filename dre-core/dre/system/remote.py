@@ -366,6 +366,14 @@ def _opened(way: Way, wait: float) -> Any:
     return found
 
 
+def listening(uri: str) -> Any:
+    """A connection by which libvirt's events are heard."""
+    import libvirt
+
+    _run_events()
+    return libvirt.open(uri)
+
+
 _events = threading.Lock()
 _running: list[int] = []  # the process whose loop of events runs
 
