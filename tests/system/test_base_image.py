@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """dre-base makes a disk that boots in three ways into a system like no other; QEMU, ssh, e2fsprogs and sfdisk look.
 
-One small image is made and shared by all tests; UEFI, and making it anew from nothing, are for DRE_FULL=1.
+One small image is made and shared by all tests; its own boot loader, and making it anew from nothing, are for
+DRE_FULL=1.
 """
 
 import base64
@@ -238,7 +239,7 @@ def test_a_disk_too_small_is_refused_with_the_reason(place, small):
 def test_killed_at_any_moment_there_is_no_half_image(place, small, name):
     argv = ["--name", name, "--ssh-key", f"{place.key}.pub", *WANTED, *(["--replace"] if name == "small" else [])]
     digest = place.digest("small")
-    for _ in range(int(os.environ.get("DRE_TEST_KILLS", "1"))):
+    for _ in range(int(os.environ.get("DRE_KILLS", "1"))):
         child = subprocess.Popen(place.argv(*argv), env=place.env())
         time.sleep(random.uniform(0, 8))  # the moment is what is tested, not a wait for something
         child.kill()
@@ -353,6 +354,7 @@ def test_booted_directly_it_is_what_the_host_says(place, small, seen, tmp_path):
         meet(guest, seen)
 
 
+@full
 def test_booted_by_bios_it_asks_for_an_address(place, small, seen, tmp_path):
     guest = Guest(place, small, tmp_path / "guest")
     with guest.running():

@@ -21,7 +21,7 @@ from conftest import environment
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 GATEWAY, GATEWAY6 = "10.231.103.2", "fd00:d2:103::2"
-KILLS = int(os.environ.get("DRE_KILLS", "5"))
+KILLS = int(os.environ.get("DRE_KILLS", "2"))
 
 ECHO = """
 import socket

@@ -19,9 +19,10 @@ from system_ground import NETWORK, Host
 
 KILLS = int(os.environ.get("DRE_KILLS", "1"))
 NAME = "t-kill"
-VERBS = ("create", "checkpoint", "restart")
+VERBS = ("create", "restart")
 if KILLS >= 10:
     VERBS += (
+        "checkpoint",
         "start",
         "undo",
         "clone",
