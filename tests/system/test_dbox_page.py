@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of the D-Box in a real browser: its own check by WebCrypto, a tampered entry, phone and desk.
 
-Pictures go to build/page/ to be looked at; docs/page/ is made of them by docs/screenshots.
+Pictures go to build/page/ to be looked at; those in docs/ are made by docs/screenshots.
 """
 
 import base64
@@ -120,12 +120,10 @@ class Page:
         return [one["message"] for one in self.driver.get_log("browser") if "favicon" not in one["message"]]
 
 
-@pytest.fixture(scope="module")
-def site():
-    shutil.which("chromium") or pytest.skip("chromium is not installed")
+def made():
+    """A D-Box with its page, accounts, and something in it."""
     port = dboxkit.free_port()
-    streams = "batch:quota=5K app:quota=1M"
-    box = dboxkit.copy(DRE_DBOX_PAGE_LISTEN=f"127.0.0.1:{port}", DRE_DBOX_STREAMS=streams)
+    box = dboxkit.copy(DRE_DBOX_PAGE_LISTEN=f"127.0.0.1:{port}", DRE_DBOX_STREAMS="batch:quota=5K app:quota=1M")
     for name, role in (("alice", "admin"), ("carol", "reader")):
         box.good("dbox-user", name, "--role", role, stdin=PASSWORD.encode() + b"\n")
     box.start()
@@ -135,6 +133,14 @@ def site():
     box.put(HOSTILE, stream="shop")
     with sqlite3.connect(box.database) as database:
         box.hostile = database.execute("SELECT max(number) FROM entry").fetchone()[0]
+    return box
+
+
+@pytest.fixture(scope="module")
+def site():
+    if shutil.which("chromium") is None:
+        pytest.skip("chromium is not installed")
+    box = made()
     yield box
     dboxkit.remove(box)
 
