@@ -245,7 +245,7 @@ def test_the_page_needs_no_certificate_and_the_api_does_there_too(front):
     status, said, headers = ask(front, None, "GET", "/d_box_main.html", context=without, port=front.page)
     assert status in (200, 303, 302), said[:500]
     assert "script-src" in headers["Content-Security-Policy"] and "unsafe" not in headers["Content-Security-Policy"]
-    assert headers["Strict-Transport-Security"]
+    assert "Strict-Transport-Security" not in headers  # it would break http://d-box:8080
     status, said, _ = ask(front, None, "GET", "/v1/checkpoint", context=without, port=front.page)
     assert status == 403 and b"without a certificate" in said
     assert ask(front, "reader", "GET", "/v1/checkpoint", port=front.page)[0] == 200
