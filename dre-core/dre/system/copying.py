@@ -217,8 +217,10 @@ def states(system: System) -> list[str]:
     import libvirt
 
     with hypervisor.translated(system.name):
-        found = sorted(system.need().listAllSnapshots(), key=_age)
-        return [one.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE) for one in found]
+        every = system.need().listAllSnapshots()
+        found = {one.getName(): one.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE) for one in every}
+    parents = {tag: definitions.parse(xml).findtext("parent/name") for tag, xml in found.items()}
+    return [found[tag] for tag in sorted(found, key=lambda tag: saved.ancestors(tag, parents))]
 
 
 def redefine_states(domain: Any, states: list[str]) -> None:
@@ -230,18 +232,6 @@ def redefine_states(domain: Any, states: list[str]) -> None:
         for state in states:
             if definitions.parse(state).findtext("name") not in there:
                 domain.snapshotCreateXML(state, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
-
-
-def _age(snapshot: Any) -> int:
-    """How many states it was made after: creation times are of whole seconds."""
-    import libvirt
-
-    age = 0
-    with contextlib.suppress(libvirt.libvirtError):  # the first has no parent
-        while True:
-            snapshot = snapshot.getParent()
-            age += 1
-    return age
 
 
 def resume(system: System, intent: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ writes the one that is being made without touching the others. Tags are shared b
 
 import contextlib
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement
@@ -41,27 +42,38 @@ class Saved:
 
 def tags(domain: Any) -> dict[str, list[str]]:
     """The tags of each kind, oldest first."""
-    found = [_read(snapshot) for snapshot in domain.listAllSnapshots()]
-    found.sort(key=lambda saved: (saved.created, saved.tag))
+    found = _listed(domain, {})
     return {f"{kind}s": [saved.tag for saved in found if saved.kind == kind] for kind in (SNAPSHOT, CHECKPOINT)}
 
 
-def _read(snapshot: Any, sizes: dict[str, int] | None = None) -> Saved:
-    top = definitions.parse(snapshot.getXMLDesc())
+def _listed(domain: Any, sizes: dict[str, int]) -> list[Saved]:
+    """All states, oldest first: libvirt knows whole seconds only, but also which of two was there before the other."""
+    tops = {snapshot.getName(): definitions.parse(snapshot.getXMLDesc()) for snapshot in domain.listAllSnapshots()}
+    parents = {tag: top.findtext("parent/name") for tag, top in tops.items()}
+    found = [_read(tag, top, sizes.get(tag, 0)) for tag, top in tops.items()]
+    return sorted(found, key=lambda saved: (saved.created, ancestors(saved.tag, parents), saved.tag))
+
+
+def ancestors(tag: str, parents: Mapping[str, str | None]) -> int:
+    """How many states the state *tag* was made after, one on the other."""
+    count = 0
+    while (parent := parents.get(tag)) is not None and count < len(parents):
+        tag, count = parent, count + 1
+    return count
+
+
+def _read(tag: str, top: Element, size: int) -> Saved:
     kind = SNAPSHOT if top.findtext("state") == "shutoff" else CHECKPOINT
-    tag = snapshot.getName()
     created = event.stamp(float(top.findtext("creationTime") or 0))
-    return Saved(tag, kind, created, (sizes or {}).get(tag, 0), top.findtext("description") or "")
+    return Saved(tag, kind, created, size, top.findtext("description") or "")
 
 
 def every(system: System, kind: str | None = None) -> list[Saved]:
     """The states of the system, of *kind* or of both, oldest first."""
     domain = system.need()
     with hypervisor.translated(system.name):
-        sizes = _sizes(domain)
-        found = [_read(snapshot, sizes) for snapshot in domain.listAllSnapshots()]
-    found = [saved for saved in found if saved.tag != BEFORE and kind in (None, saved.kind)]
-    return sorted(found, key=lambda saved: (saved.created, saved.tag))
+        found = _listed(domain, _sizes(domain))
+    return [saved for saved in found if saved.tag != BEFORE and kind in (None, saved.kind)]
 
 
 def _sizes(domain: Any) -> dict[str, int]:
