@@ -121,8 +121,8 @@ class Incoming:
 
 
 @contextlib.contextmanager
-def opened(name: str, standard: IO[bytes], format: str) -> Iterator[Incoming]:
-    """The archive of *format* in file *name*, compressed or not; `-` is *standard*. Raises UsageError if it is none."""
+def opened(name: str, standard: IO[bytes], *formats: str) -> Iterator[Incoming]:
+    """The archive of one of *formats* in file *name*, compressed or not; `-` is *standard*. Raises UsageError."""
     with contextlib.ExitStack() as stack:
         source = standard if name == "-" else stack.enter_context(open(name, "rb"))
         # With -f it passes on what is not compressed.
@@ -135,8 +135,8 @@ def opened(name: str, standard: IO[bytes], format: str) -> Iterator[Incoming]:
             content = tar.extractfile(first)
             assert content is not None
             head = json.loads(content.read())
-            if head["format"] != format:
-                raise ValueError(f"its format is {head['format']!r}, not {format}")
+            if head["format"] not in formats:
+                raise ValueError(f"its format is {head['format']!r}, not {' or '.join(formats)}")
         except (ValueError, KeyError, TypeError, RecursionError, tarfile.TarError) as error:
             raise UsageError(f"{name}: not an archive of this kind: {error}") from None
         yield Incoming(tar, head)

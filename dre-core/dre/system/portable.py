@@ -4,12 +4,16 @@
 The file is what dre.packing makes: `manifest.json`, then the disks as qcow2 images that need no other file. Whoever
 reads it trusts nothing in it: the description is read as words that somebody typed, a disk must be what the manifest
 says and must not name other files, and the definition is made anew. Saved states and what virsh changed stay behind.
+
+Of a system on an image of dre-base the disk may be without what that holds. It names no other file then either: the
+manifest has the sha256 of the image, and the disk is put on the one here that has the same.
 """
 
 import hashlib
 import io
 import json
 import tarfile
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -19,20 +23,23 @@ from dre.errors import DreError, NotFoundError, UsageError
 from dre.images import Image
 from dre.run import run
 from dre.spec import DHCP
-from dre.system import building, copying, hypervisor, saved
+from dre.system import building, carrying, copying, hypervisor, saved
 from dre.system import domain as definitions
 from dre.system.building import Wanted
 from dre.system.model import System
 from dre.system.saved import SNAPSHOT
 from dre.system.spec import Spec
 
-FORMAT = "dre-sys/1"
+FORMAT, ONTO = "dre-sys/1", "dre-sys-onto/1"  # two: a version that knows only the first must not take the second
 _BLOCK = 1 << 20
 _MOST_VCPUS = 1 << 12
 
 
-def export(system: System, out: IO[bytes], tag: str | None, *, compress: bool) -> None:
-    """Write the stopped system to *out*, or the disks of its snapshot *tag*."""
+def export(system: System, out: IO[bytes], tag: str | None, *, compress: bool, onto_image: bool = False) -> None:
+    """Write the stopped system to *out*, or the disks of its snapshot *tag*.
+
+    With *onto_image* the first disk is without what its image holds.
+    """
     spec = system.ours()
     if tag is None:
         copying.need_stopped(system)
@@ -40,12 +47,17 @@ def export(system: System, out: IO[bytes], tag: str | None, *, compress: bool) -
         saved.find(system, tag, SNAPSHOT)
     top = copying.definition(system)
     disks = copying.own_disks(system, top)
+    image = _need_image(system, spec) if onto_image else None
     packed = [system.home / f".export-{path.name}" for path in disks]  # as large as what the disks hold
     try:
-        for path, whole in zip(disks, packed, strict=True):
-            copying.copy(path, whole, tag, whole=True)
+        for number, (path, whole) in enumerate(zip(disks, packed, strict=True)):
+            if image is not None and number == 0:
+                _changes(system, path, whole, tag, image)
+            else:
+                copying.copy(path, whole, tag, whole=True)
         head = {
-            "format": FORMAT,
+            "format": FORMAT if image is None else ONTO,
+            "onto": None if image is None else image.manifest["sha256"],
             "name": system.name,
             "exported": event.stamp(),
             "system": _description(system, spec, top),
@@ -61,6 +73,32 @@ def export(system: System, out: IO[bytes], tag: str | None, *, compress: bool) -
         for whole in packed:
             whole.unlink(missing_ok=True)
     system.emit("exported", tag=tag)
+
+
+def _need_image(system: System, spec: Spec) -> Image:
+    """The image of dre-base that it is on. Raises DreError where there is none."""
+    found = _image(system, spec.base)
+    if found is None or not found.manifest.get("sha256"):
+        text = "is not an image of dre-base, by whose name and sha256 it could be found again"
+        raise DreError(f"{system.name}: {spec.base} {text}; export it without --without-image")
+    return found
+
+
+def _changes(system: System, disk: Path, into: Path, tag: str | None, image: Image) -> None:
+    """Write to *into* what *disk* holds, or held at *tag*, other than the image."""
+    depth = len(carrying.chain(disk))
+    if carrying.chain(disk)[-1]["filename"] != str(image.disk):
+        raise DreError(f"{system.name}: its disk is not on {image.disk} any more; export it without --without-image")
+    if depth > 2 and tag is not None:
+        text = "it began with a warm start, and its snapshots are on that; export them without --without-image"
+        raise DreError(f"{system.name}: {text}")
+    if depth > 2:
+        with tempfile.TemporaryDirectory(dir=system.home, prefix=".export-") as work:
+            piece = carrying.Piece(image.disk, image.disk)
+            copying.copy(carrying.rebased(disk, Path(work), piece), into, None)
+    else:
+        copying.copy(disk, into, tag)
+    run(["qemu-img", "rebase", "-u", "-b", "", str(into)], timeout=60)
 
 
 def _description(system: System, spec: Spec, top: Any) -> dict[str, Any]:
@@ -107,17 +145,21 @@ def take(
     """Make the new system *system* of an archive. Raises DreError, with nothing made, when it is damaged or hostile."""
     try:
         described = dict(incoming.head["system"])
+        onto = _onto(system, described, incoming.head)
         spec, wanted = _accepted(system, described, virt, request, say)
         disks = [_disk(number, item) for number, item in enumerate(incoming.head["disks"])]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"not the description of a system: {error!r}") from None
 
     def fill(home: Path) -> list[Path]:
-        made = []
+        made: list[Path] = []
         try:
             for name, length, sha256 in disks:
                 _unpack(incoming.member(name), home / name, length, sha256)
                 images.inspect(home / name, ("qcow2",))
+                if onto is not None and not made:
+                    words = ["-b", str(onto.disk), "-F", onto.format]
+                    run(["qemu-img", "rebase", "-u", *words, str(home / name)], timeout=60)
                 made.append(home / name)
             if incoming.tar.next() is not None:
                 raise DreError(f"{system.name}: refused: the archive holds more than it says")
@@ -130,6 +172,19 @@ def take(
     made = building.create(system, spec, _address(described), wanted)
     system.emit("imported", was=incoming.name)
     return made
+
+
+def _onto(system: System, described: Mapping[str, Any], head: Mapping[str, Any]) -> Image | None:
+    """The image here that the first disk goes onto, or None. Raises NotFoundError where there is no such image."""
+    if head["format"] == FORMAT:
+        return None
+    base, digest = str(described["base"]), str(head["onto"])
+    found = _image(system, base)
+    if found is None or found.manifest.get("sha256") != digest:
+        what = "is another one here" if found else "is not here"
+        told = f"the image {base if base.isprintable() else 'of it'}, with the sha256 {digest[:16]}, {what}"
+        raise NotFoundError(f"{system.name}: {told}; it was exported --without-image")
+    return found
 
 
 def _address(described: Mapping[str, Any]) -> str | None:

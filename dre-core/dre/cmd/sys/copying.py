@@ -19,6 +19,8 @@ def add(table: Any) -> None:
         verb.add_argument("new", metavar="NEW", type=verbs.name)
     export = cli.verb(table, "export", _export, "write a stopped system to a file")
     export.add_argument("--tag", metavar="TAG", type=verbs.name, help="its snapshot TAG; it may run then")
+    text = "only what its disk has changed of its image, which whoever imports it must have, too"
+    export.add_argument("--without-image", action="store_true", help=text)
     export.add_argument("--no-compress", action="store_true", help="as a plain tar archive, not by zstd")
     verbs.add_name(export)
     export.add_argument("file", metavar="FILE|-", help="replaced when all is written; -: standard output")
@@ -54,7 +56,7 @@ def _export(ctx: Context) -> None:
     args = ctx.args
     cli.need_root("dre-sys export")
     with recovery.held(ctx.conf, args.name) as system, packing.target(args.file, sys.stdout.buffer) as out:
-        portable.export(system, out, args.tag, compress=not args.no_compress)
+        portable.export(system, out, args.tag, compress=not args.no_compress, onto_image=args.without_image)
 
 
 def _import(ctx: Context) -> None:
@@ -62,7 +64,7 @@ def _import(ctx: Context) -> None:
     from dre.system import portable, virt
 
     args = ctx.args
-    with packing.opened(args.file, sys.stdin.buffer, portable.FORMAT) as incoming:
+    with packing.opened(args.file, sys.stdin.buffer, portable.FORMAT, portable.ONTO) as incoming:
         name = args.new or incoming.name
         with recovery.held(ctx.conf, name) as system:
             kept = system.spec()
