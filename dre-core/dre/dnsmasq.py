@@ -22,6 +22,7 @@ from dre.errors import DreError, UsageError
 from dre.run import missing, run
 
 LEASE_TIME = "1h"
+SYSTEM = ".sys"  # ends the file of a system: that of an app with the same name is another
 
 
 def dhcp_range(conf: Conf) -> tuple[ipaddress.IPv4Address, ipaddress.IPv4Address] | None:
@@ -78,26 +79,27 @@ def running(conf: Conf) -> bool:
 
 
 def hosts(conf: Conf) -> Path:
-    """The directory with a file for each app that has a name."""
+    """The directory with a file for each app, and each system, that has a name."""
     return _place(conf) / "hosts"
 
 
-def name(conf: Conf, app: str, address: str) -> None:
-    """Have *app* found under *address*."""
+def name(conf: Conf, app: str, address: str, end: str = "") -> None:
+    """Have *app* found under *address*; with the *end* SYSTEM it is a system."""
     place = hosts(conf)
     place.mkdir(parents=True, exist_ok=True)
     text = f"{address.partition('/')[0]} {app}.{conf.bridge_domain} {app}\n"
-    file = place / app
+    file = place / f"{app}{end}"
     with contextlib.suppress(FileNotFoundError):
         if file.read_text() == text:
             return
     files.write_atomic(file, text)
 
 
-def forget(conf: Conf, app: str) -> None:
-    """Have *app* not found any more."""
-    files.remove_halves(hosts(conf) / app)
-    (hosts(conf) / app).unlink(missing_ok=True)
+def forget(conf: Conf, app: str, end: str = "") -> None:
+    """Have *app* not found any more; with the *end* SYSTEM the system of that name."""
+    file = hosts(conf) / f"{app}{end}"
+    files.remove_halves(file)
+    file.unlink(missing_ok=True)
 
 
 def reserve(conf: Conf, mac: str, address: str, host: str) -> None:
@@ -118,8 +120,8 @@ def reserve(conf: Conf, mac: str, address: str, host: str) -> None:
     files.write_atomic(_reservation(conf, mac), f"{mac},{wanted},{host}\n", durable=False)
     _reread(conf)
     if before not in (None, host):
-        forget(conf, str(before))
-    name(conf, host, str(wanted))
+        forget(conf, str(before), SYSTEM)
+    name(conf, host, str(wanted), SYSTEM)
 
 
 def release(conf: Conf, mac: str) -> None:
@@ -128,7 +130,7 @@ def release(conf: Conf, mac: str) -> None:
     if named is not None:
         _reservation(conf, _mac(mac)).unlink(missing_ok=True)
         _reread(conf)
-        forget(conf, named)
+        forget(conf, named, SYSTEM)
 
 
 def reservations(conf: Conf) -> Iterator[tuple[str, ipaddress.IPv4Address, str]]:

@@ -98,6 +98,8 @@ def need_free(app: App) -> None:
         raise DreError(f"{app.name}: there is such an app already")
     if os.path.lexists(app.directory):
         raise DreError(f"{app.name}: taken by an LXC container that dre-app did not make: {app.directory}")
+    if (app.conf.core_state_dir / "sys" / "state" / app.name).exists():
+        raise DreError(f"{app.name}: there is a system of that name, and on the bridge a name means one")
 
 
 def _build(app: App, spec: Spec, fill: Callable[[Path], None] | None) -> None:

@@ -214,9 +214,9 @@ def test_reservations(tmp_path):
     dnsmasq.reserve(where, MAC.upper(), "10.231.0.50/24", "pay1")
     place = tmp_path / "bridge/br0"
     assert (place / "reserved/52-54-00-00-00-01").read_text() == f"{MAC},10.231.0.50,pay1\n"
-    assert (place / "hosts/pay1").read_text() == "10.231.0.50 pay1.dre pay1\n"
+    assert (place / "hosts/pay1.sys").read_text() == "10.231.0.50 pay1.dre pay1\n"
     dnsmasq.reserve(where, MAC, "10.231.0.51", "pay2")  # another instead
-    assert [name.name for name in (place / "hosts").iterdir()] == ["pay2"]
+    assert [name.name for name in (place / "hosts").iterdir()] == ["pay2.sys"]
     with pytest.raises(DreError, match="10.231.0.51 is taken"):
         dnsmasq.reserve(where, OTHER, "10.231.0.51", "pay3")
     assert [(mac, str(ip), name) for mac, ip, name in dnsmasq.reservations(where)] == [(MAC, "10.231.0.51", "pay2")]

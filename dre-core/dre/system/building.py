@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dre import files, network
+from dre.app import App
 from dre.errors import DreError, UsageError
 from dre.images import Image
 from dre.run import run
@@ -26,6 +27,8 @@ def need_free(system: System) -> None:
     if (system.home / "system.json").exists():
         text = "holds a system that this libvirt does not know: of a host that shares it, or undefined by virsh"
         raise DreError(f"{system.name}: {system.home} {text}; it would be overwritten")
+    if App(system.conf, system.name).exists():
+        raise DreError(f"{system.name}: there is an app of that name, and on the bridge a name means one")
 
 
 def need_unused(system: System) -> None:

@@ -146,7 +146,7 @@ def _reserve(system: System, spec: Spec) -> None:
         with network.reserved(system.conf):
             dnsmasq.reserve(system.conf, spec.mac, address_only, system.name)
     elif dnsmasq.serves(system.conf):
-        dnsmasq.name(system.conf, system.name, address_only)
+        dnsmasq.name(system.conf, system.name, address_only, dnsmasq.SYSTEM)
 
 
 def _release(system: System) -> None:
@@ -155,13 +155,13 @@ def _release(system: System) -> None:
         spec = system.spec()
         if spec is not None and spec.ip is not None:
             dnsmasq.release(system.conf, spec.mac)
-            dnsmasq.forget(system.conf, system.name)
+            dnsmasq.forget(system.conf, system.name, dnsmasq.SYSTEM)
 
 
 def forget(system: System) -> None:
     """Have nothing in /run say that the system of that name runs."""
     system.wanted.unlink(missing_ok=True)
-    dnsmasq.forget(system.conf, system.name)
+    dnsmasq.forget(system.conf, system.name, dnsmasq.SYSTEM)
 
 
 def complete(system: System) -> None:
