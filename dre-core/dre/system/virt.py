@@ -21,6 +21,8 @@ KVM = Path("/dev/kvm")
 DEADLINE = 15.0  # seconds for a kernel to come to its end; on working KVM it needs about one
 # Without a disk each kernel ends by this panic, having set up memory, processors and timers.
 _MARK = b"Unable to mount root fs"
+# libvirt 9 keeps what it has found out of QEMU only where it found KVM, or where QEMU's user may not open the device.
+_REMEDY = f"libvirt tries it anew at each create, for a minute or more, unless you chmod 600 {KVM}"
 
 
 def choose(conf: Conf, kernel: Path | None) -> tuple[str, str]:
@@ -38,7 +40,7 @@ def choose(conf: Conf, kernel: Path | None) -> tuple[str, str]:
     if conf.sys_virt == "kvm":
         return "kvm", "DRE_SYS_VIRT says so"
     works, why = _tried(conf, kernel)
-    return ("kvm" if works else "qemu"), why
+    return ("kvm", why) if works else ("qemu", f"{why}; {_REMEDY}")
 
 
 def _tried(conf: Conf, kernel: Path | None) -> tuple[bool, str]:
