@@ -58,6 +58,7 @@ class Box:
             "DRE_DBOX_PAGE_LISTEN": "no",
             "DRE_DBOX_REDIRECT_LISTEN": "no",
             "DRE_DBOX_URL": f"https://localhost:{self.port}",
+            "DRE_DBOX_KEY_BITS": "2048",  # a larger key takes seconds to make
             **keys,
         }
         self.conf.write_text("".join(f'{key}="{value}"\n' for key, value in values.items()))

@@ -18,10 +18,13 @@ from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from dre.trust import LOG_SIGNING
 
+from dboxlib.keystore import Key
+
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 DAY = datetime.timedelta(days=1)
 YEAR = 365 * DAY
-SIGN_KEY_LIFE = 90 * DAY  # longer than any sensible period, so that a missed rotation does not stop the log at once
+SPARE = 7 * DAY  # of a sign certificate beyond its wait and its period: a missed rotation does not stop the log at once
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,16 @@ def authority(name: str, box: str, length: int, issuer: Issued | None, years: in
     return _issue(key, name, box, issuer, extensions, years * YEAR)
 
 
-def sign_key(owner: Issued, box: str, origin: str) -> Issued:
-    """A fresh RSA key for tree heads of the log *origin*."""
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    return _issue(key, "D-Box sign key", box, owner, _log_signing(origin), SIGN_KEY_LIFE)
+def sign_certificate(owner: Issued, box: str, origin: str, public: rsa.RSAPublicKey, period: float) -> x509.Certificate:
+    """The certificate of a key for tree heads of the log *origin* that waits and then serves *period* seconds each."""
+    life = 2 * datetime.timedelta(seconds=period) + SPARE
+    return _certificate(public, "D-Box sign key", box, owner, _log_signing(origin), life)
+
+
+def sign_key(owner: Issued, box: str, origin: str, bits: int = 2048, period: float = 86400.0) -> Issued:
+    """A fresh key for tree heads of the log *origin*, for who needs no key store."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=bits)
+    return Issued(key, sign_certificate(owner, box, origin, key.public_key(), period))
 
 
 def note_key(owner: Issued, box: str, origin: str) -> Issued:
@@ -95,7 +104,7 @@ def key_pem(key: PrivateKey) -> bytes:
     )
 
 
-def same_key(key: PrivateKey, certificate: x509.Certificate) -> bool:
+def same_key(key: "PrivateKey | Key", certificate: x509.Certificate) -> bool:
     """Whether *certificate* is for *key*."""
     form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return key.public_key().public_bytes(*form) == certificate.public_key().public_bytes(*form)
@@ -114,12 +123,12 @@ def pack_owner(owner: Issued, above: Sequence[x509.Certificate], passphrase: byt
     return pkcs12.serialize_key_and_certificates(b"D-Box owner", owner.key, owner.certificate, above, protection)
 
 
-def unpack_owner(octets: bytes, passphrase: bytes) -> Issued:
-    """Key and certificate of the owner. Raises ValueError when file or passphrase is wrong."""
-    key, certificate, _ = pkcs12.load_key_and_certificates(octets, passphrase)
+def unpack_owner(octets: bytes, passphrase: bytes) -> tuple[Issued, list[x509.Certificate]]:
+    """Key and certificate of the owner, and the other certificates. Raises ValueError: wrong file or passphrase."""
+    key, certificate, others = pkcs12.load_key_and_certificates(octets, passphrase)
     if not isinstance(key, rsa.RSAPrivateKey) or certificate is None:
         raise ValueError("expected an RSA key and its certificate")
-    return Issued(key, certificate)
+    return Issued(key, certificate), others
 
 
 def _issue(
@@ -130,7 +139,20 @@ def _issue(
     extensions: Sequence[x509.ExtensionType],
     life: datetime.timedelta,
 ) -> Issued:
-    """A certificate for *key*, by *issuer* or by itself, valid from now for *life* but not beyond its issuer."""
+    """A key and its certificate, by *issuer* or by itself."""
+    signer = issuer or Issued(key, None)  # type: ignore[arg-type]  # a root signs itself
+    return Issued(key, _certificate(key.public_key(), name, box, signer, extensions, life))
+
+
+def _certificate(
+    public: PublicKey,
+    name: str,
+    box: str,
+    signer: Issued,
+    extensions: Sequence[x509.ExtensionType],
+    life: datetime.timedelta,
+) -> x509.Certificate:
+    """A certificate for *public* by *signer*, valid from now for *life*; a signer without one is itself."""
     subject = x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, "D-RE"),
@@ -138,13 +160,11 @@ def _issue(
             x509.NameAttribute(NameOID.SERIAL_NUMBER, box),
         ]
     )
-    signer = issuer or Issued(key, None)  # type: ignore[arg-type]  # a root signs itself
     begin = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
-    public = key.public_key()
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .issuer_name(issuer.certificate.subject if issuer else subject)
+        .issuer_name(signer.certificate.subject if signer.certificate else subject)
         .public_key(public)
         .serial_number(x509.random_serial_number())
         .not_valid_before(begin)
@@ -155,7 +175,7 @@ def _issue(
     for extension in extensions:
         critical = isinstance(extension, x509.BasicConstraints | x509.KeyUsage)
         builder = builder.add_extension(extension, critical=critical)
-    return Issued(key, builder.sign(signer.key, hashes.SHA256()))
+    return builder.sign(signer.key, hashes.SHA256())
 
 
 def _log_signing(origin: str) -> list[x509.ExtensionType]:

@@ -33,8 +33,13 @@ class Places:
 
     @property
     def next_key(self) -> Path:
-        """The next sign key, while a rotation is under way."""
+        """The next sign key, prepared by root."""
         return self.state / "sign.key.next"
+
+    @property
+    def next_certificate(self) -> Path:
+        """Its certificate: the pair is whole when this is there."""
+        return self.state / "sign.crt.next"
 
 
 def of(conf: Conf) -> Places:

@@ -27,7 +27,7 @@ from dre.evidence import Head, Note, Receipt, TamperedError, Tree
 from dboxlib import clients, pki, store
 from dboxlib.clients import Client
 from dboxlib.log import BusyError, ConflictError, Outcome, QuotaError
-from dboxlib.signer import Signer, period
+from dboxlib.signer import Signer, SignKey, period
 from dboxlib.store import Batch, FencedError, FullError, Known, Row, StorageError, Store
 from dboxlib.streams import Streams
 
@@ -40,7 +40,7 @@ EXPIRE = 60.0  # seconds between looks for octets whose time is over
 EXPIRED = 5_000  # octets erased at once
 OWN = "dbox"  # stream of the D-Box's own entries: start of the log, change of sign key, refusals
 CLIENTS = "client"  # stream of registrations; seq is the number of the registration
-Rotate = Callable[[bool], tuple[pki.Issued, Callable[[], None]] | None]
+Rotate = Callable[[bool], tuple[SignKey, Callable[[], None]] | None]
 
 
 @dataclass

@@ -23,7 +23,7 @@ from dre import event, trust
 from dre.conf import Conf
 from dre.errors import DreError, MissingError, UsageError
 
-from dboxlib import channel, pki, places, rotation, store
+from dboxlib import channel, keystore, places, rotation, store
 from dboxlib.places import Places
 from dboxlib.sequencer import Sequencer
 from dboxlib.signer import Signer, load_key
@@ -43,13 +43,13 @@ def run(conf: Conf, ready: Callable[[], None], until: int | None = None) -> int:
     where = places.of(conf)
     if not (where.certs / "root.pem").exists():
         raise UsageError(f"{where.certs}: no keys of a D-Box; dbox-init makes them")
-    note, owner = _read_key(where.certs / "note.key"), _owner(where.certs)
+    note, keys = _read_key(where.certs / "note.key"), keystore.of(conf)
     _share(where)
     listening = _listen(channel.place(conf))
     allowed = _allowed()
     _drop()
     with contextlib.closing(listening):
-        log = _open(conf, where, note, owner)
+        log = _open(conf, where, note, keys)
         server = channel.Server(log, listening, allowed, until is not None)
         # Handlers come last: before this point nothing is lost by ending at once.
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -64,10 +64,22 @@ def run(conf: Conf, ready: Callable[[], None], until: int | None = None) -> int:
     return FENCED if log.over.is_set() else 0
 
 
-def _open(conf: Conf, where: Places, note: Any, owner: pki.Issued | None) -> Sequencer:
+def once(conf: Conf, work: Callable[[Sequencer], None]) -> None:
+    """Be the sequencer for one piece of work, where none is running. Call as root; this process goes on as `dbox`."""
+    where = places.of(conf)
+    note, keys = _read_key(where.certs / "note.key"), keystore.of(conf)
+    _drop()
+    log = _open(conf, where, note, keys)
+    try:
+        work(log)
+    finally:
+        log.stop()
+
+
+def _open(conf: Conf, where: Places, note: Any, keys: keystore.KeyStore) -> Sequencer:
     """The log, read back and ready."""
     opened = store.writing(conf)
-    signer = Signer(opened.origin, rotation.recover(where, opened), note, owner)
+    signer = Signer(opened.origin, rotation.recover(where, opened, keys), note)
     source = event.host() + "/dbox"
 
     def told(kind: str, data: dict[str, object]) -> None:
@@ -81,7 +93,13 @@ def _open(conf: Conf, where: Places, note: Any, owner: pki.Issued | None) -> Seq
     log = Sequencer(opened, signer, streams=bounds, eraser=eraser if conf.dbox_database_admin else None)
     log.told = told
     log.rotation = rotation.Rotation(
-        where, opened.box, signer, conf.dbox_key_period, lambda key: told("dbox.key.rotated", {"key": key})
+        where,
+        opened,
+        keys,
+        signer,
+        conf.dbox_key_period,
+        conf.dbox_key_heads,
+        lambda key: told(rotation.HANDED_OVER, {"key": key}),
     )
     log.start(trust.fingerprint(trust.certificates(opened.certificate("owner").encode(), "owner")[0]))
     try:
@@ -111,16 +129,6 @@ def _read_key(path: Path) -> Any:
         return load_key(path.read_bytes())
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file; dbox-init makes it") from None
-
-
-def _owner(certs: Path) -> pki.Issued | None:
-    """The owner's key, if it is here and we may read it; without it all works, but no sign key is replaced."""
-    try:
-        return pki.unpack_owner((certs / "owner.p12").read_bytes(), (certs / "owner.pass").read_bytes())
-    except (FileNotFoundError, PermissionError):
-        return None
-    except ValueError as error:
-        raise DreError(f"{certs / 'owner.p12'}: {error}") from None
 
 
 def _share(where: Places) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The D-Box's signing hand: the current sign key and the note key, in memory, and what they sign.
 
-Knows nothing of the database. The owner's key is at hand only where dboxd was started by root; without it sign keys
-cannot be replaced.
+Knows nothing of the database, and never sees the owner's key: who replaces sign keys gets them with their certificates
+(`dboxlib.rotation`).
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,15 @@ from dre.errors import DreError
 from dre.evidence import Head, Note, Signature
 
 from dboxlib import pki
+from dboxlib.keystore import Key
+
+
+@dataclass(frozen=True)
+class SignKey:
+    """A sign key and its certificate."""
+
+    key: Key
+    certificate: x509.Certificate
 
 
 @dataclass
@@ -22,23 +31,18 @@ class Signer:
     """Keys of one log."""
 
     origin: str
-    sign: pki.Issued
+    sign: SignKey
     note_key: ed25519.Ed25519PrivateKey
-    owner: pki.Issued | None = None
+    heads: int = 0  # signed by the present sign key since it is here
 
     def __post_init__(self) -> None:
-        self._rsa = self._rsa_key()
-        self._rsa_id = trust.key_id(self.origin, self._rsa.public_key())[1]
+        self._rsa_id = trust.key_id(self.origin, self.sign.key.public_key())[1]
         self._ed_id = trust.key_id(self.origin, self.note_key.public_key())[1]
 
-    def _rsa_key(self) -> rsa.RSAPrivateKey:
-        if not isinstance(self.sign.key, rsa.RSAPrivateKey):
-            raise DreError("the sign key is not an RSA key")
-        return self.sign.key
-
-    def replace(self, sign: pki.Issued) -> None:
+    def replace(self, sign: SignKey) -> None:
         """Sign with another key from now on."""
         self.sign = sign
+        self.heads = 0
         self.__post_init__()
 
     def note(self, head: Head) -> Note:
@@ -47,6 +51,7 @@ class Signer:
         if not begin <= head.time <= end:
             raise DreError(f"the sign key is valid from {begin} to {end} only: no tree head can be signed")
         text = head.text()
+        self.heads += 1
         return Note(
             text,
             (
@@ -57,7 +62,7 @@ class Signer:
 
     def digest(self, octets: bytes) -> bytes:
         """The signed digest of *octets*: RSA PKCS#1 v1.5 over SHA-256."""
-        return self._rsa.sign(octets, padding.PKCS1v15(), hashes.SHA256())
+        return self.sign.key.sign(octets, padding.PKCS1v15(), hashes.SHA256())
 
 
 def period(certificate: x509.Certificate) -> tuple[str, str]:

@@ -532,6 +532,10 @@ class Store:
         for row in self.engine.walk(query if limit is None else f"{query} LIMIT {limit:d}", (after,)):
             yield row[0], row[1]
 
+    def heads_after(self, size: int) -> int:
+        """How many tree heads are larger than *size*."""
+        return int(self._one("SELECT count(*) FROM head WHERE size > ?", (size,))[0])
+
     def anchors(self, after: int = -1) -> list[tuple[str, str, int, str, bytes]]:
         """Kind, name, size, time and octets of what third parties said of tree heads larger than *after*."""
         query = "SELECT kind, name, size, time, octets FROM anchor WHERE size > ? ORDER BY number"

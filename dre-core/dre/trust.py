@@ -107,6 +107,13 @@ def load(root: bytes, chain: bytes) -> Trust:
         raise VerifyError(f"certificate chain: a malformed certificate: {error}") from None
 
 
+def authorities(path: Sequence[x509.Certificate]) -> None:
+    """Raise VerifyError unless *path*, from a CA that issues leaves up to a root, could stand above a sign key."""
+    for below, (child, issuer) in enumerate(zip(path, [*path[1:], path[-1]], strict=True)):
+        _issued(child, issuer)
+        _may_issue(child, below)
+
+
 def certificates(pem: bytes, what: str) -> list[x509.Certificate]:
     """The certificates of a PEM file that holds nothing else. Raises FormatError."""
     blocks = _PEM.findall(pem)

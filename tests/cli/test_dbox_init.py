@@ -62,6 +62,85 @@ def test_owner_is_a_ca_that_may_only_issue_leaves_and_lies_in_pkcs12(box):
     assert openssl("pkcs12", "-in", box.certs / "owner.p12", "-passin", "pass:", "-nodes").returncode != 0
 
 
+def test_no_key_above_the_owner_stays(box):
+    """But with --keep-ca: then the kept root key is the one of the root certificate."""
+    found = [path for path in box.path.rglob("*") if path.is_file() and b"PRIVATE KEY" in path.read_bytes()]
+    assert {path.name for path in found} == {
+        *("sign.key", "sign.key.next", "note.key", "server.key", "client-ca.key"),
+        *(f"{name}.key" for name in dboxkit.CLIENTS),
+    }
+
+
+def made_by_openssl(tmp_path, pathlen=0, whole=True, passphrase="sesame"):
+    """The owner's PKCS#12 as another CA would hand it over: root, one CA between, owner."""
+
+    def certificate(name, issuer, constraints):
+        key = tmp_path / f"{name}.key"
+        openssl("genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", key)
+        usage = f"basicConstraints=critical,{constraints}\nkeyUsage=critical,keyCertSign,cRLSign,digitalSignature\n"
+        (tmp_path / "ext").write_text(usage + "subjectKeyIdentifier=hash\n")
+        request = openssl("req", "-new", "-key", key, "-subj", f"/O=Example/CN={name}").stdout
+        by = ["-CA", tmp_path / f"{issuer}.crt", "-CAkey", tmp_path / f"{issuer}.key", "-CAcreateserial"]
+        by = by if issuer else ["-signkey", key]
+        argv = ["x509", "-req", "-days", "30", "-sha256", "-extfile", tmp_path / "ext", *by]
+        done = openssl(*argv, "-out", tmp_path / f"{name}.crt", input=request)
+        assert done.returncode == 0, done.stderr
+
+    certificate("root", None, "CA:TRUE")
+    certificate("between", "root", "CA:TRUE,pathlen:1")
+    certificate("owner", "between", f"CA:TRUE,pathlen:{pathlen}" if pathlen is not None else "CA:FALSE")
+    above = [tmp_path / "between.crt"] + ([tmp_path / "root.crt"] if whole else [])
+    (tmp_path / "above.pem").write_text("".join(path.read_text() for path in above))
+    argv = ["pkcs12", "-export", "-inkey", tmp_path / "owner.key", "-in", tmp_path / "owner.crt"]
+    argv += ["-certfile", tmp_path / "above.pem", "-passout", "pass:sesame", "-out", tmp_path / "owner.p12"]
+    assert openssl(*argv).returncode == 0
+    (tmp_path / "pass").write_text(passphrase + "\n")
+    (tmp_path / "pass").chmod(0o600)
+    return ["--import-owner", tmp_path / "owner.p12", "--passphrase-file", tmp_path / "pass"]
+
+
+def test_owner_is_imported(tmp_path):
+    made = Box(dboxkit.place())
+    made.good("dbox-init", *made_by_openssl(tmp_path))
+    certificates = split(made.certs / "chain.pem")
+    assert "".join(certificates[2:]) == (tmp_path / "owner.crt").read_text() + (tmp_path / "between.crt").read_text()
+    assert (made.certs / "root.pem").read_text() == (tmp_path / "root.crt").read_text()
+    (tmp_path / "leaf.pem").write_text(certificates[0])
+    argv = ["verify", "-CAfile", tmp_path / "root.crt", "-untrusted", made.certs / "chain.pem", tmp_path / "leaf.pem"]
+    assert openssl(*argv).returncode == 0
+    # And it works: the next sign key is certified by the imported owner.
+    made.good("dbox-rotate")
+    assert len(split(made.certs / "chain.pem")) == 5
+    dboxkit.remove(made)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status", "reason"),
+    [
+        ({"passphrase": "other"}, 1, b"owner.p12: wrong passphrase\n"),
+        ({"pathlen": None}, 2, b"is not CA:TRUE with pathlen:0\n"),
+        ({"pathlen": 1}, 2, b"is not CA:TRUE with pathlen:0\n"),
+        ({"whole": False}, 2, b"the chain is not complete: no certificate of CN=root,O=Example\n"),
+    ],
+)
+def test_owner_that_is_refused(tmp_path, wrong, status, reason):
+    made = Box(dboxkit.place())
+    done = made.run("dbox-init", *made_by_openssl(tmp_path, **wrong))
+    assert (done.returncode, done.stderr.count(b"\n")) == (status, 1) and done.stderr.endswith(reason)
+    assert not made.certs.exists()
+    dboxkit.remove(made)
+
+
+def test_kept_ca_and_the_size_of_sign_keys(tmp_path):
+    made = Box(dboxkit.place(), DRE_DBOX_KEY_BITS="3072")  # the default
+    made.good("dbox-init", "--keep-ca", tmp_path / "ca")
+    key = openssl("pkey", "-in", tmp_path / "ca/root.key", "-pubout").stdout
+    assert key == openssl("x509", "-noout", "-pubkey", "-in", made.certs / "root.pem").stdout
+    (tmp_path / "sign.pem").write_text(split(made.certs / "chain.pem")[0])
+    assert b"Public-Key: (3072 bit)" in openssl("x509", "-noout", "-text", "-in", tmp_path / "sign.pem").stdout
+    dboxkit.remove(made)
+
+
 def test_client_certificates_come_from_another_ca(box):
     client = box.certs / "clients/writer.crt"
     assert openssl("verify", "-x509_strict", "-CAfile", box.certs / "client-ca.pem", client).returncode == 0
@@ -72,11 +151,10 @@ def test_client_certificates_come_from_another_ca(box):
 
 
 def test_keys_are_for_their_owner_alone(box):
-    keys = [*box.certs.rglob("*.key"), *box.certs.glob("owner.*"), box.state / "sign.key"]
-    assert len(keys) == 3 + 5 + 3 + 2 + 1
+    keys = [*box.certs.rglob("*.key"), *box.certs.glob("owner.*"), *box.state.glob("sign.key*")]
+    assert len(keys) == 5 + 3 + 2 + 2
     for key in keys:
         assert stat.S_IMODE(key.stat().st_mode) == 0o400, key
-    assert stat.S_IMODE((box.certs / "ca").stat().st_mode) == 0o700
 
 
 def test_second_call_changes_nothing(box):
@@ -115,6 +193,8 @@ def test_client_twice_is_refused_and_another_role_is_taken(box):
         (["--client", "../a", "--role", "writer"], 2),
         (["--client", "a", "--role", "god"], 2),
         (["--owner", "root"], 2),
+        (["--import-owner", "x"], 2),
+        (["--keep-ca", "x", "--clients"], 2),
         (["--client", "a", "--role", "writer", "--owner", "no-such-user"], 3),
     ],
 )

@@ -11,11 +11,17 @@ import pytest
 box = dboxkit.box
 
 
-@pytest.fixture
-def short():
-    made = dboxkit.copy(DRE_DBOX_KEY_PERIOD="1s")
-    yield made
-    dboxkit.remove(made)
+def fixture(**keys):
+    def make():
+        made = dboxkit.copy(**keys)
+        yield made
+        dboxkit.remove(made)
+
+    return pytest.fixture(make)
+
+
+short = fixture(DRE_DBOX_KEY_PERIOD="1s")
+often = fixture(DRE_DBOX_KEY_HEADS="5")
 
 
 def rotated(box, count):
@@ -58,41 +64,122 @@ def test_rotation(short):
     assert not (short.state / "sign.key.next").exists()
 
 
-def test_a_rotation_cut_off_is_forgotten_or_finished(short):
-    short.start()
-    rotated(short, 1)
-    short.stop()
-    key = (short.state / "sign.key").read_bytes()
-    # Killed before the transaction: the next key is not in the database, and of no use to anybody.
-    (short.state / "sign.key.next").write_bytes(b"torn")
-    short.start()
-    short.put(b"on")
-    short.stop()
-    assert not (short.state / "sign.key.next").exists()
-    # Killed after it, when the old key was overwritten already.
-    key = (short.state / "sign.key").read_bytes()
-    (short.state / "sign.key.next").write_bytes(key)
-    (short.state / "sign.key").chmod(0o600)
-    (short.state / "sign.key").write_bytes(b"\0" * 1700)
-    subprocess_chown(short)
-    short.start()
-    short.put(b"and on")
+def test_a_rotation_cut_off_is_forgotten_or_finished(box):
+    next_key, next_certificate = box.state / "sign.key.next", box.state / "sign.crt.next"
+    pair = next_key.read_bytes(), next_certificate.read_bytes()
+    # Killed while the next key was prepared: half a pair is of no use to anybody.
+    next_certificate.unlink()
+    box.start()
+    box.put(b"on")
+    box.stop()
+    assert not next_key.exists()
+    assert box.run("dbox-rotate", "--prepare").returncode == 0
+    # Killed after the transaction, when the old key was overwritten already.
+    box.good("dbox-rotate")
+    key = (box.state / "sign.key").read_bytes()
+    assert key != pair[0]
+    next_key.write_bytes(key)
+    (box.state / "sign.key").chmod(0o600)
+    (box.state / "sign.key").write_bytes(b"\0" * 1700)
+    as_made(box)
+    box.start()
+    box.put(b"and on")
+    assert (box.state / "sign.key").read_bytes() == key
 
 
-def subprocess_chown(box):
+def as_made(box):
     """The files belong to whom the database belongs to, as dboxd itself would have made them."""
     owner = box.database.stat()
-    for path in box.state.glob("sign.key*"):
+    for path in box.state.glob("sign.*"):
         shutil.chown(path, owner.st_uid, owner.st_gid)
 
 
-def test_without_the_owners_key_the_present_key_stays(short):
-    (short.certs / "owner.p12").unlink()
+def test_without_a_prepared_key_the_present_one_stays(short):
+    for name in ("sign.key.next", "sign.crt.next"):
+        (short.state / name).unlink()
     key = (short.state / "sign.key").read_bytes()
     short.start()
     time.sleep(1.1)
     for number in range(3):
         short.put(b"%d" % number)
+    done = short.run("dbox-get", "--head")
     short.stop()
-    assert (short.state / "sign.key").read_bytes() == key
-    assert short.said().count(b"the owner's key is not at hand") == 1
+    assert done.returncode == 0 and (short.state / "sign.key").read_bytes() == key
+    assert short.said().count(b"no next key is prepared; dbox-rotate --prepare") == 1
+
+
+def keys(box):
+    return [path.read_bytes() for path in (box.state / "sign.key", box.state / "sign.key.next")]
+
+
+def test_the_sequencer_never_holds_the_owners_key(box):
+    """It replaces the sign key by the pair that root prepared, with the owner's key gone from the host."""
+    (box.certs / "owner.p12").rename(box.path / "owner.p12")
+    (box.certs / "owner.pass").rename(box.path / "owner.pass")
+    old, prepared = keys(box)
+    box.start()
+    done = box.run("dbox-rotate")
+    assert done.returncode == 6 and b"owner.p12: no such file" in done.stderr  # nothing to prepare the one after with
+    assert (box.state / "sign.key").read_bytes() == prepared
+    box.put(b"on")
+    owner = ["--owner", box.path / "owner.p12", "--passphrase-file", box.path / "owner.pass"]
+    assert b"is prepared" in box.run("dbox-rotate", "--prepare", *owner).stderr
+    assert box.run("dbox-rotate", "--prepare").returncode == 0  # there is one: nothing to do
+    box.good("dbox-rotate", *owner)
+    box.put(b"and on")
+    assert len(rotated(box, 2)) == 2
+
+
+def test_rotated_by_hand_with_and_without_a_sequencer(box):
+    old, prepared = keys(box)
+    box.good("dbox-rotate")
+    now, after = keys(box)
+    assert now == prepared and after not in (old, prepared)
+    status = (box.state / "sign.key").stat()
+    assert status.st_mode & 0o777 == 0o400 and status.st_uid == box.database.stat().st_uid
+    box.start()
+    first = rotated(box, 1)
+    box.good("dbox-rotate")
+    assert keys(box)[0] == after
+    assert len(rotated(box, 2)) == 2 and first
+    # The chain beside the root knows every sign key by now.
+    late = box.put(b"late")
+    assert check(box, late, b"late", box.certs / "chain.pem").returncode == 0
+
+
+def test_rotated_by_the_number_of_tree_heads(often):
+    old, prepared = keys(often)
+    often.start()
+    for number in range(12):
+        often.put(b"%d" % number)
+    deadline = time.monotonic() + 20
+    while (often.state / "sign.crt.next").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert keys_now(often) == prepared
+    assert len(rotated(often, 1)) == 1  # once: no other key is prepared
+    often.stop()
+    # A key's heads are counted on after a restart.
+    often.good("dbox-rotate", "--prepare")
+    often.start()
+    assert len(rotated(often, 2)) == 2
+
+
+def keys_now(box):
+    return (box.state / "sign.key").read_bytes()
+
+
+def test_refused(box):
+    assert box.run("dbox-rotate", "--owner", "x").returncode == 2
+    other = dboxkit.place()
+    made = dboxkit.Box(other)
+    assert made.run("dbox-rotate").returncode == 2
+    made.good("dbox-init")
+    (box.state / "sign.crt.next").unlink()
+    foreign = ["--owner", made.certs / "owner.p12", "--passphrase-file", made.certs / "owner.pass"]
+    done = box.run("dbox-rotate", "--prepare", *foreign)
+    assert done.returncode == 2 and b"not the owner of the log" in done.stderr
+    wrong = ["--owner", made.certs / "owner.p12", "--passphrase-file", box.certs / "owner.pass"]
+    done = box.run("dbox-rotate", "--prepare", *wrong)
+    assert done.returncode == 1 and done.stderr.endswith(b"owner.p12: wrong passphrase\n")
+    dboxkit.remove(made)

@@ -10,6 +10,7 @@ import shutil
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from dre import cli, files, units
@@ -18,6 +19,11 @@ from dre.errors import DreError, UsageError
 from dboxlib import places, registration
 from dboxlib.clients import ROLES
 from dboxlib.places import Places
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+    from dboxlib import pki
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -44,6 +50,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--grace", metavar="TIME", type=units.duration, default=7 * 86400.0, help="how long a renewed one counts (7d)"
     )
+    box = parser.add_argument_group("making the D-Box")
+    box.add_argument(
+        "--import-owner", metavar="FILE", type=Path, help="PKCS#12 file of the owner: key, certificate, all above"
+    )
+    box.add_argument("--passphrase-file", metavar="F", type=Path, help="file with the passphrase of that file")
+    box.add_argument(
+        "--keep-ca",
+        metavar="DIR",
+        type=Path,
+        help="keep the keys above the owner's in DIR; else they are never written",
+    )
     parser.set_defaults(function=_init)
     return parser
 
@@ -63,6 +80,13 @@ def _init(ctx: cli.Context) -> None:
 def _work(args: argparse.Namespace) -> Callable[[cli.Context, Places], None]:
     """Which of its things dbox-init is asked to do. Raises UsageError."""
     named, given = args.client is not None, args.role or args.stream or args.owner or args.local
+    making = args.import_owner or args.passphrase_file or args.keep_ca
+    if making and (named or given or args.clients or args.renew_due is not None or args.revoke or args.renew):
+        raise UsageError("--import-owner, --passphrase-file and --keep-ca are for making the D-Box, not for clients")
+    if (args.import_owner is None) != (args.passphrase_file is None):
+        raise UsageError("--import-owner and --passphrase-file go together")
+    if args.import_owner and args.keep_ca:
+        raise UsageError("--keep-ca: there are no keys above an imported owner's")
     if args.clients or args.renew_due is not None:
         if named or given:
             raise UsageError("--clients and --renew-due concern all clients: no --client, --role, --stream, …")
@@ -104,7 +128,7 @@ def _make_box(ctx: cli.Context, where: Places) -> None:
     from dboxlib.page import accounts
 
     accounts.prepare(ctx.conf)
-    ctx.say(f"log {origin}: keys in {where.certs}; move {where.certs / 'ca'} to a safe place now")
+    ctx.say(f"log {origin}: keys in {where.certs}; give {where.certs / 'root.pem'} to those who shall verify")
 
 
 def _no_entries(where: Places) -> None:
@@ -121,50 +145,50 @@ def _fill(ctx: cli.Context, where: Places, aside: Path) -> str:
     """Make all keys; the CA keys and public files in *aside*, sign key and database in the state directory."""
     from dre import trust
 
-    from dboxlib import pki, store
+    from dboxlib import keystore, pki, rotation, store
 
+    conf = ctx.conf
     box = secrets.token_hex(8)
     host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname()) or "localhost"
     origin = f"{host}/dbox/{box}"
-    root = pki.authority("D-RE root", box, 3, None, 30)
-    centre = pki.authority("DEOS centre", box, 2, root, 25)
-    manufacturer = pki.authority("D-Box manufacturer", box, 1, centre, 20)
-    owner = pki.authority("D-Box owner", box, 0, manufacturer, 15)
-    sign, note = pki.sign_key(owner, box, origin), pki.note_key(owner, box, origin)
+    keys = keystore.of(conf)
+    owner, above = _authorities(ctx, box)
+    key = keys.make(conf.dbox_key_bits)
+    sign = pki.sign_certificate(owner, box, origin, keys.load(key).public_key(), conf.dbox_key_period)
+    note = pki.note_key(owner, box, origin)
     server = pki.server(owner, box, _names(ctx, host))
     clients = pki.client_authority(box)
-    chain = [owner.certificate, manufacturer.certificate, centre.certificate]
+    chain = [owner.certificate, *above[:-1]]
     user = places.owner()
 
     def put(path: Path, octets: bytes, mode: int, to: tuple[int, int] | None = None) -> None:
         files.write_atomic(path, octets, mode)
         places.give(path, to)
 
-    (aside / "ca").mkdir(mode=0o700)
     (aside / "clients").mkdir(mode=0o755)
-    for name, issued in (("root", root), ("centre", centre), ("manufacturer", manufacturer)):
-        put(aside / "ca" / f"{name}.key", pki.key_pem(issued.key), 0o400)
-        put(aside / "ca" / f"{name}.crt", pki.pem(issued.certificate), 0o444)
     passphrase = secrets.token_urlsafe(24).encode()
-    put(aside / "owner.p12", pki.pack_owner(owner, [*chain[1:], root.certificate], passphrase), 0o400)
+    put(aside / "owner.p12", pki.pack_owner(owner, above, passphrase), 0o400)
     put(aside / "owner.pass", passphrase, 0o400)
-    put(aside / "root.pem", pki.pem(root.certificate), 0o444)
-    signing = [sign.certificate, note.certificate, *chain]
+    put(aside / "root.pem", pki.pem(above[-1]), 0o444)
+    signing = [sign, note.certificate, *chain]
     put(aside / "chain.pem", b"".join(map(pki.pem, signing)), 0o644)
     put(aside / "note.key", pki.key_pem(note.key), 0o400, user)
-    put(aside / "server.key", pki.key_pem(server.key), 0o400, user)
+    put(aside / "server.key", pki.key_pem(server.key), 0o400)  # servers read it as root, before they give that up
     put(aside / "server.crt", b"".join(map(pki.pem, [server.certificate, *chain])), 0o444)
     put(aside / "client-ca.pem", pki.pem(clients.certificate), 0o444)
     put(aside / "client-ca.key", pki.key_pem(clients.key), 0o400)
 
-    kinds = ("sign", "note", "owner", "manufacturer", "centre")
+    kinds = ["sign", "note", "owner", "manufacturer", "centre"][: len(signing)]
+    kinds += ["centre"] * (len(signing) - len(kinds))  # an imported owner may have more above it
     rows = [
         (kind, trust.fingerprint(certificate), pki.pem(certificate).decode())
         for kind, certificate in zip(kinds, signing, strict=True)
     ]
     where.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     places.give(where.state, user)
-    put(where.sign_key, pki.key_pem(sign.key), 0o400, user)
+    put(where.sign_key, key, 0o400, user)
+    rotation.discard(where, keys)
+    rotation.prepare(where, keys, owner, (box, origin), conf.dbox_key_bits, conf.dbox_key_period)
     if where.url.startswith("mysql:"):
         store.create(where.url, origin, box, rows[::-1], password_file=where.password_file)
         return origin
@@ -178,6 +202,25 @@ def _fill(ctx: cli.Context, where: Places, aside: Path) -> str:
     fresh.rename(where.database)
     files.fsync_dir(where.state)
     return origin
+
+
+def _authorities(ctx: cli.Context, box: str) -> tuple["pki.Issued", list["x509.Certificate"]]:
+    """The owner, made or imported, and the certificates above up to the root. Keys above the owner's end here."""
+    from dboxlib import owner, pki
+
+    args = ctx.args
+    if args.import_owner:
+        return owner.imported(args.import_owner, args.passphrase_file)
+    root = pki.authority("D-RE root", box, 3, None, 30)
+    centre = pki.authority("DEOS centre", box, 2, root, 25)
+    manufacturer = pki.authority("D-Box manufacturer", box, 1, centre, 20)
+    if args.keep_ca:
+        args.keep_ca.mkdir(mode=0o700)
+        for name, issued in (("root", root), ("centre", centre), ("manufacturer", manufacturer)):
+            files.write_atomic(args.keep_ca / f"{name}.key", pki.key_pem(issued.key), 0o400)
+            files.write_atomic(args.keep_ca / f"{name}.crt", pki.pem(issued.certificate), 0o444)
+    above = [manufacturer.certificate, centre.certificate, root.certificate]
+    return pki.authority("D-Box owner", box, 0, manufacturer, 15), above
 
 
 def _names(ctx: cli.Context, host: str) -> list[str]:
