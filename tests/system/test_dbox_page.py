@@ -123,7 +123,8 @@ class Page:
 def made():
     """A D-Box with its page, accounts, and something in it."""
     port = dboxkit.free_port()
-    box = dboxkit.copy(DRE_DBOX_PAGE_LISTEN=f"127.0.0.1:{port}", DRE_DBOX_STREAMS="batch:quota=5K app:quota=1M")
+    streams = "batch:quota=5K app:quota=1M shop:erasable=yes"
+    box = dboxkit.copy(DRE_DBOX_PAGE_LISTEN=f"127.0.0.1:{port}", DRE_DBOX_STREAMS=streams)
     for name, role in (("alice", "admin"), ("carol", "reader")):
         box.good("dbox-user", name, "--role", role, stdin=PASSWORD.encode() + b"\n")
     box.start()

@@ -5,6 +5,7 @@ import secrets
 
 from dre import units
 from dre.errors import UsageError
+from dre.streams import DEFAULT, OTHERS, Policy
 from flask import Blueprint, abort, g, redirect, render_template, request
 from werkzeug.wrappers import Response
 
@@ -35,7 +36,14 @@ def _render(made: tuple[str, str] | None = None) -> str:
         made=made,
         erasures=erasing.waiting(page.store),
         told=page.log.status(),
+        rules=[*page.conf.dbox_streams.named, *_others(page)],
     )
+
+
+def _others(page: app.Page) -> list[tuple[str, Policy]]:
+    """The rules of streams that are not named, where the settings leave them out."""
+    there = any(name == OTHERS for name, _ in page.conf.dbox_streams.named)
+    return [] if there else [(OTHERS, DEFAULT)]
 
 
 @views.post("/ui/admin/role")
