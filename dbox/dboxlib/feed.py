@@ -7,23 +7,26 @@ A feed confirms to its source what is durable in the spool; the D-Box may be awa
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from dre.dbox import Recorder
+from dre.dbox import Record, Recorder
 from dre.errors import DreError
+from dre.evidence import Receipt
 
 LINGER = 0.2  # seconds in which more records come together
+Told = Callable[[Record, Receipt], None]
 LONGEST = 30.0  # seconds between attempts while the D-Box is away
 
 
 @contextlib.contextmanager
-def delivering(prog: str, recorder: Recorder, last: float) -> Iterator[threading.Event]:
+def delivering(prog: str, recorder: Recorder, last: float, told: Told | None = None) -> Iterator[threading.Event]:
     """Deliver in the background; set the event when something was recorded. At the end try for *last* seconds more.
 
-    Says on stderr when the D-Box went away or came back, and how many records wait at the end.
+    *told* is called for each record that has its receipt. Says on stderr when the D-Box went away or came back, and
+    how many records wait at the end.
     """
     work, stop = threading.Event(), threading.Event()
-    thread = threading.Thread(target=_deliver, args=(prog, recorder, work, stop), daemon=True)
+    thread = threading.Thread(target=_deliver, args=(prog, recorder, work, stop, told), daemon=True)
     work.set()  # what an earlier feed left
     thread.start()
     try:
@@ -33,12 +36,12 @@ def delivering(prog: str, recorder: Recorder, last: float) -> Iterator[threading
         work.set()
         thread.join(last)
         with contextlib.suppress(DreError):  # it was said, and the records wait
-            recorder.drain(last)
+            recorder.drain(last, told)
         if left := recorder.pending():
             sys.stderr.write(f"{prog}: {left} records wait in {recorder.directory}\n")
 
 
-def _deliver(prog: str, recorder: Recorder, work: threading.Event, stop: threading.Event) -> None:
+def _deliver(prog: str, recorder: Recorder, work: threading.Event, stop: threading.Event, told: Told | None) -> None:
     pause, away = LINGER, ""
     while not stop.is_set():
         work.wait()
@@ -47,7 +50,7 @@ def _deliver(prog: str, recorder: Recorder, work: threading.Event, stop: threadi
             return
         work.clear()
         try:
-            recorder.drain(LONGEST)
+            recorder.drain(LONGEST, told)
             if away:
                 sys.stderr.write(f"{prog}: delivering again\n")
             pause, away = LINGER, ""

@@ -283,9 +283,7 @@ class Recorder:
                 return self._run[run][seq - int(match[2])]
         return None
 
-    def drain(
-        self, deadline: float = 5.0, told: Callable[[Record, Receipt], None] = lambda record, receipt: None
-    ) -> int:
+    def drain(self, deadline: float = 5.0, told: Callable[[Record, Receipt], None] | None = None) -> int:
         """Deliver what is spooled, in order, for at most about *deadline* seconds; how many were acknowledged now.
 
         *told* is called for each, once its receipt is durable. Raises DreError when the D-Box cannot be reached or
@@ -305,8 +303,9 @@ class Recorder:
                     receipts = client.append(run[0].stream, run[0].seq, [record.octets for record in run])
                     self._keep(run, receipts)
                     self.spool.delivered(state, run)
-                    for record, receipt in zip(run, receipts, strict=True) if told is not None else ():
-                        told(record, receipt)
+                    if told is not None:
+                        for record, receipt in zip(run, receipts, strict=True):
+                            told(record, receipt)
                     done += len(run)
         finally:
             client.close()

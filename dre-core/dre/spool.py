@@ -27,6 +27,7 @@ BATCH_RECORDS = 1000
 BATCH_OCTETS = 1024 * 1024
 NEW_FILE = 4 * 1024 * 1024  # octets after which a fully delivered records file is replaced
 REQUESTS = 8 * 1024 * 1024  # octets of request ids kept, twice: at least some 70,000 of the last ones
+MANY = 500_000  # requests in memory
 FIRST = "0" * 64  # before the first frame
 _FRAME = re.compile(
     rb"dre-record/(?:v1 (?P<name1>(?P<stream1>[a-z0-9-]{1,31}) (?P<seq1>[1-9][0-9]*) (?P<length1>[0-9]+))"
@@ -94,6 +95,8 @@ class Spool:
                 raise UsageError(f"{request[:100]!r}: a request id is 1 to 100 of letters, digits and ._:@/=-")
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with files.lock(self._lock):
+            if self._requests.many():
+                self._requests.forget()  # a feed runs for months
             known = self._read(bool(requests))
             try:
                 numbers, frames, chain = self._frames(known, stream, parts, requests)
@@ -207,6 +210,10 @@ class _Requests:
     def add(self, request: str, stream: str, seq: int, octets: bytes) -> None:
         """Remember a request."""
         self._here[request] = (stream, seq, _short(octets))
+
+    def many(self) -> bool:
+        """Whether far more is in memory than is kept."""
+        return len(self._here) > MANY
 
     def forget(self) -> None:
         """Read everything again next time."""
