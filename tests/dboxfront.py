@@ -97,13 +97,12 @@ class Apache:
         wait_for(self.box.port, httpd, self.said)
 
     def _conf(self):
+        for part in ("dbox/apache", "dbox/dboxlib", "dre-core/dre"):  # copied: it may not enter every checkout
+            shutil.copytree(ROOT / part, self.place / part, ignore=shutil.ignore_patterns("__pycache__"))
+        site, wsgi = self.place / "dbox/apache/dbox.conf", self.place / "dbox/apache"
+        path = f"{self.place}/dbox:{self.place}/dre-core"
         if os.environ.get("DRE_TEST_INSTALLED") == "1":
-            site, wsgi, path = "/etc/apache2/sites-available/dbox.conf", "/usr/share/dbox/apache", "/usr/share/dbox"
-        else:  # copied: the web user may not enter the checkout
-            for part in ("dbox/apache", "dbox/dboxlib", "dre-core/dre"):
-                shutil.copytree(ROOT / part, self.place / part, ignore=shutil.ignore_patterns("__pycache__"))
-            site, wsgi = self.place / "dbox/apache/dbox.conf", self.place / "dbox/apache"
-            path = f"{self.place}/dbox:{self.place}/dre-core"
+            path = "/usr/share/dbox"
         defined = {
             "APACHE_RUN_DIR": self.place,
             "APACHE_LOG_DIR": self.place,
