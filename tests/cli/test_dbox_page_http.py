@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of the D-Box: who may see and do what, and what it says of entries, asked over HTTPS as a browser asks."""
 
+import base64
 import concurrent.futures
 import hashlib
+import http.client
 import io
 import json
 import re
@@ -16,6 +18,7 @@ import zipfile
 import dboxkit
 import pytest
 from browser import PASSWORD, Browser
+from dre import witness
 
 HOSTILE = (
     b"<script>alert(1)</script><img src=x onerror=alert(2)> '); DROP TABLE entry;-- {{7*7}} {%x%}"
@@ -28,8 +31,12 @@ class Site:
     """A D-Box whose page is served, with accounts and some entries."""
 
     def __init__(self):
-        self.port = dboxkit.free_port()
+        self.port, self.sessions = dboxkit.free_port(), {}
         self.box = dboxkit.copy(DRE_DBOX_PAGE_LISTEN=f"127.0.0.1:{self.port}", DRE_DBOX_STREAMS="tiny:quota=100")
+        self.witness = witness.make_key("witness.example/w1")
+        (self.box.path / "witnesses").write_text(f"{self.witness.public.format()}\n")
+        with self.box.conf.open("a") as settings:
+            settings.write(f'DRE_DBOX_WITNESSES="{self.box.path}/witnesses"\n')
         for name, role in ACCOUNTS.items():
             self.box.good("dbox-user", name, "--role", role, stdin=PASSWORD.encode() + b"\n")
         self.box.start()
@@ -42,11 +49,29 @@ class Site:
 
     def browser(self, account=None, client=None):
         made = Browser(self.box, self.port, client)
-        return made.login(account) if account else made
+        if account is None:
+            return made
+        made.cookies = dict(self.sessions.get(account, {}))  # a password costs a tenth of a second
+        if not made.cookies or made.get("/d_box_main.html").status != 200:
+            made.cookies = {}
+            self.sessions[account] = dict(made.login(account).cookies)
+        return made
 
     def ui(self, query, *values):
         with sqlite3.connect(self.box.path / "state/dbox-ui/ui.sqlite") as database:
             return database.execute(query, values).fetchall()
+
+    def anchor(self, note, cosignature):
+        """Hand in what a witness said of a tree head, by the API."""
+        size = int(note.split("\n")[1])
+        fields = {"kind": "witness", "name": cosignature.name, "size": size}
+        body = json.dumps({**fields, "octets": base64.b64encode(cosignature.line().encode()).decode()})
+        connection = http.client.HTTPSConnection(
+            "localhost", self.box.port, timeout=20, context=self.box.tls("auditor")
+        )
+        connection.request("POST", "/v1/anchors", body)
+        assert connection.getresponse().status == 200
+        connection.close()
 
     def entries(self, kind):
         """The data of the D-Box's own entries of one type, as they lie in its database."""
@@ -374,6 +399,43 @@ def test_states_are_separate_and_open_until_proven(site):
     assert re.findall(r'<li class="(\w+)" data-check', browser) == ["open"] * 4
 
 
+def text_of(note):
+    """What is signed of a tree head."""
+    return note[: note.rindex("\n\n") + 1]
+
+
+def test_anchors_are_believed_when_a_known_witness_signed(site):
+    browser, now = site.browser("carol"), int(time.time())
+
+    def anchored(number):
+        answer = browser.get(f"/ui/entries/{number}")
+        return states(answer)[0]["anchored"], answer.words
+
+    def policy():
+        return re.search(
+            r"Anchors outside the box (. [a-zA-Z ]+?) (?:none|no|the|witness)", browser.get("/d_box_main.html").words
+        )[1]
+
+    assert policy() == "! too old"
+    number = site.put(b"to be anchored")
+    note = browser.get("/ui/head").text
+    stranger = witness.make_key("witness.example/w2").cosign(text_of(note), now)
+    site.anchor(note, stranger)
+    assert anchored(number)[0] == "open" and "no key of this witness" in anchored(number)[1]
+    of_another = site.witness.cosign(text_of(note).replace("time 2", "time 3"), now)
+    site.anchor(note, of_another)
+    assert anchored(number)[0] == "open" and "is wrong" in anchored(number)[1]
+    assert policy() == "! too old"
+    site.anchor(note, site.witness.cosign(text_of(note), now - 2 * 86400))
+    assert anchored(number)[0] == "good" and anchored(site.hostile)[0] == "good"
+    assert policy() == "! too old"
+    late = site.put(b"after the anchor")
+    assert anchored(late)[0] == "open"
+    note = browser.get("/ui/head").text
+    site.anchor(note, site.witness.cosign(text_of(note), now))
+    assert anchored(late)[0] == "good" and policy() == "✓ verified"
+
+
 # --- Audit ---
 
 
@@ -476,7 +538,7 @@ def test_erasing_takes_two(site):
     assert bob.send("/ui/admin", path).status == 303
     answer = site.browser("carol").get(f"/ui/entries/{number}")
     assert "octets were erased" in answer.words and b"a name that must go" not in answer.body
-    assert states(answer)[0] == {"included": "good", "signed": "good", "anchored": "open"}
+    assert states(answer)[0]["included"] == states(answer)[0]["signed"] == "good"
     assert site.browser("carol").get(f"/ui/entries/{number}/zip").status == 404
     asked = [one for one in site.entries("dbox.erase.asked") if one["index"] == number]
     assert [(one["reason"], one["by"]) for one in asked] == [("wish of the person", fingerprint(site, "alice"))]
@@ -521,6 +583,22 @@ def test_changed_octets_turn_the_page_red(site):
     while "running" in (said := auditor.get("/ui/audit").words) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert f"first bad entry: {site.binary}" in said, said
+
+
+def test_a_confirmed_tree_head_convicts_a_log_that_was_rewritten(site):
+    """What a witness saw is not the log that is here: as after a fork, or a key that was stolen."""
+    number = site.put(b"what the witness saw was another one")
+    note = site.browser("carol").get("/ui/head").text
+    lines = text_of(note).split("\n")
+    seen = "\n".join([*lines[:2], base64.b64encode(bytes(32)).decode(), *lines[3:]])
+    site.change("UPDATE head SET note = ? WHERE size = ?", seen + note[len(text_of(note)) :], int(lines[1]))
+    site.anchor(note, site.witness.cosign(seen, int(time.time())))
+    answer = site.browser("carol").get(f"/ui/entries/{number}")
+    assert states(answer) == ({"included": "good", "signed": "good", "anchored": "bad"}, True)
+    assert "has another entry here" in answer.words
+    site.put(b"one more")  # the newest tree head is a good one again
+    said = site.browser("carol").get("/d_box_main.html").words
+    assert "Anchors outside the box ✗ FAILED" in said and "forked or changed" in said
 
 
 def test_missing_entry_and_forged_head_are_seen(site):

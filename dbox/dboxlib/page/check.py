@@ -7,20 +7,23 @@ said that it saw a tree head over this entry). Each is good, bad or open; nothin
 """
 
 import contextlib
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dre import evidence, trust
+from dre import event, evidence, trust
 from dre.conf import Conf
 from dre.errors import DreError, NotFoundError, UsageError
 from dre.evidence import FormatError, Head, Header, Note, Receipt, VerifyError
 
 from dboxlib.log import Log
+from dboxlib.page import show
+from dboxlib.page.anchors import Anchors
 
-GOOD, BAD, OPEN = "good", "bad", "open"
-WORDS = {GOOD: "verified", BAD: "FAILED", OPEN: "unverified"}
+GOOD, BAD, OPEN, WAIT = "good", "bad", "open", "wait"
+WORDS = {GOOD: "verified", BAD: "FAILED", OPEN: "unverified", WAIT: "too old"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Checker:
 
     def __init__(self, conf: Conf, store: Any, log: Log) -> None:
         self.conf, self.store, self.log = conf, store, log
+        self.anchors = Anchors(conf, store)
         self._loaded: tuple[bytes, bytes, trust.Trust] | None = None
         self._told: set[int] = set()
         warnings.filterwarnings("ignore", category=UserWarning, module="cryptography")
@@ -121,7 +125,44 @@ class Checker:
         return Verdict("signed", GOOD, says)
 
     def _anchored(self, found: Finding) -> Verdict:
-        return Verdict("anchored", OPEN, "no third party has confirmed a tree head over this entry")
+        """Whether a tree head that a third party confirmed has this very header in it."""
+        what, why = "anchored", ""
+        if not found.text:
+            return Verdict(what, OPEN, "there is no header that could be looked for")
+        leaf = evidence.leaf_hash(found.text.encode())
+        for one in self.anchors.over(found.number):
+            if not one.proven or one.head is None:
+                why = f"{one.who}: {one.why}"
+                continue
+            try:
+                path = self.log.inclusion(found.number, one.size)
+                evidence.verify_inclusion(leaf, found.number, one.size, path, one.head.root)
+            except VerifyError:
+                return Verdict(what, BAD, f"{one.who} confirmed a tree head of {one.size} that has another entry here")
+            except (DreError, IndexError) as error:
+                return Verdict(what, OPEN, f"could not be checked: {error}")
+            return Verdict(what, GOOD, f"{one.who} confirmed at {one.proven} a tree head of {one.size} with this entry")
+        return Verdict(what, OPEN, why or "no third party has confirmed a tree head over this entry")
+
+    def policy(self) -> tuple[Verdict, list[Any]]:
+        """How old the newest anchor is, and whether the log continues it; and the newest of each third party."""
+        found, now = self.anchors.newest(), time.time()
+        for one in found:
+            if one.proven and one.head is not None and (verdict := self._continues(one.head)).state == BAD:
+                return Verdict("anchors", BAD, f"{one.who}: {verdict.says}"), found
+        good = max((one.proven for one in found if one.proven), default="")
+        most = self.conf.dbox_anchor_age
+        if not good:
+            if self.anchors.wanted:
+                says = f"none yet, and the settings want one every {show.span(most)}"
+                return Verdict("anchors", WAIT, says), found
+            return Verdict("anchors", OPEN, "no third party has confirmed a tree head of this box yet"), found
+        age = show.span(now - event.seconds(good))
+        if now - event.seconds(good) > most:
+            return Verdict(
+                "anchors", WAIT, f"the newest is {age} old; the settings want one every {show.span(most)}"
+            ), found
+        return Verdict("anchors", GOOD, f"the newest is {age} old, and the log continues it"), found
 
     def tampered(self, number: int) -> None:
         """Have the log look itself, tell the monitor, and remember; once for each entry."""

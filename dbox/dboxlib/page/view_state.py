@@ -11,7 +11,7 @@ from dre.errors import DreError
 from flask import Blueprint, g, redirect, render_template
 from werkzeug.wrappers import Response
 
-from dboxlib.page import app, audit, check
+from dboxlib.page import app, audit
 
 views = Blueprint("state", __name__)
 SOON = 30 * 86400.0  # seconds before a certificate ends at which it turns amber; sign keys are shorter-lived
@@ -44,7 +44,7 @@ def state() -> str | Response:
     head, note, signed = page.checker.newest()
     asked = "status" in g.who.rights
     told: dict[str, Any] = page.log.status() if asked else {}
-    anchors = anchored(page, told) if asked else []
+    policy, anchors = page.checker.policy() if asked else (None, [])
     last = audit.Audit(page).last() if asked else None
     return render_template(
         "state.html",
@@ -54,8 +54,8 @@ def state() -> str | Response:
         key_ids=[f"{signature.name} {signature.key.hex()}" for signature in note.signatures],
         chain=chain(page),
         told=told,
-        anchors=anchors,
-        policy=_policy(page, anchors) if asked else None,
+        anchors=[(one, _age(one.proven or one.time)) for one in anchors],
+        policy=policy,
         last=last,
         bad=page.checker.seen_bad,
         filling=FILLING,
@@ -81,19 +81,6 @@ def _link(kind: str, certificate: x509.Certificate) -> Link:
     state = "bad" if left < 0 or event.seconds(begin) > now + 60 else "wait" if left < min(SOON, whole / 4) else "good"
     name = str(names[0].value) if names else "(no name)"
     return Link(kind, name, begin, end, trust.fingerprint(certificate), state)
-
-
-def anchored(page: app.Page, told: dict[str, Any]) -> list[dict[str, Any]]:
-    """What third parties said of our tree heads, each with its age; the newest of each kind and name."""
-    newest: dict[tuple[str, str], dict[str, Any]] = {}
-    for one in told.get("anchors", []):
-        newest[(one["kind"], one["name"])] = {**one, "age": _age(one["time"])}
-    return list(newest.values())
-
-
-def _policy(page: app.Page, anchors: list[dict[str, Any]]) -> check.Verdict:
-    """How the age of the newest anchor is judged."""
-    return check.Verdict("anchor", check.OPEN, "no third party has confirmed a tree head of this box yet")
 
 
 def _age(stamp: str) -> float:
