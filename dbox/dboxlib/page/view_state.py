@@ -57,7 +57,7 @@ def state() -> str | Response:
         anchors=[(one, _age(one.proven or one.time)) for one in anchors],
         policy=policy,
         last=last,
-        bad=page.checker.seen_bad,
+        bad=sorted({*page.checker.seen_bad, *(one["index"] for one in told.get("tampered", []))}),
         filling=FILLING,
     )
 
