@@ -7,12 +7,15 @@ import hashlib
 import http.client
 import io
 import json
+import os
+import random
 import re
 import shutil
 import sqlite3
 import ssl
 import subprocess
 import time
+import urllib.parse
 import zipfile
 
 import dboxkit
@@ -475,6 +478,27 @@ def test_proofs_and_heads_that_somebody_holds(site):
     assert answer.words.count("✓ verified") == 3, answer.words
     answer = auditor.send("/ui/audit", "/ui/audit/compare", files={}, one=other.decode(), other=newest)
     assert "FAILED" in answer.words
+
+
+def test_fuzzed_proofs_and_questions_never_pass_and_never_fail(site):
+    """DRE_CASES of them: one octet changed, put in or left out. No internal error, and none is wholly good."""
+    auditor, chance = site.browser("erin"), random.Random(5)  # noqa: S311
+    good = site.browser("carol").get(f"/ui/entries/{site.hostile}/proof").body
+    hidden = auditor.get("/ui/audit").fields("/ui/audit/check")
+    for case in range(int(os.environ.get("DRE_CASES", "40"))):
+        octets = bytearray(good)
+        at = chance.randrange(len(octets))
+        octets[at : at + chance.choice((0, 1))] = bytes([chance.randrange(256)] * chance.choice((0, 1, 1)))
+        if bytes(octets) == good:
+            continue
+        answer = auditor.post("/ui/audit/check", {"proof": bytes(octets), "octets": HOSTILE}, **hidden)
+        assert answer.status in (200, 400), (case, bytes(octets))
+        assert answer.status == 400 or "✗ FAILED" in answer.words, (case, at, bytes(octets))
+        junk = "".join(chance.choice("0123456789abz%&=<>'\"+-:TZ.\x00é") for _ in range(chance.randrange(30)))
+        key = chance.choice(("stream", "since", "until", "digest", "writer", "type", "index", "before", "x"))
+        found = auditor.get(f"/ui/search?{key}={urllib.parse.quote(junk)}")
+        assert found.status in (200, 303, 400), (key, junk)
+        assert auditor.get(f"/ui/entries/{urllib.parse.quote(junk, safe='')}").status in (200, 303, 404, 308), junk
 
 
 # --- Administration ---
