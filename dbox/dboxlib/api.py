@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
-from dre import dbox, units
+from dre import dbox, evidence, units
 from dre.errors import UsageError
 
-from dboxlib import clients
+from dboxlib import anchoring, clients
 from dboxlib.clients import Client
 from dboxlib.log import Log, Outcome
 from dboxlib.page import erasing
@@ -121,8 +121,23 @@ def octets(request: Request) -> Answer:
 
 
 def proof(request: Request) -> Answer:
-    """GET /v1/entries/N/proof: its receipt under the newest tree head."""
-    return request.log.receipt(_there(request)).format().encode(), TEXT
+    """GET /v1/entries/N/proof[?anchored=yes]: its receipt under the newest tree head, or the newest cosigned one."""
+    number = _there(request)
+    if request.query("anchored").get("anchored") == "yes":
+        return _anchored(request, number).format().encode(), TEXT
+    return request.log.receipt(number).format().encode(), TEXT
+
+
+def _anchored(request: Request, number: int) -> evidence.Receipt:
+    """The receipt of an entry under the newest tree head that witnesses cosigned, with their lines."""
+    said = [(kind, size, value) for kind, _, size, _, value in request.store.anchors(number) if kind == "witness"]
+    size = max((size for _, size, _ in said), default=0)
+    found = next((note for at, note in request.store.heads(size - 1, 1) if at == size), None) if said else None
+    if found is None:
+        raise Refused("404 Not Found", f"no tree head over entry {number} was cosigned by a witness")
+    note = anchoring.cosigned(evidence.parse_note(found), [(kind, value) for kind, at, value in said if at == size])
+    newest = request.log.receipt(number)
+    return evidence.Receipt(newest.header, number, tuple(request.log.inclusion(number, size)), note, newest.salt)
 
 
 def signature(request: Request) -> Answer:

@@ -102,7 +102,7 @@ def prepare(where: Places, keys: KeyStore, owner: pki.Issued, log: tuple[str, st
     discard(where, keys)
     octets = keys.make(bits)
     certificate = pki.sign_certificate(owner, *log, keys.load(octets).public_key(), age)
-    for path, content, mode in ((where.next_key, octets, 0o400), (where.next_certificate, pki.pem(certificate), 0o444)):
+    for path, content, mode in ((where.next_key, octets, 0o400), (where.next_certificate, pki.pem(certificate), 0o400)):
         files.write_atomic(path, content, mode)
         places.give(path, user)
     return True

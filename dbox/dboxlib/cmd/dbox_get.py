@@ -39,6 +39,9 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--search", metavar="KEY=VALUE", nargs="+", help=f"entries by {', '.join(KEYS)}; one per line, at most 1000"
     )
+    parser.add_argument(
+        "--anchored", action="store_true", help="with --proof: under the newest tree head that witnesses cosigned"
+    )
     parser.set_defaults(function=_get)
     return parser
 
@@ -59,6 +62,8 @@ def _get(ctx: cli.Context) -> None:
     whole = args.certs or args.head or args.list or args.search
     if bool(whole) == (args.index is not None):
         raise UsageError("expected the INDEX of an entry, or one of --certs --head --list --search")
+    if args.anchored and not args.proof:
+        raise UsageError("--anchored goes with --proof")
     client = Client(ctx.conf, args.client)
     try:
         with client.online():
@@ -80,7 +85,7 @@ def _show(ctx: cli.Context, client: Client, note: evidence.Note, head: evidence.
     elif args.octets:
         _write(client.request("GET", f"{path}/octets"))
     elif args.proof:
-        receipt = evidence.parse_receipt(client.request("GET", f"{path}/proof"))
+        receipt = evidence.parse_receipt(client.request("GET", f"{path}/proof{'?anchored=yes' * args.anchored}"))
         client.see(receipt.note)
         _write(receipt.format().encode())
     elif args.signature:

@@ -26,6 +26,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--certs", metavar="F", help="certificates below it, from dbox-get --certs (chain.pem of DRE_DBOX_CERTS_DIR)"
     )
+    parser.add_argument(
+        "--witnesses", metavar="F", help="demand a cosignature by one of the witnesses whose keys are in F"
+    )
     parser.set_defaults(function=_verify, strict=False)
     return parser
 
@@ -108,6 +111,7 @@ def _entry(ctx: cli.Context, root: bytes, proof: bytes, octets: bytes, chain: by
         raise UsageError(f"{args.octets or args.receipt}: empty: no entry has no octets")
     try:
         header, head = trust.load(root, chain).check(receipt, octets)
+        anchored = _anchored(args.witnesses, receipt)
     except evidence.VerifyError as error:
         raise evidence.VerifyError(f"{args.receipt}: does not verify: {error}") from None
     fields = {
@@ -116,13 +120,28 @@ def _entry(ctx: cli.Context, root: bytes, proof: bytes, octets: bytes, chain: by
         **header.__dict__,
         "head_size": head.size,
         "head_time": head.time,
+        "anchored": [{"witness": name, "time": when} for name, when in anchored],
     }
     if ctx.out.as_json:
         ctx.out.json(fields)
     elif not args.quiet:
         what = f"{header.stream} {header.seq} of {header.time} by {header.writer[:16]}"
-        ctx.out.line(f"verified: entry {receipt.index} of {header.log}: {what}")
+        by = "".join(f"; anchored by {name} at {when}" for name, when in anchored)
+        ctx.out.line(f"verified: entry {receipt.index} of {header.log}: {what}{by}")
     return 0
+
+
+def _anchored(keys: str | None, receipt: evidence.Receipt) -> list[tuple[str, str]]:
+    """Who cosigned the tree head, and when; somebody must have where *keys* of witnesses are given."""
+    if keys is None:
+        return []
+    from dre import event, witness
+
+    known = witness.parse_keys(_read(keys, LARGEST).decode(errors="replace"), keys)
+    found = witness.cosignatures(receipt.note, [one.key for one in known])
+    if not found:
+        raise evidence.VerifyError(f"no cosignature by a witness of {keys}")
+    return [(name, event.stamp(when)) for name, when in found]
 
 
 def _read(name: str | Path, most: int) -> bytes:
