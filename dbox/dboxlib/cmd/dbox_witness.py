@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dre import cli, evidence, files, trust, witness
-from dre.errors import DreError, NotFoundError, UsageError
+from dre.errors import DreError, MissingError, NotFoundError, UsageError
 from dre.witness import Vkey, Witness
 
 BUSY = 64  # requests at a time; more wait
@@ -195,8 +195,10 @@ def _ask(ctx: cli.Context) -> int:
     """Ask everybody; one who does not answer does not keep the others from being asked."""
     from dre import event
 
-    from dboxlib import anchoring, channel, store
-
+    try:
+        from dboxlib import anchoring, channel, store
+    except ImportError as error:
+        raise MissingError(f"--ask is for the D-Box: {error}; apt-get install dbox") from None
     conf = ctx.conf
     known = anchoring.witnesses(conf)
     asked = [one for one in known if one.url]
