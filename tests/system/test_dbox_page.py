@@ -158,6 +158,7 @@ def test_browser_proves_an_entry_itself(site):
         page.one("#root").send_keys(str(site.certs / "root.pem"))
         page.wait(dict.fromkeys(("octets", "included", "signed", "chain"), "good"))
         assert "D-Box sign key ← D-Box owner ← D-Box manufacturer ← DEOS centre ← D-RE root" in page.words
+        assert "“D-Box note key” (Ed25519)" in page.words
         page.picture("phone-entry")
         page.one("#root").send_keys(str(site.certs / "client-ca.pem"))
         page.wait({"octets": "good", "included": "good", "signed": "good", "chain": "bad"})
@@ -178,7 +179,8 @@ def test_browser_catches_a_box_that_lies(site):
             ("proof", "time ", 6, "signed"),  # of the tree head
             ("proof", SIGNATURE, 80, "signed"),  # of the RSA signature
             ("chain.pem", "CERTIFICATE", 700, "signed"),
-            ("proof", "", -20, ""),  # of the Ed25519 line: not looked at here, as the page says
+            ("proof", "", -20, "signed"),  # of the Ed25519 signature
+            ("nowhere", "", 0, ""),  # the control
         ):
             page.driver.execute_script(LIE, part, mark, distance)
             page.one("#check").click()

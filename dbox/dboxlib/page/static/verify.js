@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The check of one entry in the browser, by WebCrypto: octets -> header -> leaf -> root, the RSA signature of the tree
+// The check of one entry in the browser, by WebCrypto: octets -> header -> leaf -> root, the signatures of the tree
 // head, and, with a root certificate from the reader's own file, the chain above the sign key. It believes nothing that
-// the page says; it fetches the receipt, the octets and the certificates, and computes. Ed25519 and anchors are left
-// to dbox-verify, as the page says.
+// the page says; it fetches the receipt, the octets and the certificates, and computes. Anchors are left to
+// dbox-verify, as the page says.
 "use strict";
 
 const RSA = { name: "RSASSA-PKCS1-v1_5", hash: "SHA-256" };
@@ -173,15 +173,46 @@ function pem(words) {
 }
 
 const isRsa = (certificate) => hex(certificate.key).includes("06092a864886f70d010101");
+const isEd25519 = (certificate) => hex(certificate.key).startsWith("302a300506032b6570032100");
 
-async function verified(key, signature, signed) {
-  const imported = await crypto.subtle.importKey("spki", key, RSA, false, ["verify"]);
-  return crypto.subtle.verify(RSA, imported, signature, signed);
+async function verified(key, signature, signed, method = RSA) {
+  const imported = await crypto.subtle.importKey("spki", key, method, false, ["verify"]);
+  return crypto.subtle.verify(method, imported, signature, signed);
 }
 
+// As signed-note has it: type and key behind the name of the log. An RSA key is its SubjectPublicKeyInfo, an Ed25519
+// key its 32 octets.
 async function keyId(origin, certificate) {
-  const type = join([0xff], new TextEncoder().encode("RSA-SHA256 with X.509 key"));
-  return (await sha256(new TextEncoder().encode(origin + "\n"), type, certificate.key)).slice(0, 4);
+  const rsa = join([0xff], new TextEncoder().encode("RSA-SHA256 with X.509 key"), certificate.key);
+  const type = isRsa(certificate) ? rsa : join([0x01], certificate.key.subarray(12));
+  return (await sha256(new TextEncoder().encode(origin + "\n"), type)).slice(0, 4);
+}
+
+// The certificate whose key signed the tree head, of those that may; its name tells of the kind in what is said.
+async function signerOf(receipt, certificates, kind, method) {
+  const signed = new TextEncoder().encode(receipt.body);
+  for (const certificate of certificates.filter((one) => signsHeads(one, receipt.origin))) {
+    const id = await keyId(receipt.origin, certificate);
+    const line = receipt.signatures.find((one) => one.name === receipt.origin && same(one.id, id));
+    if (!line) continue;
+    const valid = certificate.begin <= receipt.time && receipt.time <= certificate.end;
+    if (!valid) throw new Error(`the ${kind} key was not valid at the time of the tree head`);
+    if (!(await verified(certificate.key, line.value, signed, method))) throw new Error(`the ${kind} signature of the tree head is wrong`);
+    return certificate;
+  }
+  throw new Error(`no certificate of this box is for an ${kind} key that signed the tree head`);
+}
+
+// Younger than the rest of WebCrypto: not every browser has it. The key is that of the first test in RFC 8032.
+async function knowsEd25519() {
+  const key = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
+  const octets = Uint8Array.from(key.match(/../g), (pair) => parseInt(pair, 16));
+  try {
+    await crypto.subtle.importKey("raw", octets, "Ed25519", false, ["verify"]);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 async function leadsToRoot(leaf, others, roots, when) {
@@ -272,29 +303,24 @@ async function run() {
     if (!same(root, receipt.root)) throw new Error("the path does not lead to the root of the tree head");
     return `the path of ${receipt.path.length} hashes leads to root ${hex(root).slice(0, 16)}… of ${receipt.size} entries`;
   });
-  let signer = null;
+  const signers = [];
   await check("signed", async () => {
-    const signed = new TextEncoder().encode(receipt.body);
-    for (const certificate of certificates.filter((one) => isRsa(one) && signsHeads(one, receipt.origin))) {
-      const id = await keyId(receipt.origin, certificate);
-      const line = receipt.signatures.find((one) => one.name === receipt.origin && same(one.id, id));
-      if (!line) continue;
-      if (!(certificate.begin <= receipt.time && receipt.time <= certificate.end)) throw new Error("the sign key was not valid at the time of the tree head");
-      if (!(await verified(certificate.key, line.value, signed))) throw new Error("the RSA signature of the tree head is wrong");
-      signer = certificate;
-      return `tree head of ${receipt.time}: RSA signature by “${certificate.name}” (whose certificate came from this box)`;
-    }
-    throw new Error("no certificate of this box is for the key that signed the tree head");
+    signers.push(await signerOf(receipt, certificates.filter(isRsa), "RSA", RSA));
+    const said = `tree head of ${receipt.time}, by keys whose certificates came from this box: “${signers[0].name}” (RSA)`;
+    if (!(await knowsEd25519())) return `${said}; this browser cannot check its Ed25519 line`;
+    signers.push(await signerOf(receipt, certificates.filter(isEd25519), "Ed25519", "Ed25519"));
+    return `${said} and “${signers[1].name}” (Ed25519)`;
   });
   await check("chain", async () => {
     const file = document.getElementById("root").files[0];
     if (!file) throw open("choose the root certificate you trust; this box's own word for it proves nothing");
-    if (!signer) throw new Error("there is no sign key that could lead to it");
+    if (!signers.length) throw new Error("there is no sign key that could lead to it");
     const roots = pem(await file.text());
     if (!roots.length) throw open("that file has no certificate in it");
-    const names = await leadsToRoot(signer, certificates, roots, receipt.time);
+    const names = [];
+    for (const one of signers) names.push((await leadsToRoot(one, certificates, roots, receipt.time)).join(" ← "));
     const prints = await Promise.all(roots.map((root) => sha256(root.raw)));
-    return `${names.join(" ← ")}; SHA-256 of your root: ${hex(prints[0])}`;
+    return `${names.join("; ")}; SHA-256 of your root: ${hex(prints[0])}`;
   });
 }
 
