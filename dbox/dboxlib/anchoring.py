@@ -10,12 +10,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from dre import event, timestamp, witness
 from dre.conf import Conf
 from dre.errors import DreError, UsageError
-from dre.evidence import FormatError, Head, Note, VerifyError
+from dre.evidence import FormatError, Head, Note, Receipt, VerifyError, parse_note
 from dre.witness import Known
 
 from dboxlib.log import Log
@@ -128,3 +129,15 @@ def cosigned(note: Note, anchors: Sequence[tuple[str, bytes]]) -> Note:
         if kind == "witness":
             lines += [line for line in witness.signature_lines(octets.decode()) if line not in lines]
     return Note(note.text, tuple(lines[:64]))
+
+
+def receipt(store: Any, log: Log, number: int) -> Receipt | None:
+    """The receipt of an entry under the newest tree head that witnesses cosigned, with their lines, if there is one."""
+    said = [(kind, size, value) for kind, _, size, _, value in store.anchors(number) if kind == "witness"]
+    size = max((size for _, size, _ in said), default=0)
+    found = next((note for at, note in store.heads(size - 1, 1) if at == size), None) if said else None
+    if found is None:
+        return None
+    note = cosigned(parse_note(found), [(kind, value) for kind, at, value in said if at == size])
+    newest = log.receipt(number)
+    return Receipt(newest.header, number, tuple(log.inclusion(number, size)), note, newest.salt)

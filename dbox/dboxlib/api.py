@@ -130,14 +130,10 @@ def proof(request: Request) -> Answer:
 
 def _anchored(request: Request, number: int) -> evidence.Receipt:
     """The receipt of an entry under the newest tree head that witnesses cosigned, with their lines."""
-    said = [(kind, size, value) for kind, _, size, _, value in request.store.anchors(number) if kind == "witness"]
-    size = max((size for _, size, _ in said), default=0)
-    found = next((note for at, note in request.store.heads(size - 1, 1) if at == size), None) if said else None
+    found = anchoring.receipt(request.store, request.log, number)
     if found is None:
         raise Refused("404 Not Found", f"no tree head over entry {number} was cosigned by a witness")
-    note = anchoring.cosigned(evidence.parse_note(found), [(kind, value) for kind, at, value in said if at == size])
-    newest = request.log.receipt(number)
-    return evidence.Receipt(newest.header, number, tuple(request.log.inclusion(number, size)), note, newest.salt)
+    return found
 
 
 def signature(request: Request) -> Answer:

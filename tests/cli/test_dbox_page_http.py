@@ -407,7 +407,7 @@ def text_of(note):
     return note[: note.rindex("\n\n") + 1]
 
 
-def test_anchors_are_believed_when_a_known_witness_signed(site):
+def test_anchors_are_believed_when_a_known_witness_signed(site, tmp_path):
     browser, now = site.browser("carol"), int(time.time())
 
     def anchored(number):
@@ -437,6 +437,11 @@ def test_anchors_are_believed_when_a_known_witness_signed(site):
     note = browser.get("/ui/head").text
     site.anchor(note, site.witness.cosign(text_of(note), now))
     assert anchored(late)[0] == "good" and policy() == "✓ verified"
+    (tmp_path / "proof").write_bytes(browser.get(f"/ui/entries/{late}/proof?anchored=yes").body)
+    (tmp_path / "octets").write_bytes(b"after the anchor")
+    argv = ["--witnesses", site.box.path / "witnesses", tmp_path / "proof", tmp_path / "octets"]
+    assert b"anchored by witness.example/w1" in site.box.good("dbox-verify", *argv)
+    assert browser.get(f"/ui/entries/{site.put(b'newer')}/proof?anchored=yes").status == 404
 
 
 # --- Audit ---

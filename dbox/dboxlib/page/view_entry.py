@@ -6,9 +6,9 @@ import io
 import zipfile
 
 from dre.errors import NotFoundError
-from flask import Blueprint, Response, g, render_template
+from flask import Blueprint, Response, g, render_template, request
 
-from dboxlib import clients
+from dboxlib import anchoring, clients
 from dboxlib.page import access, app, show
 
 views = Blueprint("entry", __name__)
@@ -41,8 +41,14 @@ def octets(number: int) -> Response:
 @views.get("/ui/entries/<int:number>/proof")
 @access.needs("proof")
 def proof(number: int) -> Response:
-    """The receipt."""
-    return _file(app.page().log.receipt(number).format().encode(), f"entry-{number}.tlog-proof")
+    """The receipt under the newest tree head, or with ?anchored=yes under the newest that a witness cosigned."""
+    page = app.page()
+    if request.args.get("anchored") != "yes":
+        return _file(page.log.receipt(number).format().encode(), f"entry-{number}.tlog-proof")
+    found = anchoring.receipt(page.store, page.log, number)
+    if found is None:
+        raise NotFoundError(f"no tree head over entry {number} was cosigned by a witness")
+    return _file(found.format().encode(), f"entry-{number}-anchored.tlog-proof")
 
 
 @views.get("/ui/entries/<int:number>/zip")
