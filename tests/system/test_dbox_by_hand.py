@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipe of dbox-verify(1), openssl and sha256sum alone, says of evidence what dbox-verify says."""
+"""The recipe of dbox(7), openssl and sha256sum alone, says of evidence what dbox-verify says."""
 
 import os
 import re
@@ -15,7 +15,7 @@ OCTETS = b"some octets\n"
 
 
 def recipe():
-    page = (ROOT / "dbox/man/dbox-verify.1.rst").read_text()
+    page = (ROOT / "dbox/man/dbox.7.rst").read_text()
     part = page.partition("\nBY HAND\n")[2].partition("\nSEE ALSO\n")[0]
     return re.sub("(?m)^    ", "", part.partition("::\n")[2])
 
