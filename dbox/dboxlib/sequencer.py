@@ -359,7 +359,7 @@ class Sequencer:
         """Give each new entry its number; what is there already keeps its own. Who is refused hears of it here."""
         now = max(int(self.clock() * 1000), store.milliseconds(self.head.time))
         stamp = store.text_time(now)
-        fresh: dict[tuple[str, str, int], Known] = {}
+        fresh: dict[tuple[str, str, int], Row] = {}
         octets: dict[str, int] = {}
         placed: list[_Placed | None] = []
         number = len(self.tree)
@@ -380,15 +380,15 @@ class Sequencer:
         submission: Submission,
         number: int,
         now: tuple[int, str],
-        fresh: dict[tuple[str, str, int], Known],
+        fresh: dict[tuple[str, str, int], Row],
         more: int,
     ) -> _Placed:
         """Place one submission at *number* and on. Raises ConflictError, QuotaError."""
         writer, stream = key = (submission.writer, submission.stream)
-        known: dict[int, Known] = {}
+        known: dict[int, Known | Row] = {}
         last = submission.seq + len(submission.parts) - 1
         if submission.seq <= self._highest(key):
-            known = self.store.known(writer, stream, submission.seq, last)
+            known = dict(self.store.known(writer, stream, submission.seq, last))
             for seq in range(submission.seq, last + 1):
                 if (writer, stream, seq) in fresh:
                     known[seq] = fresh[writer, stream, seq]
@@ -411,7 +411,7 @@ class Sequencer:
         if rows and writer != self._own:
             self.streams.admit(stream, len(rows), sum(len(row.octets) for row in rows), more)
         for row in rows:
-            fresh[writer, stream, row.seq] = Known(row.number, row.digest, row.salt, row.time, False)
+            fresh[writer, stream, row.seq] = row
         self._top[key] = max(self._top[key], last)
         return _Placed(numbers, rows)
 
@@ -446,11 +446,12 @@ class Sequencer:
         try:
             head = Head(self.signer.origin, size, self.tree.root(size), self.now())
             note = self.signer.note(head)
-            signatures = [
-                (row.number, head.time, self.signer.digest(row.octets))
-                for row in rows
-                if self.streams.policy(row.stream).signature == "each"
-            ]
+            signed = {name for name in {row.stream for row in rows} if self.streams.policy(name).signature == "each"}
+            signatures = (
+                [(row.number, head.time, self.signer.digest(row.octets)) for row in rows if row.stream in signed]
+                if signed
+                else []
+            )
             self.store.append(Batch(rows, size, note.format(), certificate, signatures, erased), self._epoch)
         except FencedError:
             self.tree.truncate(old)
@@ -655,7 +656,7 @@ def own_event(when: str, kind: str, data: Mapping[str, object]) -> bytes:
     return event.format(event.Event(when, event.host() + "/dbox", kind, 5, dict(data))).rstrip(b"\n")
 
 
-def _same(stream: str, seq: int, octets: bytes, there: Known) -> None:
+def _same(stream: str, seq: int, octets: bytes, there: Known | Row) -> None:
     """Raise ConflictError unless *octets* are those that are there."""
     if there.erased:
         raise ConflictError(f"{stream} {seq} held octets that were erased (entry {there.number})")
