@@ -49,6 +49,7 @@ demo-stop:
 
 bench:
 	bench/run
+	bench/dbox
 	bench/life
 	bench/many
 	bench/stat
