@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
-from dre import dbox, evidence, units
+from dre import dbox, evidence, handover, units
 from dre.errors import UsageError
 
-from dboxlib import anchoring, clients
+from dboxlib import anchoring, clients, rotation
 from dboxlib.clients import Client
 from dboxlib.log import Log, Outcome
 from dboxlib.page import erasing
@@ -153,6 +153,11 @@ def keys(request: Request) -> Answer:
     return request.store.chain().encode(), "application/x-pem-file"
 
 
+def handovers(request: Request) -> Answer:
+    """GET /v1/handovers: the proofs of all changes of the sign key."""
+    return handover.format(rotation.proofs(request.store, request.log)), TEXT
+
+
 def consistency(request: Request) -> Answer:
     """GET /v1/consistency?old=M&new=N."""
     query = request.query("old", "new")
@@ -273,6 +278,7 @@ _RESOURCES: list[tuple[str, re.Pattern[str], str, Call]] = [
         ("GET", f"/v1/entries/{_N}/signature", "signature", signature),
         ("GET", "/v1/checkpoint", "head", checkpoint),
         ("GET", "/v1/keys", "head", keys),
+        ("GET", "/v1/handovers", "head", handovers),
         ("GET", "/v1/consistency", "head", consistency),
         ("GET", "/v1/search", "search", search),
         ("GET", "/v1/status", "status", status),

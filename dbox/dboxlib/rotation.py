@@ -15,17 +15,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cryptography import x509
-from dre import event, files, trust
+from dre import event, evidence, files, handover, trust
 from dre.errors import DreError, MissingError
 
 from dboxlib import pki, places
 from dboxlib.keystore import KeyStore
+from dboxlib.log import Log
 from dboxlib.places import Places
 from dboxlib.signer import Signer, SignKey, period
 from dboxlib.store import Store
 
-HANDED_OVER = "dbox.key.rotated"  # type of the entry that names the old key, the new one and the size of its tree head
-OWN = "dbox"
+HANDED_OVER = handover.TYPE  # of the entry that names the old key, the new one and the size of its tree head
 
 
 class Rotation:
@@ -85,13 +85,23 @@ def handovers(store: Store) -> Iterator[tuple[int, str]]:
     """Index and time of the entries of all changes of the sign key."""
     after = -1
     while True:
-        rows = list(store.search({"stream": OWN, "type": HANDED_OVER, "after": after}, 1000))
+        rows = list(store.search({"stream": handover.STREAM, "type": HANDED_OVER, "after": after}, 1000))
         for row in rows:
             if "more" not in row:
                 yield int(row["index"]), str(row["time"])
         if not rows:
             return
         after = int(rows[-1]["index"])
+
+
+def proofs(store: Store, log: Log) -> Iterator[tuple[evidence.Receipt, bytes]]:
+    """Receipt and octets of each change, under the last tree head of the old key; what `dre.handover` learns from."""
+    for index, _ in handovers(store):
+        header, octets, salt = store.payload(index) or (b"", None, b"")
+        size, text = next(store.heads(index, 1))
+        if octets is not None and size == index + 1:
+            note = evidence.parse_note(text)
+            yield evidence.Receipt(header, index, tuple(log.inclusion(index, size)), note, salt), octets
 
 
 def prepare(where: Places, keys: KeyStore, owner: pki.Issued, log: tuple[str, str], bits: int, age: float) -> bool:

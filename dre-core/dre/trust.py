@@ -41,6 +41,7 @@ class LogKey:
     begin: str
     end: str
     fingerprint: str = ""  # of the certificate
+    issuer: str = ""  # fingerprint of the certificate above it
 
     def signed(self, signature: Signature, text: str) -> bool:
         """Whether *signature* over *text* is by this key."""
@@ -59,6 +60,10 @@ class Trust:
 
     def __init__(self, keys: Sequence[LogKey]) -> None:
         self.keys = {(key.origin, key.id): key for key in keys}
+        # By fingerprint: the largest tree head of a key that was replaced, and the one before that of its successor.
+        # Known to who has the proofs, see dre.handover.
+        self.last: dict[str, int] = {}
+        self.first: dict[str, int] = {}
 
     def head(self, note: Note) -> Head:
         """The tree head of *note*, signed by both an RSA and an Ed25519 key. Raises VerifyError.
@@ -77,6 +82,12 @@ class Trust:
                 raise VerifyError(f"certificate chain: not valid at the time of the tree head, {head.time}")
             if not key.signed(signature, note.text):
                 raise VerifyError(f"tree head signature: {_kind(key.kind)} signature is wrong")
+            if head.size > self.last.get(key.fingerprint, head.size):
+                ended = self.last[key.fingerprint]
+                raise VerifyError(f"tree head signature: of {head.size} entries, by a sign key replaced at {ended}")
+            if head.size <= self.first.get(key.fingerprint, -1):
+                begun = self.first[key.fingerprint]
+                raise VerifyError(f"tree head signature: of {head.size} entries, by a sign key in force after {begun}")
             found.add(key.kind)
         for kind in (evidence.RSA_SHA256, evidence.ED25519):
             if kind not in found:
@@ -87,6 +98,10 @@ class Trust:
         """The fingerprints of the certificates of the log's keys that *note* bears a line of; see `head`."""
         lines = [(signature.name, signature.key) for signature in note.signatures]
         return {self.keys[line].fingerprint for line in lines if line in self.keys}
+
+    def certified(self, fingerprint: str) -> LogKey | None:
+        """The key of the certificate with this fingerprint."""
+        return next((key for key in self.keys.values() if key.fingerprint == fingerprint), None)
 
     def check(self, receipt: Receipt, octets: bytes) -> tuple[Header, Head]:
         """Check that *receipt* proves that *octets* are in the log. Raises VerifyError naming the step that failed."""
@@ -242,7 +257,7 @@ def _log_key(path: Sequence[x509.Certificate]) -> LogKey:
     public = path[0].public_key()
     kind, identity = key_id(origin, public)
     assert isinstance(public, rsa.RSAPublicKey | ed25519.Ed25519PublicKey)  # key_id refused others
-    return LogKey(origin, kind, identity, public, *period(path), fingerprint(path[0]))
+    return LogKey(origin, kind, identity, public, *period(path), fingerprint(path[0]), fingerprint(path[1]))
 
 
 def period(path: Sequence[x509.Certificate]) -> tuple[str, str]:

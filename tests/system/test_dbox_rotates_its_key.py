@@ -147,6 +147,50 @@ def test_rotated_by_hand_with_and_without_a_sequencer(box):
     assert check(box, late, b"late", box.certs / "chain.pem").returncode == 0
 
 
+def test_a_tree_head_by_the_old_key_after_its_hand_over_is_refused(box):
+    """Somebody kept the old key. Its certificate is still valid; but the key itself had said where it ends."""
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import padding
+    from dre import evidence, trust
+
+    old = serialization.load_pem_private_key(keys_now(box), None)
+    box.start()
+    early = box.put(b"early")
+    box.good("dbox-rotate")
+    receipt = evidence.parse_receipt(box.put(b"late"))
+    chain, handovers, file = (box.path / name for name in ("chain.pem", "handovers", "receipt"))
+    chain.write_bytes(box.good("dbox-get", "--certs"))
+    handovers.write_bytes(box.good("dbox-get", "--handovers"))
+    head = evidence.parse_head(receipt.note.text)
+    identity = trust.key_id(head.origin, old.public_key())[1]
+    value = old.sign(receipt.note.text.encode(), padding.PKCS1v15(), hashes.SHA256())
+    lines = (evidence.Signature(head.origin, identity, value), receipt.note.signatures[1])
+    forged = evidence.Receipt(receipt.header, receipt.index, receipt.path, evidence.Note(receipt.note.text, lines))
+
+    def verify(octets, text, *more):
+        file.write_bytes(text)
+        return box.run("dbox-verify", "--certs", chain, *more, file, "-", stdin=octets)
+
+    known = ("--handovers", handovers)
+    for octets, good in ((b"early", early), (b"late", receipt.format().encode())):
+        assert verify(octets, good, *known).returncode == 0
+    # Without the proof of the change nobody can know; with it everybody does.
+    assert verify(b"late", forged.format().encode()).returncode == 0
+    done = verify(b"late", forged.format().encode(), *known)
+    assert done.returncode == 1 and b"by a sign key replaced at" in done.stderr
+    # The proof itself is checked: another size, another writer, torn.
+    text = handovers.read_bytes()
+    handovers.write_bytes(text[:-40] + b"\n")
+    assert verify(b"late", receipt.format().encode(), *known).returncode in (1, 2)
+    handovers.write_bytes(b"dre-handovers/v2\n")
+    assert verify(b"late", receipt.format().encode(), *known).returncode == 2
+    from dre import handover
+
+    handovers.write_bytes(handover.format([(receipt, b"late")]))
+    done = verify(b"late", receipt.format().encode(), *known)
+    assert done.returncode == 1 and b"does not tell of a change" in done.stderr
+
+
 def test_rotated_by_the_number_of_tree_heads(often):
     old, prepared = keys(often)
     often.start()

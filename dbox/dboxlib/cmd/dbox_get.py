@@ -34,6 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument("--proof", action="store_true", help="a receipt of the entry under the newest tree head")
     what.add_argument("--signature", action="store_true", help="the signed digest of the entry (RSA, SHA-256)")
     what.add_argument("--certs", action="store_true", help="the certificates below the root, for dbox-verify --certs")
+    what.add_argument("--handovers", action="store_true", help="changes of the sign key, for dbox-verify --handovers")
     what.add_argument("--head", action="store_true", help="the newest tree head")
     what.add_argument("--list", action="store_true", help="all entries, one per line")
     what.add_argument(
@@ -59,9 +60,9 @@ def _index(text: str) -> int:
 
 def _get(ctx: cli.Context) -> None:
     args = ctx.args
-    whole = args.certs or args.head or args.list or args.search
+    whole = args.certs or args.handovers or args.head or args.list or args.search
     if bool(whole) == (args.index is not None):
-        raise UsageError("expected the INDEX of an entry, or one of --certs --head --list --search")
+        raise UsageError("expected the INDEX of an entry, or one of --certs --handovers --head --list --search")
     if args.anchored and not args.proof:
         raise UsageError("--anchored goes with --proof")
     client = Client(ctx.conf, args.client)
@@ -80,6 +81,8 @@ def _show(ctx: cli.Context, client: Client, note: evidence.Note, head: evidence.
     path = f"/v1/entries/{args.index}"
     if args.certs:
         _write(client.request("GET", "/v1/keys"))
+    elif args.handovers:
+        _write(client.request("GET", "/v1/handovers"))
     elif args.head:
         _write(note.format().encode())
     elif args.octets:

@@ -8,9 +8,11 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from dre import cli, evidence, trust
+from dre import cli, evidence, handover, trust
 from dre.dbox import LARGEST
 from dre.errors import UsageError
+
+HANDOVERS = 64 * 1024 * 1024  # octets of all changes of a sign key in 30 years
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -26,6 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--certs", metavar="F", help="certificates below it, from dbox-get --certs (chain.pem of DRE_DBOX_CERTS_DIR)"
     )
+    parser.add_argument("--handovers", metavar="F", help="changes of the sign key, from dbox-get --handovers")
     parser.add_argument(
         "--witnesses", metavar="F", help="demand a cosignature by one of the witnesses whose keys are in F"
     )
@@ -110,7 +113,10 @@ def _entry(ctx: cli.Context, root: bytes, proof: bytes, octets: bytes, chain: by
     if not octets:
         raise UsageError(f"{args.octets or args.receipt}: empty: no entry has no octets")
     try:
-        header, head = trust.load(root, chain).check(receipt, octets)
+        keys = trust.load(root, chain)
+        if args.handovers is not None:
+            handover.learn(keys, handover.parse(_read(args.handovers, HANDOVERS)))
+        header, head = keys.check(receipt, octets)
         anchored = _anchored(args.witnesses, receipt)
     except evidence.VerifyError as error:
         raise evidence.VerifyError(f"{args.receipt}: does not verify: {error}") from None
