@@ -264,6 +264,8 @@ def test_forms_need_their_token(site):
         assert browser.post("/ui/record", headers=headers, **good).status == 403
     assert site.browser().post("/ui/login", name="alice", password=PASSWORD).status == 403
     assert site.browser().post("/ui/login", name="alice", password="x" * 20_000).status == 413
+    assert site.browser().post("/ui/login", name="alice", password="x" * 3_000_000).status == 413
+    assert browser.post("/ui/record", {"file": bytes(18_000_000)}, **hidden).status == 413
     assert "Nothing found" in site.browser("carol").get("/ui/search?stream=forms").words
     assert browser.post("/ui/record", headers={"Origin": "null", "Sec-Fetch-Site": "same-origin"}, **good).status == 200
 

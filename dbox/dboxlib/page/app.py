@@ -5,6 +5,7 @@ Nothing comes from elsewhere and nothing is inline: the policy in `HEADERS` lets
 script only, so that text of strangers stays text even if an escape were forgotten.
 """
 
+import contextlib
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from dboxlib.page import access, accounts, check, show
 from dboxlib.page.accounts import Accounts
 
 LARGEST = 17 * 1024 * 1024  # octets of a form: one entry of the largest size, and its fields
+SKIP = 64 * 1024 * 1024  # octets of a refused form that are read
 SMALL = 16 * 1024  # of one that nobody sends whom we know
 HEADERS = {
     "Content-Security-Policy": (
@@ -98,10 +100,20 @@ def _before() -> None:
 def _after(response: Response) -> Response:
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
+    if request.method not in ("GET", "HEAD") and response.status_code >= 400:
+        _skip()
     if request.endpoint != "static":
         response.headers["Cache-Control"] = "no-store"
         access.keep(response)
     return response
+
+
+def _skip() -> None:
+    """Read and forget a form that was refused: a browser that is still sending would not see the answer."""
+    left = min(request.content_length or 0, SKIP)
+    with contextlib.suppress(OSError):
+        while left > 0 and (read := request.environ["wsgi.input"].read(min(left, 65_536))):
+            left -= len(read)
 
 
 def _menu() -> list[tuple[str, str]]:
