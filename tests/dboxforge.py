@@ -244,7 +244,14 @@ class Forge:
             self.run("INSERT INTO erased VALUES (?, ?, ?, 'wrong', 'x', 'y')", number, length, stamp(self.time))
         self.set(number, octets=None, salt=None)
 
-    def audit(self, marks=(), memory=None):
+    def cosign(self, key, size):
+        """What a witness says of a tree head."""
+        text = self.note(size).split("\n\n")[0] + "\n"
+        line = key.cosign(text, self.time // 1000).line().encode()
+        values = ("witness", key.public.name, size, stamp(self.time), line)
+        self.run("INSERT INTO anchor (kind, name, size, time, octets) VALUES (?, ?, ?, ?, ?)", *values)
+
+    def audit(self, marks=(), memory=None, judge=lambda anchor, note: None):
         """The report of an audit of this database."""
         from dboxlib import database, store
         from dre import audit, trust
@@ -260,7 +267,7 @@ class Forge:
                 report = audit.Report(self.keys.origin, True)
                 report.findings.append(audit.Finding("certificate", 0, str(error)))
                 return report
-            return audit.Auditor(source, keys, marks, memory).run()
+            return audit.Auditor(source, keys, marks, memory, judge).run()
         finally:
             here.close()
             self.open()

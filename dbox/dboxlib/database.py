@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The database of a log, as an audit reads it: every entry is compared with all that is stored of it."""
 
+import functools
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dre.audit import Anchor, Chunk, Key
 from dre.evidence import TamperedError
 
-from dboxlib.sources import CHUNK, OWN, event_of, own_writers
+from dboxlib.sources import CHUNK, OWN, by_size, event_of, own_writers
 from dboxlib.store import TAG, Store, text_time
 
 
@@ -104,3 +105,11 @@ class Database:
         """What third parties said."""
         for anchor in self.store.anchors():
             yield Anchor(*anchor)
+
+    @functools.cached_property
+    def _by_size(self) -> dict[int, list[Anchor]]:
+        return by_size(self.anchors())
+
+    def anchored(self, size: int) -> Sequence[Anchor]:
+        """What they said of the tree head of *size*."""
+        return self._by_size.get(size, ())

@@ -13,11 +13,12 @@ Nothing of it is believed: an export is as good as the signatures in it. The sam
 """
 
 import base64
+import functools
 import hashlib
 import json
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -27,7 +28,7 @@ from dre import dbox, evidence
 from dre.audit import Anchor, Chunk
 from dre.evidence import FormatError, TamperedError
 
-from dboxlib.sources import OWN, Splitter, event_of, own_writers
+from dboxlib.sources import OWN, Splitter, by_size, event_of, own_writers
 
 VERSION = "dre-export/v1"
 HEADS = 1000  # in a member
@@ -212,6 +213,14 @@ class Export:
                 yield Anchor(str(row["kind"]), str(row["name"]), int(row["size"]), str(row["time"]), octets)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FormatError(f"{self.path}: anchors.jsonl: {error}") from None
+
+    @functools.cached_property
+    def _by_size(self) -> dict[int, list[Anchor]]:
+        return by_size(self.anchors())
+
+    def anchored(self, size: int) -> Sequence[Anchor]:
+        """What they said of the tree head of *size*."""
+        return self._by_size.get(size, ())
 
 
 def _entry(split: Splitter, chunk: Chunk, gone: list[int], header: bytes, salt: bytes, octets: bytes) -> None:

@@ -7,8 +7,9 @@ which needs the D-Box, and exports in dboxlib.export.
 
 import base64
 import hashlib
+import itertools
 import json
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dre import audit, dbox, evidence, trust
@@ -30,7 +31,7 @@ class Server:
         self.client = client
         newest = evidence.parse_head(evidence.parse_note(client.request("GET", "/v1/checkpoint").decode()).text)
         self.origin, self.size = newest.origin, newest.size
-        self._anchors: list[Anchor] = []
+        self._anchors: dict[int, list[Anchor]] = {}
 
     def chain(self) -> bytes:
         """The certificates below the root, PEM."""
@@ -48,7 +49,7 @@ class Server:
                 if size <= after:
                     raise FormatError("tree heads of the D-Box are not in order")
                 after = size
-                self._anchors += anchors
+                self._anchors.update({size: anchors} if anchors else {})
                 yield size, note
             if not rows:
                 return
@@ -77,7 +78,11 @@ class Server:
 
     def anchors(self) -> Iterator[Anchor]:
         """What third parties said of the tree heads that were read."""
-        return iter(self._anchors)
+        return itertools.chain.from_iterable(self._anchors.values())
+
+    def anchored(self, size: int) -> Sequence[Anchor]:
+        """What they said of one."""
+        return self._anchors.get(size, ())
 
 
 def _head_row(row: bytes) -> tuple[int, str, list[Anchor]]:
@@ -117,6 +122,14 @@ class Splitter:
         chunk.seqs.append(int(seq))
         chunk.times.append(time.decode())
         return int(length), digest
+
+
+def by_size(anchors: Iterable[Anchor]) -> dict[int, list[Anchor]]:
+    """Anchors under the sizes of their tree heads."""
+    found: dict[int, list[Anchor]] = {}
+    for anchor in anchors:
+        found.setdefault(anchor.size, []).append(anchor)
+    return found
 
 
 def own_writers(chain: bytes) -> set[str]:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -78,12 +78,16 @@ class Source(Protocol):
         """What third parties said."""
         ...
 
+    def anchored(self, size: int) -> Sequence[Anchor]:
+        """What they said of the tree head of *size*, once `heads` gave it."""
+        ...
+
 
 @dataclass(frozen=True)
 class Finding:
     """Something that is wrong: *index* is the first entry that is bad, or that cannot be believed."""
 
-    kind: str  # certificate, entry, erased, head, tree, tail, seen, number
+    kind: str  # certificate, entry, erased, head, tree, tail, seen, number, anchor
     index: int
     text: str
     proof: tuple[str, ...] = ()  # two notes of one size that convict the D-Box
@@ -248,6 +252,7 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
     anchors: list[Anchor] = field(default_factory=list)
+    anchored: Anchor | None = None  # the newest one that was checked and is right
     memory: Memory | None = None
 
     @property
@@ -280,11 +285,23 @@ class Reasons:
         return index in self.erased or any(first <= index <= last for first, last in ranges[max(0, at - 4) : at])
 
 
-class Auditor:
-    """One audit. *marks* are tree heads known from elsewhere; *memory* is that of an earlier audit."""
+# Whether an anchor is right for the note of its tree head; None for one by somebody who is not known.
+Judge = Callable[[Anchor, Note], bool | None]
 
-    def __init__(self, source: Source, trust: Trust, marks: Sequence[Mark] = (), memory: Memory | None = None) -> None:
+
+class Auditor:
+    """One audit. *marks* are tree heads known from elsewhere; *memory* is that of an earlier audit; *judge* anchors."""
+
+    def __init__(
+        self,
+        source: Source,
+        trust: Trust,
+        marks: Sequence[Mark] = (),
+        memory: Memory | None = None,
+        judge: Judge = lambda anchor, note: None,
+    ) -> None:
         self.source = source
+        self.judge = judge
         self.trust = trust
         self.report = Report(source.origin, source.octets)
         self.frontier = Frontier(memory.frontier if memory else ())
@@ -424,7 +441,18 @@ class Auditor:
             self._find("head", covered, f"tree head of {size}: {error}", (before[1], text) if size == before[0] else ())
             return None
         self._time, self._note, self.report.head = head.time, note, head
+        for anchor in self.source.anchored(size):
+            self._anchor(anchor, note)
         return head
+
+    def _anchor(self, anchor: Anchor, note: Note) -> None:
+        """An anchor that does not fit its tree head: one of them is not what it was, as may be all before."""
+        right = self.judge(anchor, note)
+        if right:
+            self.report.anchored = anchor
+        elif right is not None:
+            covered = self.report.anchored.size if self.report.anchored else self.report.begin
+            self._find("anchor", covered, f"{anchor.name} confirmed another tree head of {anchor.size} than is here")
 
     def _retired(self, note: Note, size: int) -> None:
         """Raise VerifyError when a sign key was used after it had handed over to the next."""

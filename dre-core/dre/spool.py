@@ -30,9 +30,9 @@ REQUESTS = 8 * 1024 * 1024  # octets of request ids kept, twice: at least some 7
 MANY = 500_000  # requests in memory
 FIRST = "0" * 64  # before the first frame
 _FRAME = re.compile(
-    rb"dre-record/(?:v1 (?P<name1>(?P<stream1>[a-z0-9-]{1,31}) (?P<seq1>[1-9][0-9]*) (?P<length1>[0-9]+))"
-    rb"|v2 (?P<name>(?P<stream>[a-z0-9-]{1,31}) (?P<seq>[1-9][0-9]*) (?P<length>[0-9]+)"
-    rb" (?P<request>\S{1,100}) (?P<previous>[0-9a-f]{64}))) (?P<sum>[0-9a-f]{64})\n"
+    rb"dre-record/(?:v1 (?P<name1>(?P<stream1>[a-z0-9-]{1,31}) (?P<seq1>[1-9][0-9]{0,18}) (?P<length1>[0-9]{1,8}))"
+    rb"|v2 (?P<name>(?P<stream>[a-z0-9-]{1,31}) (?P<seq>[1-9][0-9]{0,18}) (?P<length>[0-9]{1,8})"
+    rb" (?P<request>[!-~]{1,100}) (?P<previous>[0-9a-f]{64}))) (?P<sum>[0-9a-f]{64})\n"
 )
 _FRAME_LINE = 400  # more octets than the longest first line of a frame
 _REQUEST = re.compile(r"[A-Za-z0-9._:@/=-]{1,100}")

@@ -410,6 +410,40 @@ def test_two_signed_heads_of_one_size_are_proof(log, made):
     assert "do not verify" in finding.text
 
 
+def judge_of(tmp_path, *keys):
+    """What dbox-audit makes of a file of known witnesses."""
+    import types
+
+    from dboxlib.cmd import dbox_audit
+    from dre import conf
+
+    (tmp_path / "witnesses").write_text("".join(key.public.format() + "\n" for key in keys))
+    (tmp_path / "dre.conf").write_text(f'DRE_DBOX_WITNESSES="{tmp_path}/witnesses"\n')
+    return dbox_audit._judge(types.SimpleNamespace(conf=conf.load(str(tmp_path / "dre.conf"))))
+
+
+def test_a_witness_that_is_known_convicts_history_made_anew(log, tmp_path):
+    from dre import witness
+
+    known, other = witness.make_key("w.example/1"), witness.make_key("w.example/2")
+    judge = judge_of(tmp_path, known)
+    for size in (LOW, END):
+        log.cosign(known, size)
+    log.cosign(other, END)
+    report = log.audit(judge=judge)
+    assert report.findings == [] and report.anchored.size == END and len(report.anchors) == 3
+    same_keys_new_history(log)
+    assert log.audit().findings == [], "without a known witness nothing is to be seen"
+    (finding,) = log.audit(judge=judge).findings
+    # The witness's first tree head ends before the entry that was changed, so it still fits.
+    assert (finding.kind, finding.index) == ("anchor", LOW) and "w.example/1" in finding.text
+    # An unknown witness is no evidence, and anchors that were stripped leave none.
+    assert log.audit(judge=judge_of(tmp_path, witness.make_key("w.example/3"))).anchored is None
+    log.run("DELETE FROM anchor")
+    report = log.audit(judge=judge)
+    assert (report.findings, report.anchored) == ([], None)
+
+
 def test_another_log_in_its_place(log, foreign):
     other = mark(foreign.head(3, bytes(32), stamp(log.time)))
     (finding,) = log.audit([other]).findings

@@ -61,6 +61,7 @@ def _audit(ctx: cli.Context) -> int:
                 [mark for name in args.seen for mark in marks(name, read(name))],
                 memory := _Memory(ctx, source.origin),
                 args.since_last,
+                _judge(ctx),
             )
     except CheckError:
         raise
@@ -104,12 +105,37 @@ def _source(ctx: cli.Context) -> Iterator[audit.Source]:
         client.close()
 
 
+def _judge(ctx: cli.Context) -> audit.Judge:
+    """What the settings know of witnesses and of a time stamping authority."""
+    from dre import timestamp, witness
+
+    keys, conf = dict[str, witness.Vkey](), ctx.conf
+    if conf.dbox_witnesses is not None:
+        text = read(conf.dbox_witnesses).decode(errors="replace")
+        keys = {one.key.name: one.key for one in witness.parse_keys(text, str(conf.dbox_witnesses))}
+
+    def judge(anchor: audit.Anchor, note: evidence.Note) -> bool | None:
+        try:
+            if anchor.kind == "witness" and anchor.name in keys:
+                lines = witness.signature_lines(anchor.octets.decode())
+                return bool(witness.cosignatures(evidence.Note(note.text, lines), [keys[anchor.name]]))
+            if anchor.kind == "rfc3161" and conf.dbox_tsa_ca is not None:
+                timestamp.check(conf.dbox_tsa_ca, note.text, anchor.octets)
+                return True
+        except (VerifyError, evidence.FormatError, UnicodeDecodeError):
+            return False
+        return None
+
+    return judge
+
+
 def audited(
     source: audit.Source,
     root: bytes,
     known: Sequence[Mark] = (),
     memory: "_Memory | None" = None,
     since_last: bool = False,
+    judge: audit.Judge = lambda anchor, note: None,
 ) -> Report:
     """The report of an audit of *source* under *root*."""
     before = memory.read() if memory else None
@@ -120,7 +146,7 @@ def audited(
         since_last = False  # the first one looks at everything
     try:
         keys = trust.load(root, source.chain())
-        return audit.Auditor(source, keys, here, before if since_last else None).run()
+        return audit.Auditor(source, keys, here, before if since_last else None, judge).run()
     except VerifyError as error:
         if isinstance(error, evidence.TamperedError):
             raise
@@ -196,7 +222,7 @@ def show(ctx: cli.Context, report: Report, bad: bool) -> None:
 
 
 def _summary(ctx: cli.Context, report: Report, bad: bool) -> None:
-    head, newest = report.head, max(report.anchors, key=lambda anchor: anchor.size, default=None)
+    head, newest = report.head, report.anchored
     fields = {
         "clean": not bad,
         "first_bad": report.first_bad,
@@ -218,6 +244,7 @@ def _summary(ctx: cli.Context, report: Report, bad: bool) -> None:
     what = f"{report.entries} entries, {report.heads} tree heads" + (
         f", from {report.begin} on" if report.begin else ""
     )
+    what += f", anchored up to {newest.size}" if newest else ""
     what += "" if report.octets else "; octets were not looked at"
     if report.first_bad is not None:
         ctx.out.line(f"first bad index {report.first_bad} of log {report.origin} ({what})")
