@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 
 import dboxkit
 import pytest
@@ -119,6 +120,65 @@ def test_any_executable_of_a_user(local):
     local.good("dbox-init", "--client", "here", "--role", "writer", "--local", "root")
     local.start()
     assert put(local).returncode == 0
+
+
+def test_without_https_the_local_socket_is_all(local):
+    """DRE_DBOX_LISTEN="no": another server answers by HTTPS."""
+    for path in (local.conf, local.near):
+        path.write_text(path.read_text().replace(f'LISTEN="127.0.0.1:{local.port}"', 'LISTEN="no"'))
+    local.good("dbox-init", "--client", "here", "--role", "writer", "--local", "root")
+    local.start()
+    assert b"listening on the local socket" in local.said()
+    for _ in range(3):
+        assert put(local).returncode == 0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", local.port), 5)
+    listening = subprocess.run(["ss", "-Hltnp"], capture_output=True, check=True, timeout=20).stdout
+    assert f"pid={local.server.pid},".encode() not in listening
+    assert local.stop() == 0
+
+
+def test_nothing_is_left_of_a_dboxd_that_was_killed(local):
+    local.start()
+    below = children(local.server.pid)
+    assert len(below) >= 3  # the doorkeeper, the sequencer and its keeper
+    local.stop(9)
+    deadline = time.monotonic() + 30
+    while any(pathlib.Path(f"/proc/{pid}/exe").exists() for pid in below):
+        assert time.monotonic() < deadline, below
+        time.sleep(0.05)
+
+
+def children(pid):
+    found = []
+    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            found += [child, *children(child)]
+    return found
+
+
+def test_one_user_with_many_connections_is_told_to_wait(local):
+    local.good("dbox-init", "--client", "here", "--role", "writer", "--local", "root")
+    local.start()
+    place = f"{local.path}/run/dbox/intake.sock"
+    many = [socket.socket(socket.AF_UNIX) for _ in range(70)]
+    for one in many:
+        one.settimeout(20)
+        one.connect(place)
+    try:
+        many[-1].sendall(b"GET /v1/checkpoint HTTP/1.1\r\nHost: x\r\n\r\n")
+        said = many[-1].recv(4096)
+        assert said.startswith(b"HTTP/1.1 503") and b"Retry-After" in said
+        many[0].sendall(b"GET /v1/checkpoint HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert many[0].recv(4096).startswith(b"HTTP/1.1 200")
+        assert local.good("dbox-get", "--head")  # others are served
+    finally:
+        for one in many:
+            one.close()
+    deadline = time.monotonic() + 30
+    while put(local).returncode:  # and so is this user, once they are gone
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_the_socket_survives_a_kill_and_a_second_start(local):
