@@ -5,28 +5,16 @@ The interval and the number kept are properties of the app. A timer of systemd, 
 `dre-app snapshot run` every five minutes; nothing here waits. Only snapshots made here are ever deleted here.
 """
 
-import time
-
 from dre import app as apps
-from dre import event, snapshot
+from dre import interval, snapshot
 from dre.app import App
 from dre.conf import Conf
-from dre.errors import DreError
 from dre.snapshot import Snapshot
-
-_EARLY = 30.0  # that a timer may be early: else an app would be due only the next time, and each interval longer
 
 
 def due(conf: Conf) -> list[str]:
-    """The apps that seem due. Reads without their locks, so that one which is held does not keep up the others."""
-    found = []
-    for name in apps.names(conf):
-        try:
-            if _due(App(conf, name)):
-                found.append(name)
-        except DreError:
-            continue  # half made, or destroyed meanwhile; not a thing to report every five minutes
-    return found
+    """The apps that seem due; see dre.interval."""
+    return interval.those(apps.names(conf), lambda name: _due(App(conf, name)))
 
 
 def run(app: App) -> Snapshot | None:
@@ -39,8 +27,7 @@ def run(app: App) -> Snapshot | None:
 
 
 def _due(app: App) -> bool:
-    every = app.need().snapshot_every
-    if every is None:
-        return False
-    last = [saved.created for saved in snapshot.every(app) if saved.scheduled][-1:]
-    return not last or time.time() - event.seconds(last[0]) >= every - _EARLY
+    def stamps() -> list[str]:
+        return [saved.created for saved in snapshot.every(app) if saved.scheduled]
+
+    return interval.passed(app.need().snapshot_every, stamps)

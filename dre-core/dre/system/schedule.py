@@ -5,28 +5,16 @@ Interval and number are properties of the system. A timer of systemd, or cron wh
 `dre-sys snapshot run` every five minutes; nothing here waits. Only what was saved here is ever deleted here.
 """
 
-import time
-
-from dre import event
+from dre import interval
 from dre.conf import Conf
-from dre.errors import DreError
 from dre.system import model, saved
 from dre.system.model import RUNNING, System
 from dre.system.saved import CHECKPOINT, SCHEDULED, SNAPSHOT, Saved
 
-_EARLY = 30.0  # that a timer may be early: else a system would be due only the next time, and each interval longer
-
 
 def due(conf: Conf) -> list[str]:
-    """The systems that seem due. Reads without their locks, so that one which is held does not keep up the others."""
-    found = []
-    for name in sorted(model.kept(conf)):
-        try:
-            if _due(System(conf, name)):
-                found.append(name)
-        except DreError:
-            continue  # half made, or destroyed meanwhile; not a thing to report every five minutes
-    return found
+    """The systems that seem due; see dre.interval."""
+    return interval.those(sorted(model.kept(conf)), lambda name: _due(System(conf, name)))
 
 
 def run(system: System) -> Saved | None:
@@ -41,7 +29,10 @@ def run(system: System) -> Saved | None:
 
 def _due(system: System) -> bool:
     spec = system.spec()
-    if spec is None or spec.snapshot_every is None:
+    if spec is None:
         return False
-    last = [made.created for made in saved.every(system) if made.description == SCHEDULED][-1:]
-    return not last or time.time() - event.seconds(last[0]) >= spec.snapshot_every - _EARLY
+
+    def stamps() -> list[str]:
+        return [made.created for made in saved.every(system) if made.description == SCHEDULED]
+
+    return interval.passed(spec.snapshot_every, stamps)

@@ -7,7 +7,8 @@ from typing import Any
 
 from dre import cli, recovery, requests, schedule, snapshot, verbs
 from dre.cli import Context
-from dre.errors import NotFoundError, UsageError
+from dre.cmd import printing, state_options
+from dre.errors import NotFoundError
 
 SNAPSHOT_COLUMNS = (
     ("TAG", "tag", 12),
@@ -32,8 +33,7 @@ def add(table: Any) -> None:
 
 def _add_snapshot(table: Any) -> None:
     save = verbs.changing(table, "save", _save, "save a stopped app")
-    text = "why it was saved, one line"
-    save.add_argument("--description", metavar="TEXT", default="", type=_description, help=text)
+    state_options.add_description(save)
     save.add_argument("--freeze", action="store_true", help="save a running one, frozen while its files are copied")
     verbs.add_name(save)
     save.add_argument("tag", nargs="?", metavar="TAG", type=verbs.name, help="default: named by the time, and printed")
@@ -55,13 +55,6 @@ def add_changed_base(verb: argparse.ArgumentParser) -> None:
     """Add --changed-base."""
     text = "go on although the tree it is based on has changed since"
     verb.add_argument("--changed-base", action="store_true", help=text)
-
-
-@verbs.kind
-def _description(text: str) -> str:
-    if not text.isprintable() or len(text) > 200:
-        raise UsageError("a description is one line of at most 200 characters")
-    return text
 
 
 def _undo(ctx: Context) -> None:
@@ -108,7 +101,7 @@ def _snapshots(ctx: Context) -> None:
 def _prune(ctx: Context) -> None:
     with recovery.held(ctx.conf, ctx.args.name) as app:
         for tag in snapshot.prune(app, ctx.args.keep):
-            _tell(ctx, app.name, tag)
+            printing.tag(ctx, app.name, tag)
 
 
 def _run(ctx: Context) -> None:
@@ -116,13 +109,6 @@ def _run(ctx: Context) -> None:
         with recovery.held(ctx.conf, name) as app:
             saved = schedule.run(app)
         if saved:
-            _tell(ctx, name, saved.tag)
+            printing.tag(ctx, name, saved.tag)
 
     verbs.each(ctx, schedule.due(ctx.conf), work)
-
-
-def _tell(ctx: Context, name: str, tag: str) -> None:
-    if ctx.out.as_json:
-        ctx.out.json({"name": name, "tag": tag})
-    else:
-        ctx.out.line(f"{name} {tag}")

@@ -3,13 +3,13 @@
 
 import os
 import sys
-from collections.abc import Iterable
 from typing import Any
 
 from dre import app as apps
 from dre import cli, output, recovery, verbs
 from dre.app import App
 from dre.cli import Context
+from dre.cmd import printing
 from dre.cmd.app.running import STOP_WAIT, settle_all, start_in_order, stop_in_order
 from dre.errors import DreError, UsageError
 from dre.run import need
@@ -50,22 +50,10 @@ def _log(ctx: Context) -> None:
     elif args.lxc:
         paths = [output.of_lxc(app)]
     position = app.log.stat().st_size if args.follow and app.log.exists() else 0
-    _print(ctx, output.kept(paths, ctx.conf.app_log_max, args.lines))
+    printing.log(ctx, app.name, output.kept(paths, ctx.conf.app_log_max, args.lines), args.follow)
     if args.follow:
         ctx.out.stream.flush()
-        _print(ctx, output.follow(app, position))
-
-
-def _print(ctx: Context, lines: Iterable[bytes]) -> None:
-    terminal = ctx.out.stream.isatty()
-    for line in lines:
-        text = line.decode(errors="replace").removesuffix("\n")
-        if ctx.out.as_json:
-            ctx.out.json({"name": ctx.args.name, "line": text})
-        else:
-            ctx.out.line(cli.harmless(text) if terminal else text)
-        if ctx.args.follow:
-            ctx.out.stream.flush()
+        printing.log(ctx, app.name, output.follow(app, position), follow=True)
 
 
 def _console(ctx: Context) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from dre import recovery, setting, spec, verbs
 from dre.cli import Context
+from dre.cmd import printing
 from dre.errors import UsageError
 
 
@@ -40,15 +41,7 @@ def _fields(ctx: Context) -> dict[str, Any]:
 
 
 def _print(ctx: Context, found: spec.Spec) -> None:
-    row: dict[str, Any] = {"name": found.name, "command": list(found.command)}
-    for key, item in sorted(spec.PROPERTIES.items()):
-        value = getattr(found, spec.field_of(key))
-        words = item.show(value)
-        row[key] = words if item.many else value
-        if not ctx.out.as_json:
-            for word in words or ["-"]:
-                ctx.out.line(f"{key} {word}")
-    if ctx.out.as_json:
-        ctx.out.json(row)
-    else:
+    row = {"name": found.name, "command": list(found.command)}
+    printing.properties(ctx, row, found, spec.PROPERTIES, spec.field_of)
+    if not ctx.out.as_json:
         ctx.out.line(f"command {shlex.join(found.command) or '-'}")

@@ -5,6 +5,7 @@ from typing import Any
 
 from dre import cli, requests, units, verbs
 from dre.cli import Context
+from dre.cmd import printing, state_options
 from dre.errors import NotFoundError, UsageError
 from dre.system import recovery, saved, schedule
 from dre.system.saved import CHECKPOINT, SNAPSHOT
@@ -48,8 +49,7 @@ def add(table: Any) -> None:
 
 def _add_save(family: Any, kind: str, help: str) -> None:
     save = verbs.changing(family, "save", _save, help)
-    text = "why it was saved, one line"
-    save.add_argument("--description", metavar="TEXT", default="", type=_description, help=text)
+    state_options.add_description(save)
     verbs.add_name(save)
     save.add_argument("tag", nargs="?", metavar="TAG", type=_tag, help="default: named by the time, and printed")
     save.set_defaults(kind=kind)
@@ -60,13 +60,6 @@ def _tag(text: str) -> str:
     if text == saved.BEFORE:
         raise UsageError(f"{text!r} is dre-sys's own")
     return units.name(text)
-
-
-@verbs.kind
-def _description(text: str) -> str:
-    if not text.isprintable() or len(text) > 200:
-        raise UsageError("a description is one line of at most 200 characters")
-    return text
 
 
 def _save(ctx: Context) -> None:
@@ -120,7 +113,7 @@ def _undo(ctx: Context) -> None:
 def _prune(ctx: Context) -> None:
     with recovery.held(ctx.conf, ctx.args.name) as system:
         for tag in saved.prune(system, ctx.args.keep):
-            _tell(ctx, system.name, tag)
+            printing.tag(ctx, system.name, tag)
 
 
 def _run(ctx: Context) -> None:
@@ -128,13 +121,6 @@ def _run(ctx: Context) -> None:
         with recovery.held(ctx.conf, name) as system:
             made = schedule.run(system)
         if made:
-            _tell(ctx, name, made.tag)
+            printing.tag(ctx, name, made.tag)
 
     verbs.each(ctx, schedule.due(ctx.conf), work)
-
-
-def _tell(ctx: Context, name: str, tag: str) -> None:
-    if ctx.out.as_json:
-        ctx.out.json({"name": name, "tag": tag})
-    else:
-        ctx.out.line(f"{name} {tag}")

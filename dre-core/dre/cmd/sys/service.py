@@ -7,6 +7,7 @@ from typing import Any
 
 from dre import cli, verbs
 from dre.cli import Context
+from dre.cmd import printing
 from dre.cmd.sys.running import STOP_WAIT, settle_all, start_in_order
 from dre.errors import DreError, UsageError
 from dre.run import need
@@ -33,15 +34,7 @@ def _log(ctx: Context) -> None:
     cli.need_root("dre-sys log")
     system = recovery.look(ctx.conf, ctx.args.name)
     system.need()
-    terminal = ctx.out.stream.isatty()
-    for line in serial.lines(system, ctx.args.lines, ctx.args.follow):
-        text = line.decode(errors="replace").rstrip("\r\n")
-        if ctx.out.as_json:
-            ctx.out.json({"name": system.name, "line": text})
-        else:
-            ctx.out.line(cli.harmless(text) if terminal else text)
-        if ctx.args.follow:
-            ctx.out.stream.flush()
+    printing.log(ctx, system.name, serial.lines(system, ctx.args.lines, ctx.args.follow), ctx.args.follow)
 
 
 def _console(ctx: Context) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from dre import verbs
 from dre.cli import Context
+from dre.cmd import printing
 from dre.system import recovery, setting, spec
 from dre.system.spec import Spec
 
@@ -27,13 +28,4 @@ def _set(ctx: Context) -> None:
 
 
 def _print(ctx: Context, found: Spec) -> None:
-    row: dict[str, Any] = {"name": found.name}
-    for key, item in sorted(spec.PROPERTIES.items()):
-        value = getattr(found, spec.field_of(key))
-        words = item.show(value)
-        row[key] = words if item.many else value
-        if not ctx.out.as_json:
-            for word in words or ["-"]:
-                ctx.out.line(f"{key} {word}")
-    if ctx.out.as_json:
-        ctx.out.json(row)
+    printing.properties(ctx, {"name": found.name}, found, spec.PROPERTIES, spec.field_of)
