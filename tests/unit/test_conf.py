@@ -149,7 +149,9 @@ def test_unknown_key(write, key):
         ("DRE_MONITOR_PIPES", ["", " ", "/run/dre/script run/x"]),
         ("DRE_MONITOR_WINDOW", ["", "-1s", "soon", "1 s", "1w"]),
         ("DRE_DBOX_LISTEN", ["", "8443", ":8443", "host:", "host:0", "a b:1", "host:1:2"]),
-        ("DRE_DBOX_URL", ["", "http://localhost", "https://", "https://a/b", "https://a:b"]),
+        ("DRE_DBOX_URL", ["", "http://localhost", "https://", "https://a/b", "https://a:b", "unix:run/x", "unix:"]),
+        ("DRE_DBOX_PAGE_LISTEN", ["", "yes", "8444"]),
+        ("DRE_DBOX_CLIENT_RATE", ["", "-1", "1.5", "12345678"]),
         ("DRE_DBOX_DATABASE", ["", "sqlite:relative", "mysql://x", "/var/lib/x"]),
     ],
 )
