@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What tests/vm/try and tests/vm/shell do with this checkout: its packages in a saved state, its files in the guest."""
 
-import pathlib
+import contextlib
 import subprocess
 import sys
 
 import saved
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+from guests import ROOT
 
 
 def state(tree):
@@ -20,9 +19,16 @@ def state(tree):
     return found
 
 
-def push(guest, compiled):
-    """The files that belong to the tree, to /job; *compiled*, because programs start slowly enough under TCG."""
-    names = subprocess.run([ROOT / "packaging/files"], check=True, capture_output=True, text=True).stdout.split("\n")
-    guest.push_files(ROOT, [ROOT / name for name in names if name and (ROOT / name).exists()], "/job")
-    if compiled:
-        guest.ok("python3 -m compileall -q -j2 /job/dre-core/dre", timeout=300)
+@contextlib.contextmanager
+def guest(tree):
+    """A fresh guest with the files that belong to this tree in /job."""
+    with state(tree) as found, found.ground() as host:
+        made = host.guests["guest1"]
+        made.restart()
+        names = subprocess.run([ROOT / "packaging/files"], check=True, capture_output=True, text=True).stdout.split(
+            "\n"
+        )
+        made.push_files(ROOT, [ROOT / name for name in names if name and (ROOT / name).exists()], "/job")
+        if tree:  # programs start slowly enough under TCG
+            made.ok("python3 -m compileall -q -j2 /job/dre-core/dre", timeout=300)
+        yield made

@@ -1,38 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures of the VM ring: a fresh guest, or two that reach each other, with our packages installed, in a second or so.
 
-When a test fails, its report ends with the guest's serial console and journal, and the console stays in a file.
+When a test fails, its report ends with the guest's serial console and journal.
 """
 
-import concurrent.futures
 import contextlib
 import os
-import pathlib
 import shutil
-import tempfile
 
 import pytest
 import saved
 
 GUESTS = pytest.StashKey()
-FAILED = pytest.StashKey()
+# The ground of checkpoints, which are tested themselves: before a release.
+collect_ignore = [] if os.environ.get("DRE_VM_ALL") == "1" else ["test_checkpoint.py"]
 
-# What a clone must not share with its siblings before anybody uses it. The journal's directory is called like the id.
-OWN_IDENTITY = """
-set -eu
-old=$(cat /etc/machine-id)
-new=$(od -An -tx1 -N16 /dev/urandom | tr -d ' \\n')
-echo "$new" >/etc/machine-id
-mv "/var/log/journal/$old" "/var/log/journal/$new"
-systemctl restart systemd-journald
-ip link set eth0 address "52:54:00:99:00:0$NUMBER"
-ip address add "10.99.0.$NUMBER/24" dev eth0
-ip link set eth0 up
-rm -f /etc/ssh/ssh_host_*
-ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key
-systemctl start ssh
-"""
-
+NETWORK = "ip address add 10.99.0.$0/24 dev eth0 && ip link set eth0 up"
 KEY = "mkdir -p -m 700 /root/.ssh && ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519 && cat /root/.ssh/*.pub"
 
 
@@ -47,31 +30,40 @@ def state():
     """The saved state that all guests start from."""
     if os.geteuid() != 0:
         pytest.skip("building the guest image needs root")
-    if not shutil.which("qemu-system-x86_64"):
-        pytest.skip("no qemu-system-x86_64: apt-get install qemu-system-x86 qemu-utils")
+    if not shutil.which("libvirtd", path="/usr/sbin"):
+        pytest.skip("no libvirtd: apt-get install libvirt-daemon-system qemu-system-x86 qemu-utils python3-libvirt")
     with saved.obtain(say) as held:
         yield held
 
 
-@pytest.fixture
-def guest(state, request):
-    """A fresh guest: call(), ok(), push(), pull(); see machine.Machine."""
-    with _watched(request.node, state.guest()) as machine:
-        yield machine
+@pytest.fixture(scope="session")
+def ground(state):
+    """The host of this process's guests."""
+    with state.ground() as host:
+        yield host
 
 
 @pytest.fixture
-def two_guests(state, request):
-    """Guests `guest1` and `guest2` at 10.99.0.1 and .2; root of the first may log in to the second by ssh."""
-    with tempfile.TemporaryDirectory(prefix="dre-vm-net-", dir="/var/tmp") as net, contextlib.ExitStack() as stack:
-        ends = [pathlib.Path(net, "1"), pathlib.Path(net, "2")]
-        pair = [
-            stack.enter_context(_watched(request.node, state.guest(f"guest{number}", peers)))
-            for number, peers in ((1, ends), (2, ends[::-1]))
-        ]
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            list(pool.map(lambda both: both[1].ok(OWN_IDENTITY, NUMBER=str(both[0])), enumerate(pair, 1)))
-        first, second = pair
+def guest(ground, request):
+    """A fresh guest: call(), ok(), push(), pull(); see guests.Guest."""
+    with _fresh(ground.guests["guest1"], request.node) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_guest(ground, request):
+    """A guest for tests that only look at it, or do not mind what the others of their file did."""
+    with _fresh(ground.guests["guest2"], request.node) as made:
+        yield made
+
+
+@pytest.fixture
+def two_guests(ground, request):
+    """`guest1` and `guest2` at 10.99.0.1 and .2; root of the first may log in to the second by ssh."""
+    with contextlib.ExitStack() as stack:
+        first, second = (stack.enter_context(_fresh(guest, request.node)) for guest in ground.guests.values())
+        for guest in (first, second):
+            guest.ok(["sh", "-c", NETWORK, guest.number])
         second.ok("mkdir -p -m 700 /root/.ssh && cat >/root/.ssh/authorized_keys", stdin=first.ok(KEY).encode())
         host = second.ok("cat /etc/ssh/ssh_host_ed25519_key.pub")
         first.ok("cat >/root/.ssh/known_hosts", stdin=f"guest2,10.99.0.2 {host}".encode())
@@ -79,22 +71,21 @@ def two_guests(state, request):
 
 
 @contextlib.contextmanager
-def _watched(node, machine):
-    """*machine* for one test; at the end it is gone, and its console is kept if the test failed."""
-    node.stash.setdefault(GUESTS, []).append(machine)
+def _fresh(guest, node):
+    node.stash.setdefault(GUESTS, []).append(guest)
+    guest.restart()
     try:
-        yield machine
+        yield guest
     finally:
-        machine.end(keep=node.stash.get(FAILED, False))
+        guest.stop()
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     report = (yield).get_result()
     if report.when == "call" and report.failed:
-        item.stash[FAILED] = True
-        for machine in item.stash.get(GUESTS, []):
-            report.sections.append((f"guest, console kept in {machine.console}", machine.remains()))
+        for guest in [*item.stash.get(GUESTS, []), *item.parent.stash.get(GUESTS, [])]:
+            report.sections.append((guest.name, guest.remains()))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The saved states of the guest in the cache: booted once for an image, and once more for a set of packages of ours.
+"""What guests begin with, in the cache: an image of dre-base, hosts where it was booted, and with our packages inside.
 
-    $DRE_TEST_CACHE/guest-KEY/                      disk.qcow2 vmlinuz initrd.img: what image.py makes
-    $DRE_TEST_CACHE/guest-KEY/booted-KEY/           the guest after its boot, nothing of ours inside
-    $DRE_TEST_CACHE/guest-KEY/booted-KEY/with-KEY/  the same with our packages: where tests begin
+    $DRE_TEST_CACHE/base/guest-KEY/  the image, in a store of dre-base
+    $DRE_TEST_CACHE/booted-KEY/      a host whose systems go on warm from one boot; nothing of ours is inside
+    $DRE_TEST_CACHE/with-KEY/        above that, each with our packages and a checkpoint: where tests begin
 
-Each is a layer on the one before, and named by what it depends on. Whoever uses a state holds a lock on it. At most two
-of each kind are kept, but none in use is removed.
+Each is named by what it depends on. Whoever uses a host holds a lock on it. At most two of each kind are kept, but none
+in use is removed.
 """
 
+import concurrent.futures
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -19,23 +21,45 @@ import subprocess
 import tempfile
 import time
 
-import image
-import machine
+from guests import HARDWARE, NAMES, NETWORK, READY, ROOT, Ground
+from programs import environment, program
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 CACHE = pathlib.Path(os.environ.get("DRE_TEST_CACHE", "/var/cache/dre-test"))
+IMAGES = CACHE / "base"
+LIST = pathlib.Path(__file__).resolve().parent / "packages"
+SIZE = "8G"
 KEPT = 2
+# For speed under TCG: each of them made processes start faster.
+KERNEL = "mitigations=off tsc=reliable clocksource=tsc init_on_alloc=0"
 
+# No network. The console logs in who calls tests/vm/shell.
+PREPARE = """
+exec >/dev/null
+systemctl --quiet disable --now systemd-networkd.socket systemd-networkd systemd-resolved
+systemctl --quiet mask --now lxc-net
+ip address flush dev eth0
+ip link set eth0 down
+rm -f /etc/systemd/network/* /etc/resolv.conf
+printf '127.0.0.1 localhost\\n10.99.0.1 guest1\\n10.99.0.2 guest2\\n' >/etc/hosts
+mkdir /etc/systemd/system/serial-getty@ttyS0.service.d
+printf '[Service]\\nExecStart=\\nExecStart=-/sbin/agetty --autologin root --noclear %%I linux\\n' \
+    >/etc/systemd/system/serial-getty@ttyS0.service.d/root.conf
+systemctl daemon-reload
+systemctl restart serial-getty@ttyS0
+"""
+
+# Timers would wake up when it is told the present time.
 INSTALL = """
-set -eu
 export DEBIAN_FRONTEND=noninteractive
 dpkg --install /run/debs/*.deb >/run/debs/log 2>&1 </dev/null || { cat /run/debs/log; exit 1; }
 rm -r /run/debs
+systemctl stop '*.timer'
+sync
 """
 
 
 class State:
-    """A saved state that stays as long as this object is open: start guests from it."""
+    """A saved host that stays as long as this object is open; `ground` starts one from it."""
 
     def __init__(self, place):
         self.place = place
@@ -44,9 +68,10 @@ class State:
             raise FileNotFoundError(place)
         os.utime(place)
 
-    def guest(self, name="guest", peers=None):
-        """One more guest."""
-        return machine.restore(_image(), self.place, name, peers=peers)
+    def ground(self, booted=False, **kwargs):
+        """One more host that goes on from here; with *booted* from below our packages."""
+        layers = [self.place.parent / "host"]
+        return Ground(IMAGES, *([] if booted else [self.place / "host"]), *layers, **kwargs)
 
     def __enter__(self):
         return self
@@ -59,7 +84,7 @@ def obtain(say=lambda text: None):
     """The State with the packages of dist/ installed, made when it is not there yet; *say* hears what takes long."""
     with tempfile.TemporaryDirectory(prefix="dre-debs-") as scratch:
         debs = _packages(pathlib.Path(scratch))
-        top, booted = _image(), _booted()
+        image, booted = _image(), _booted()
         place = booted / f"with-{_digest(path.read_bytes() for path in debs)}"
         with contextlib.suppress(FileNotFoundError):
             return State(place)
@@ -68,13 +93,15 @@ def obtain(say=lambda text: None):
             fcntl.flock(lock, fcntl.LOCK_EX)
             for path in CACHE.glob("half-*"):  # of a maker that was killed
                 _remove(path)
-            _made(top, image.make, say, "made the image")
-            _made(booted, lambda made: _boot(top, made), say, "booted it")
-            _made(place, lambda made: _install(top, booted, made, debs), say, "installed the packages in it")
+            _made(IMAGES / image, lambda _: _debian(image), say, "made the image")
+            _made(booted, lambda made: _boot(image, made), say, "booted it")
+            _made(place, lambda made: _install(booted, made, debs), say, "installed the packages in it")
             state = State(place)
-            _prune(CACHE, "guest-*", keep=top)
-            _prune(top, "booted-*", keep=booted)
+            _prune(CACHE, "booted-*", keep=booted)
             _prune(booted, "with-*", keep=place)
+            for path in IMAGES.glob("guest-*"):
+                if not list(CACHE.glob(path.name.replace("guest", "booted") + "-*")):
+                    _remove(path)
             return state
 
 
@@ -99,9 +126,15 @@ def _digest(pieces):
     return hashlib.sha256(b"".join(hashlib.sha256(piece).digest() for piece in pieces)).hexdigest()[:12]
 
 
+def _wanted():
+    """The names in the list beside this file."""
+    return [line for line in LIST.read_text().splitlines() if line and not line.startswith("#")]
+
+
 def _image():
-    """The directory of the present image, whether it is there or not."""
-    return CACHE / f"guest-{_digest([image.recipe().encode()])}"
+    """The name of the present image, whether it is there or not."""
+    steps = [path.read_bytes() for path in sorted((ROOT / "dre-base/steps").iterdir())]
+    return f"guest-{_digest([' '.join([SIZE, KERNEL, *_wanted()]).encode(), *steps])}"
 
 
 def _booted():
@@ -109,7 +142,7 @@ def _booted():
     version = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, check=True, timeout=60).stdout
     lines = pathlib.Path("/proc/cpuinfo").read_bytes().splitlines()
     processor = next((line for line in lines if line.startswith(b"model name")), b"")
-    return _image() / f"booted-{_digest([*(word.encode() for word in machine.HARDWARE), version, processor])}"
+    return CACHE / f"{_image()}-{_digest([repr(HARDWARE).encode(), version, processor])}".replace("guest", "booted")
 
 
 def _made(place, make, say, done):
@@ -118,28 +151,53 @@ def _made(place, make, say, done):
         return
     begun = time.monotonic()
     scratch = pathlib.Path(tempfile.mkdtemp(prefix="half-", dir=CACHE))
+    scratch.chmod(0o755)  # QEMU is another user
     try:
         make(scratch / "made")
-        (scratch / "made").rename(place)
+        if not place.exists():
+            (scratch / "made").rename(place)
     finally:
         _remove(scratch)
     say(f"guest: {done} in {time.monotonic() - begun:.0f} s: {place}")
 
 
-def _boot(top, made):
-    made.mkdir()
-    with machine.boot(top, top / "disk.qcow2", made / "ram") as guest:
-        guest.save(made)
+def _debian(name):
+    conf = CACHE / "dre.conf"
+    conf.write_text(f'DRE_CORE_STATE_DIR="{CACHE}"\nDRE_CORE_RUN_DIR="{CACHE}/run"\n')
+    argv = [program("dre-base"), "--config", conf, "--quiet", "--name", name, "--size", SIZE, "--package", *_wanted()]
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), timeout=1200)
+    if done.returncode != 0:
+        raise RuntimeError(f"dre-base: exit status {done.returncode}: {done.stderr[-3000:]}")
 
 
-def _install(top, booted, made, debs):
+def _boot(image, made):
     made.mkdir()
-    copy = ["cp", "--sparse=always", "--reflink=auto", booted / "ram", made / "ram"]
-    subprocess.run(copy, check=True, timeout=120)
-    with machine.restore(top, booted, ram=made / "ram") as guest:
+    manifest = IMAGES / image / "image.json"
+    told = json.loads(manifest.read_text())
+    if KERNEL not in told["cmdline"]:
+        manifest.write_text(json.dumps({**told, "cmdline": f"{told['cmdline']} {KERNEL}"}))
+    with Ground(IMAGES, parent=made.parent) as host:
+        for number, name in enumerate(NAMES, 1):
+            words = ("--base", image, "--warm", *HARDWARE, "--ip", f"{NETWORK}.{number}/24")
+            host.dre("create", name, *words, timeout=900)
+        host.keep(made / "host")
+
+
+def _install(booted, made, debs):
+    made.mkdir()
+
+    def install(guest):
+        started = host.dre("start", "--wait", "120", guest.name, timeout=400)
+        assert "warm" not in started.stderr, started.stderr  # it did not have to boot
+        guest.ok(["sh", "-euc", PREPARE])
         guest.push_files(debs[0].parent, debs, "/run/debs")
-        guest.ok(INSTALL, timeout=900)
-        guest.save(made)
+        guest.ok(["sh", "-euc", INSTALL], timeout=900)
+        host.dre("checkpoint", "save", guest.name, READY)
+
+    with Ground(IMAGES, booted / "host", parent=made.parent) as host:
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            list(pool.map(install, host.guests.values()))
+        host.keep(made / "host")
     (made / "packages").write_text("".join(f"{path.name}\n" for path in debs))
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of apps of the system ring once more, where the kernel is stock, cgroups are pure v2 and init is systemd.
+"""Tests of the system ring once more, where the kernel is stock, cgroups are pure v2 and init is systemd.
 
-Each file runs in a fresh guest: of those of CHOSEN some tests, and with DRE_VM_ALL=1, as before a release, all of every
-file.
+Chosen tests of several files share a fresh guest, for in there a process takes ten times as long to start; with
+DRE_VM_ALL=1, as before a release, each file of apps has one, for all of its tests, and those of RARELY run, too.
 """
 
 import os
@@ -17,66 +17,80 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SYSTEM = ROOT / "tests" / "system"
 VARIABLES = {"DRE_TEST_INSTALLED": "1", "DRE_REQUIRE_ALL": "1", "DRE_KILLS": os.environ.get("DRE_VM_KILLS", "1")}
 ALL = os.environ.get("DRE_VM_ALL") == "1"
-DEADLINE = 3600 if ALL else 900  # of one file
+DEADLINE = 3600 if ALL else 900  # of one guest
 
 # Tests that cannot be in the guest, each with its reason. Any other skip in there is a failure.
 EXCLUDED = {}
 
-
-# Software emulation is ten times slower than the host: the life of apps, and what control groups, the kernel or CRIU
-# make different here.
+# The life of apps, and what control groups, the kernel or CRIU make different here.
 CHOSEN = {
-    "undo": (
-        "test_undo_brings_back_files_deletions_and_replaced_directories",
-        "test_undo_restores_the_limits_of_the_snapshot",
-        "test_intent_left_by_a_killed_undo_is_ended_by_recover",
-    ),
-    "limits_stop_hogs": (
-        "test_cpu_hog_is_throttled_to_its_quota",
-        "test_memory_hog_is_ended_and_the_app_lives",
-        "test_fork_bomb_is_stopped_and_the_app_lives",
-    ),
-    "survives_kill": ("test_kill[undo]", "test_kill[create]"),
-    "limits": (
-        "test_live_and_persistent",
-        "test_what_fails_in_the_middle_takes_all_back",
-        "test_memory_below_present_use_is_refused_and_nothing_changes",
-    ),
     "life": (
-        "test_life",
-        "test_exec_passes_status_stdin_and_stdout",
-        "test_freeze_and_thaw",
-        "test_lxc_tools_start_and_stop_it",
-        "test_program_that_ends_is_seen_as_crashed",
+        "app_life.py::test_life",
+        "app_life.py::test_exec_passes_status_stdin_and_stdout",
+        "app_life.py::test_freeze_and_thaw",
+        "app_life.py::test_lxc_tools_start_and_stop_it",
+        "app_life.py::test_program_that_ends_is_seen_as_crashed",
+        "app_stop_is_graceful.py::test_slow_program_ends_by_itself",
+        "app_recovers_from_crash.py::test_monitor_killed",
     ),
-    "unprivileged": ("test_files_do_not_know_the_ids", "test_tools_of_lxc"),
-    "checkpoint": ("test_memory_file_offset_disk_and_socket_go_on_from_the_checkpoint_twice",),
-    "groups": ("test_life", "test_quota_holds_for_all_of_it_together"),
-    "hides_host": ("test_hidden",),
-    "push_is_confined": ("test_push_and_pull",),
-    "escapes": ("test_attempts_fail[--unprivileged]",),
-    "stop_is_graceful": ("test_slow_program_ends_by_itself",),
-    "recovers_from_crash": ("test_monitor_killed",),
-    "checkpoint_refuses": ("test_an_unprivileged_app",),
+    "limits": (
+        "app_limits.py::test_live_and_persistent",
+        "app_limits.py::test_memory_below_present_use_is_refused_and_nothing_changes",
+        "app_limits_stop_hogs.py::test_memory_hog_is_ended_and_the_app_lives",
+        "app_limits_stop_hogs.py::test_fork_bomb_is_stopped_and_the_app_lives",
+        "app_groups.py::test_quota_holds_for_all_of_it_together",
+    ),
+    "walls": (
+        "app_unprivileged.py::test_files_do_not_know_the_ids",
+        "app_unprivileged.py::test_tools_of_lxc",
+        "app_hides_host.py::test_hidden",
+        "app_push_is_confined.py::test_push_and_pull",
+        "app_escapes.py::test_attempts_fail[--unprivileged]",
+    ),
+    "undo": (
+        "app_undo.py::test_undo_brings_back_files_deletions_and_replaced_directories",
+        "app_survives_kill.py::test_kill[undo]",
+    ),
+    "checkpoint": (
+        "app_checkpoint.py::test_memory_file_offset_disk_and_socket_go_on_from_the_checkpoint_twice",
+        "app_checkpoint_refuses.py::test_an_unprivileged_app",
+    ),
+    "bridge": (  # the kernel switches IPv6 for all interfaces at once
+        "bridge.py::test_containers_reach_the_outside_by_nat_and_are_not_reached",
+        "bridge_gives.py::test_containers_form_an_address_and_reach_the_outside",
+        "bridge_uplink.py::test_there_and_back_with_all_that_it_has",
+    ),
+}
+RARELY = {
+    "bridge": (
+        "bridge.py::test_up_twice_makes_one_bridge_with_its_address",
+        "bridge.py::test_down_twice_removes_all_of_it",
+        "bridge_gives.py::test_the_host_still_listens_to_routers",
+        "bridge_gives.py::test_who_has_a_reservation_gets_that_address_and_name",
+        "bridge_uplink.py::test_an_unreachable_gateway_undoes_it",
+        "bridge_uplink.py::test_an_unreachable_gateway_undoes_the_way_back",
+        "bridge_uplink.py::test_the_worker_killed_its_caller_takes_all_back",
+    ),
 }
 
 
-def files():
-    """The files, with the tests that are chosen of each; none chosen are all."""
-    if ALL:
-        size = {path: path.read_text().count("\ndef test_") for path in SYSTEM.glob("test_app_*.py")}
-        return {path: () for path in sorted(size, key=lambda path: (-size[path], path.name))}
-    return {SYSTEM / f"test_app_{name}.py": tests for name, tests in CHOSEN.items()}
+def batches():
+    """What one guest runs, each by its name: tests, or a whole file."""
+    if not ALL:
+        return CHOSEN
+    size = {path: path.read_text().count("\ndef test_") for path in SYSTEM.glob("test_app_*.py")}
+    files = sorted(size, key=lambda path: (-size[path], path.name))
+    whole = {path.name: (path.name.removeprefix("test_"),) for path in files}
+    return {"bridge": (*CHOSEN["bridge"], *RARELY["bridge"]), **whole}
 
 
-FILES = files()
+BATCHES = batches()
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_in_the_guest(guest, path, record_property):
-    place = f"tests/system/{path.name}"
-    left_out = [f"--deselect=tests/system/{test}" for test in EXCLUDED if test.startswith(f"{path.name}::")]
-    words = ["-q", "--junitxml=/job/report", *left_out, *([f"{place}::{test}" for test in FILES[path]] or [place])]
+@pytest.mark.parametrize("batch", BATCHES)
+def test_in_the_guest(guest, batch, record_property):
+    left_out = [f"--deselect=tests/system/{test}" for test in EXCLUDED]
+    words = ["-q", "--junitxml=/job/report", *left_out, *(f"tests/system/test_{test}" for test in BATCHES[batch])]
     tests = [found for found in (ROOT / "tests").rglob("*") if "vm" not in found.parts]
     guest.push_files(ROOT, [*tests, *(ROOT / "dre-core/man").iterdir(), ROOT / "pyproject.toml"], "/job")
     command = ["sh", "-c", 'cd /job && exec /usr/bin/python3 -m pytest "$@"', "sh", *words]
@@ -85,9 +99,9 @@ def test_in_the_guest(guest, path, record_property):
     except subprocess.TimeoutExpired as error:
         pytest.fail(f"not ended after {DEADLINE} s:\n{error.stdout}")
     assert done.returncode in (0, 1), done.stdout + done.stderr
-    cases = list(xml.etree.ElementTree.fromstring(guest.agent.read("/job/report")).iter("testcase"))
+    cases = list(xml.etree.ElementTree.fromstring(guest.ok("cat /job/report")).iter("testcase"))
     for case in cases:
-        record_property(f"{path.name}::{case.get('name')}", float(case.get("time")))
+        record_property(f"{case.get('classname').rpartition('.')[2]}::{case.get('name')}", float(case.get("time")))
     assert done.returncode == 0, done.stdout[-12000:] + done.stderr[-2000:]
     assert cases, "no test ran"
 

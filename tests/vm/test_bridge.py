@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bridges that ifupdown and systemd-networkd make, as the specification has it; and ours on a kernel before 6.17.
+"""Bridges that ifupdown and systemd-networkd make, as the specification has it.
 
 The network outside is a namespace in the guest, with a DHCP server. Its neighbour sees what the bridge lets through.
 """
 
 import json
-import pathlib
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 DEADLINE = 600
 
 OUTSIDE = """
@@ -120,22 +118,3 @@ def test_a_bridge_that_networkd_makes_anew(office):
     office.ok(NETDEV)
     office.ok("ip link del br0 && systemctl start systemd-networkd", timeout=DEADLINE)
     all_is_as_it_was(office, before, index)
-
-
-@pytest.mark.parametrize(
-    ("file", "tests"),
-    [
-        ("test_bridge_gives.py", "form_an_address or still_listens or reservation"),
-        ("test_bridge_uplink.py", "there_and_back or unreachable_gateway or worker_killed"),
-    ],
-)
-def test_in_the_guest(guest, file, tests):
-    """Whose kernel switches IPv6 for all interfaces at once."""
-    guest.push_files(ROOT, [found for found in (ROOT / "tests").rglob("*.py") if "vm" not in found.parts], "/job")
-    guest.push_files(ROOT, [ROOT / "pyproject.toml"], "/job")
-    words = ["/usr/bin/python3", "-m", "pytest", "-q", f"tests/system/{file}", "-k", tests]
-    done = guest.call(["sh", "-c", 'cd /job && exec "$@"', "sh", *words], DEADLINE, **VARIABLES)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-
-
-VARIABLES = {"DRE_TEST_INSTALLED": "1", "DRE_REQUIRE_ALL": "1", "DRE_KILLS": "1"}

@@ -38,12 +38,9 @@ mount -t overlay overlay -o lowerdir=/,upperdir=delta,workdir=work rootfs
 """
 
 
-def test_criu_says_that_it_works(guest):
+def test_memory_and_network_continue_after_a_restore_and_after_a_second_one(guest):
     assert "Looks good" in "".join((done := guest.call("criu check")).stdout + done.stderr)
     assert done.returncode == 0
-
-
-def test_memory_and_network_continue_after_a_restore_and_after_a_second_one(guest):
     guest.ok(PREPARE, stdin=CONFIG.encode())
     guest.ok(MOUNT)
     guest.ok("lxc-start -n v-criu -o /root/start.log -l INFO >/dev/null 2>&1 || { cat /root/start.log; exit 1; }")
