@@ -139,7 +139,11 @@ def _anchored(request: Request, number: int) -> evidence.Receipt:
 def signature(request: Request) -> Answer:
     """GET /v1/entries/N/signature: the specification's signed digest."""
     key, time, value = request.log.signature(_there(request))
-    told = {"index": request.number, "key": key, "time": time, "signature": base64.b64encode(value).decode()}
+    told: dict[str, Any] = {"index": request.number, "key": key, "time": time}
+    told["signature"] = base64.b64encode(value).decode()
+    weak = request.log.md5_signature(request.number)
+    if weak is not None:
+        told["md5"] = {"key": weak[0], "signature": base64.b64encode(weak[1]).decode()}
     return _json(told), JSON
 
 

@@ -314,6 +314,10 @@ class Server:
         key, time, value = self.sequencer.signature(int(fields["number"]))
         return _message({"key": key, "time": time}, [value])
 
+    def _md5_signature(self, fields: Mapping[str, Any], parts: Sequence[bytes]) -> bytes:
+        found = self.sequencer.md5_signature(int(fields["number"]))
+        return _message({"key": found[0]}, [found[1]]) if found else _message({"key": None})
+
 
 @functools.lru_cache(maxsize=1024)
 def _proper(writer: str, stream: str) -> bool:
@@ -339,6 +343,7 @@ _CALLS: dict[str, _Call] = {
     "register": Server._register,
     "receipts": Server._receipts,
     "signature": Server._signature,
+    "md5": Server._md5_signature,
     "newest": lambda it, _, __: _message({}, [it.sequencer.newest()[1].format().encode()]),
     "inclusion": lambda it, ask, __: _message({}, it.sequencer.inclusion(int(ask["number"]), int(ask["size"]))),
     "consistency": lambda it, ask, __: _message({}, it.sequencer.consistency(int(ask["old"]), int(ask["new"]))),
@@ -426,6 +431,11 @@ class Remote:
         """The specification's signed digest of an entry."""
         fields, parts = self._ask({"call": "signature", "number": number})
         return fields["key"], fields["time"], parts[0]
+
+    def md5_signature(self, number: int) -> tuple[str, bytes] | None:
+        """The signature over MD5, where it is wanted."""
+        fields, parts = self._ask({"call": "md5", "number": number})
+        return (fields["key"], parts[0]) if parts else None
 
     def erase(self, number: int, reason: str, first: str, second: str) -> Outcome:
         """Remove octets and salt of an entry, as two admins want."""

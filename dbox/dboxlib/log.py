@@ -110,6 +110,13 @@ class Log(Protocol):
         """
         ...
 
+    def md5_signature(self, number: int) -> tuple[str, bytes] | None:
+        """Fingerprint of the sign key's certificate and signature over MD5, where DRE_DBOX_COMPAT_MD5 wants it.
+
+        Raises IndexError, DreError as `signature`.
+        """
+        ...
+
     def erase(self, number: int, reason: str, first: str, second: str) -> Outcome:
         """Remove octets and salt of an entry, as two different admins (fingerprints) want; the proof stays.
 

@@ -8,6 +8,7 @@ signed twice with different roots for others to see.
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import queue
@@ -102,6 +103,7 @@ class Sequencer:
         self.rotation: Rotate = lambda _now: None
         self.told: Callable[[str, dict[str, object]], None] = lambda _kind, _data: None  # emits an event
         self.clients_logged = 0
+        self.compat_md5 = False  # whether the first D-Box's signatures are given, too
         if store is not None:
             store.alarm = self._alarm
         self.over = threading.Event()  # another sequencer has taken over
@@ -224,6 +226,22 @@ class Sequencer:
         """The specification's signed digest of an entry, made when it is first asked for and kept."""
         kept = self.store.signature(number)
         return kept or self._do(lambda: self._sign(number))
+
+    def md5_signature(self, number: int) -> tuple[str, bytes] | None:
+        """The signature of an entry over MD5 by the present sign key, as the first D-Box gave; None unless wanted."""
+        if not self.compat_md5:
+            return None
+        found = self.store.payload(number)
+        if found is None or number >= self.head.size:
+            raise IndexError(number)
+        octets = found[1]
+        if octets is None:
+            raise DreError(f"the octets of entry {number} were erased")
+        made: tuple[str, bytes] = self._do(functools.partial(self._sign_md5, octets))
+        return made
+
+    def _sign_md5(self, octets: bytes) -> tuple[str, bytes]:
+        return trust.fingerprint(self.signer.sign.certificate), self.signer.md5(octets)
 
     def erase(self, number: int, reason: str, first: str, second: str) -> Outcome:
         """Remove octets and salt of an entry, as two admins want; the proof stays. Raises IndexError, DreError."""

@@ -92,6 +92,7 @@ def _open(conf: Conf, where: Places, note: Any, keys: keystore.KeyStore) -> Sequ
     bounds = Streams(conf.dbox_streams, conf.dbox_reserve, opened.engine.free, told)
     log = Sequencer(opened, signer, streams=bounds, eraser=eraser if conf.dbox_database_admin else None)
     log.told = told
+    log.compat_md5 = conf.dbox_compat_md5
     log.rotation = rotation.Rotation(
         where,
         opened,

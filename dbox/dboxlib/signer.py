@@ -8,6 +8,7 @@ Knows nothing of the database, and never sees the owner's key: who replaces sign
 from dataclasses import dataclass
 
 from cryptography import x509
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from dre import trust
@@ -63,6 +64,13 @@ class Signer:
     def digest(self, octets: bytes) -> bytes:
         """The signed digest of *octets*: RSA PKCS#1 v1.5 over SHA-256."""
         return self.sign.key.sign(octets, padding.PKCS1v15(), hashes.SHA256())
+
+    def md5(self, octets: bytes) -> bytes:
+        """The digest signature of the first D-Box: RSA PKCS#1 v1.5 over MD5. Proves nothing today. Raises DreError."""
+        try:
+            return self.sign.key.sign(octets, padding.PKCS1v15(), hashes.MD5())  # noqa: S303 - opted in
+        except (UnsupportedAlgorithm, InternalError):
+            raise DreError("this host's OpenSSL has no MD5") from None
 
 
 def period(certificate: x509.Certificate) -> tuple[str, str]:

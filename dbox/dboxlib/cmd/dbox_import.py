@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ed25519
-from dre import cli, event, evidence, trust
+from dre import cli, event, evidence, trust, units
 from dre.errors import DreError, UsageError
 
 from dboxlib import export, pki, store
@@ -24,9 +24,14 @@ CA = {2: "centre", 1: "manufacturer", 0: "owner"}  # by path length
 def make_parser() -> argparse.ArgumentParser:
     """The parser of dbox-import."""
     parser = cli.parser("dbox-import", "Make a read-only log from what dbox-export wrote, once it is verified.")
-    parser.add_argument("file", metavar="FILE", help="the export")
+    parser.add_argument("file", metavar="FILE", nargs="?", help="the export")
     parser.add_argument("--database", metavar="PATH", help="the database to make")
     parser.add_argument("--root", metavar="F", help="root certificate to trust (root.pem of DRE_DBOX_CERTS_DIR)")
+    parser.add_argument(
+        "--legacy", metavar="DIR", help="instead: record what a D-Box with MD5 left, NAME.octets, NAME.sig and NAME.crt"
+    )
+    parser.add_argument("--client", metavar="N", type=units.name, default="writer", help="--legacy: who records it")
+    parser.add_argument("--stream", metavar="S", type=units.name, default="legacy", help="--legacy: where (legacy)")
     parser.set_defaults(function=_import, strict=False)
     return parser
 
@@ -39,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _import(ctx: cli.Context) -> int:
     warnings.simplefilter("ignore", UserWarning)
     args = ctx.args
+    if (args.file is None) == (args.legacy is None):
+        raise UsageError("expected FILE, or --legacy DIR")
+    if args.legacy is not None:
+        return _legacy(ctx)
     if args.database is None:
         raise UsageError("--database is missing: where the log is to be")
     target = Path(args.database.removeprefix("sqlite:"))
@@ -63,6 +72,36 @@ def _import(ctx: cli.Context) -> int:
     finally:
         _remove(temporary)
     ctx.say(f"{target}: {report.entries} entries of log {source.origin}")
+    return 0
+
+
+def _legacy(ctx: cli.Context) -> int:
+    """Record old ones, each only if its MD5 signature is right; the others are named."""
+    from dre.dbox import Recorder
+
+    from dboxlib import legacy
+
+    args = ctx.args
+    if args.database or args.root:
+        raise UsageError("--legacy goes with --client and --stream alone")
+    good, wrong = [], []
+    for old in legacy.find(Path(args.legacy)):
+        try:
+            good.append((old, legacy.check(old)))
+        except DreError as error:
+            wrong.append(str(error))
+    recorder = Recorder(ctx.conf, args.client)
+    for old, checked in good:
+        parts = old.parts(checked)
+        try:
+            recorder.record_all(args.stream, parts, [f"{old.request()}/{number}" for number in range(len(parts))])
+        except UsageError:  # the last one has the time of its import in it, and is there with another
+            ctx.out.line(f"{old.name}: was imported before")
+            continue
+        ctx.out.line(f"{old.name}: {checked}; integrity {legacy.SINCE}")
+    recorder.drain(60.0)
+    if wrong:
+        raise DreError("; ".join(wrong))
     return 0
 
 
