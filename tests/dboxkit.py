@@ -2,7 +2,10 @@
 """A whole D-Box of its own for a test: keys made once per run by dbox-init, then copied; dboxd on a free port."""
 
 import atexit
+import base64
 import functools
+import http.client
+import json
 import os
 import pathlib
 import shutil
@@ -173,6 +176,16 @@ def box():
 def running(box):
     """A D-Box whose dboxd listens."""
     return box.start()
+
+
+def anchor(box, note, cosignature):
+    """Hand in what a witness said of the tree head *note*, by the API."""
+    fields = {"kind": "witness", "name": cosignature.name, "size": int(note.split("\n")[1])}
+    body = json.dumps({**fields, "octets": base64.b64encode(cosignature.line().encode()).decode()})
+    connection = http.client.HTTPSConnection("localhost", box.port, timeout=20, context=box.tls("auditor"))
+    connection.request("POST", "/v1/anchors", body)
+    assert connection.getresponse().status == 200
+    connection.close()
 
 
 def is_root():

@@ -4,7 +4,6 @@
 import base64
 import concurrent.futures
 import hashlib
-import http.client
 import io
 import json
 import os
@@ -65,16 +64,7 @@ class Site:
             return database.execute(query, values).fetchall()
 
     def anchor(self, note, cosignature):
-        """Hand in what a witness said of a tree head, by the API."""
-        size = int(note.split("\n")[1])
-        fields = {"kind": "witness", "name": cosignature.name, "size": size}
-        body = json.dumps({**fields, "octets": base64.b64encode(cosignature.line().encode()).decode()})
-        connection = http.client.HTTPSConnection(
-            "localhost", self.box.port, timeout=20, context=self.box.tls("auditor")
-        )
-        connection.request("POST", "/v1/anchors", body)
-        assert connection.getresponse().status == 200
-        connection.close()
+        dboxkit.anchor(self.box, note, cosignature)
 
     def entries(self, kind):
         """The data of the D-Box's own entries of one type, as they lie in its database."""

@@ -14,6 +14,7 @@ import dboxkit
 import pytest
 from browser import PASSWORD
 from conftest import ROOT
+from dre import witness
 
 EVENT = b'{"time":"2026-11-26T08:00:00.123Z","source":"/host:h7/app:web1","type":"app.cpu","sev":4,"data":{"cpu":%d}}'
 HOSTILE = b"<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\x1b[2J"
@@ -127,9 +128,15 @@ def made():
     box = dboxkit.copy(DRE_DBOX_PAGE_LISTEN=f"127.0.0.1:{port}", DRE_DBOX_STREAMS=streams)
     for name, role in (("alice", "admin"), ("carol", "reader")):
         box.good("dbox-user", name, "--role", role, stdin=PASSWORD.encode() + b"\n")
+    key = witness.make_key("witness.example/w1")
+    (box.path / "witnesses").write_text(f"{key.public.format()}\n")
+    with box.conf.open("a") as settings:
+        settings.write(f'DRE_DBOX_WITNESSES="{box.path}/witnesses"\n')
     box.start()
     box.page = port
     box.good("dbox-put", "--batch", "--stream", "app", stdin=b"\n".join(EVENT % at for at in range(40)))
+    note = box.good("dbox-get", "--head").decode()
+    dboxkit.anchor(box, note, key.cosign(note[: note.rindex("\n\n") + 1], int(time.time())))
     box.put(b"x" * 4500, stream="batch")
     box.put(HOSTILE, stream="shop")
     with sqlite3.connect(box.database) as database:
