@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from dre import conf
 from dre.errors import DreError, UsageError
-from dre.system import address, domain, identity, partition
+from dre.system import address, domain, identity, partition, saved
 from dre.system.agent import Agent
 from dre.system.domain import Extra, Hardware
 from dre.system.spec import Spec
@@ -194,3 +194,9 @@ def test_an_address_outside_the_network_of_the_bridge_is_a_host_address(tmp_path
     for wrong in ("192.0.2.0/24", "192.0.2.255/24", "x", "1.2.3", "10.231.0.0/24"):
         with pytest.raises(UsageError):
             address.choose(settings, "s1", wrong)
+
+
+def test_of_saved_states_it_is_known_which_was_there_before_the_other():
+    parents = {"a": None, "b": "a", "c": "b", "d": "a", "lost": "gone"}
+    assert [saved.ancestors(tag, parents) for tag in ("a", "b", "c", "d", "lost")] == [0, 1, 2, 1, 1]
+    assert saved.ancestors("x", {"x": "y", "y": "x"}) == 2  # a circle, which libvirt does not make, has an end
