@@ -7,12 +7,16 @@ DRE_DBOX_KEY_PASSPHRASE_FILE. The file of a key holds the name (CKA_ID) of the o
 
 import re
 import secrets
+import sys
 from typing import Any
 from urllib.parse import unquote
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from dre import run
 from dre.errors import DreError, MissingError, UsageError
+
+from dboxlib import places
 
 VERSION = "dre-pkcs11/v1"
 LABEL = "D-Box sign key"
@@ -22,6 +26,15 @@ _INFO = {
     "sha256": bytes.fromhex("3031300d060960864801650304020105000420"),
     "md5": bytes.fromhex("3020300c06082a864886f70d020505000410"),
 }
+_MAKE = """
+import sys
+from dboxlib.keystore_pkcs11 import Token
+from dre.errors import DreError
+try:
+    sys.stdout.buffer.write(Token(sys.argv[1], sys.stdin.buffer.read()).make(int(sys.argv[2])))
+except DreError as error:
+    sys.exit(sys.stderr.write(f"{error}\\n") and error.code)
+"""
 
 
 class Token:
@@ -29,6 +42,7 @@ class Token:
 
     def __init__(self, uri: str, pin: bytes | None) -> None:
         self._module, self._label = _parse(uri)
+        self._uri = uri
         if pin is None:
             raise UsageError("DRE_DBOX_KEY_STORE=pkcs11:… needs the PIN in DRE_DBOX_KEY_PASSPHRASE_FILE")
         self._pin = pin.decode(errors="replace")
@@ -36,7 +50,9 @@ class Token:
         self._open: Any = None
 
     def make(self, bits: int) -> bytes:
-        """A fresh key inside the token."""
+        """A fresh key inside the token; root has it made by the D-Box's user, who shall be able to use it."""
+        if places.owner() is not None:
+            return self._made_by_user(bits)
         pkcs11, session = self._session()
         name = secrets.token_bytes(16)
         both = [(pkcs11.CKA_TOKEN, pkcs11.CK_TRUE), (pkcs11.CKA_ID, name), (pkcs11.CKA_LABEL, LABEL)]
@@ -58,6 +74,17 @@ class Token:
         except pkcs11.PyKCS11Error as error:
             raise DreError(f"PKCS#11 token {self._label!r}: no key made: {error}") from None
         return f"{VERSION}\nid {name.hex()}\n".encode()
+
+    def _made_by_user(self, bits: int) -> bytes:
+        # A program of its own: a PKCS#11 module does not survive a fork.
+        argv = ["setpriv", "--reuid", places.USER, "--regid", places.USER, "--init-groups"]
+        argv += [sys.executable, "-c", _MAKE, self._uri, str(bits)]
+        path = ":".join(part for part in sys.path if part)
+        done = run.run(argv, stdin=self._pin.encode(), check=False, env={"PYTHONPATH": path})
+        if done.returncode:
+            kind = MissingError if done.returncode == MissingError.code else DreError
+            raise kind(done.stderr.decode(errors="replace").strip().splitlines()[-1])
+        return done.stdout
 
     def load(self, octets: bytes) -> "TokenKey":
         """The key that a file names."""

@@ -79,6 +79,7 @@ def token(tmp_path, monkeypatch):
     if not os.path.exists(MODULE) or shutil.which("softhsm2-util") is None:
         pytest.skip("softhsm2 is not installed")
     pytest.importorskip("PyKCS11", reason="python3-pykcs11 is not installed")
+    monkeypatch.setattr(keystore_pkcs11.places, "owner", lambda: None)  # who could not come here
     (tmp_path / "tokens").mkdir()
     (tmp_path / "softhsm2.conf").write_text(f"directories.tokendir = {tmp_path}/tokens\n")
     monkeypatch.setenv("SOFTHSM2_CONF", str(tmp_path / "softhsm2.conf"))
@@ -123,6 +124,7 @@ def test_pkcs11_refused(settings, tmp_path, token):
 
 
 def test_pkcs11_without_the_python_module(monkeypatch):
+    monkeypatch.setattr(keystore_pkcs11.places, "owner", lambda: None)
     monkeypatch.setitem(sys.modules, "PyKCS11", None)
     store = keystore_pkcs11.Token(f"pkcs11:token=dbox?module-path={MODULE}", b"1234")
     with pytest.raises(MissingError, match="apt-get install python3-pykcs11"):
