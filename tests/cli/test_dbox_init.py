@@ -136,6 +136,7 @@ def test_kept_ca_and_the_size_of_sign_keys(tmp_path):
     made.good("dbox-init", "--keep-ca", tmp_path / "ca")
     key = openssl("pkey", "-in", tmp_path / "ca/root.key", "-pubout").stdout
     assert key == openssl("x509", "-noout", "-pubkey", "-in", made.certs / "root.pem").stdout
+    assert made.run("dbox-init", "--keep-ca", tmp_path / "ca").returncode == 1
     (tmp_path / "sign.pem").write_text(split(made.certs / "chain.pem")[0])
     assert b"Public-Key: (3072 bit)" in openssl("x509", "-noout", "-text", "-in", tmp_path / "sign.pem").stdout
     dboxkit.remove(made)

@@ -112,6 +112,8 @@ def _make_box(ctx: cli.Context, where: Places) -> None:
     if where.certs.exists() and any(where.certs.iterdir()):
         raise DreError(f"{where.certs}: there are keys of a D-Box already; nothing was changed")
     _no_entries(where)
+    if ctx.args.keep_ca and ctx.args.keep_ca.exists():
+        raise DreError(f"{ctx.args.keep_ca}: is there already; keys of a CA go into a directory of their own")
     where.certs.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     for rest in where.certs.parent.glob(f".{where.certs.name}.*.tmp"):
         shutil.rmtree(rest)  # of a dbox-init that was killed
