@@ -8,6 +8,7 @@ import base64
 import functools
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 import sqlite3
@@ -251,6 +252,9 @@ class Forge:
         values = ("witness", key.public.name, size, stamp(self.time), line)
         self.run("INSERT INTO anchor (kind, name, size, time, octets) VALUES (?, ?, ?, ?, ?)", *values)
 
+    def url(self):
+        return f"sqlite:{self.path}"
+
     def audit(self, marks=(), memory=None, judge=lambda anchor, note: None):
         """The report of an audit of this database."""
         from dboxlib import database, store
@@ -259,7 +263,7 @@ class Forge:
 
         self.close()
         try:
-            here = store.open(f"sqlite:{self.path}")
+            here = store.open(self.url())
             source = database.Database(here)
             try:
                 keys = trust.load(self.keys.root_pem, source.chain())
@@ -271,6 +275,72 @@ class Forge:
         finally:
             here.close()
             self.open()
+
+
+class _Maria:
+    """A connection to MariaDB that takes SQLite's statements."""
+
+    def __init__(self, socket, name):
+        import pymysql
+
+        self.connection = pymysql.connect(unix_socket=str(socket), database=name, autocommit=True, charset="utf8mb4")
+        self.execute("SET check_constraint_checks = 0")
+
+    def execute(self, statement, values=()):
+        cursor = self.connection.cursor()
+        text = statement.replace("INSERT OR REPLACE", "REPLACE").replace("%", "%%").replace("?", "%s")
+        cursor.execute(text if values else text.replace("%%", "%"), values or None)
+        return cursor
+
+    def executemany(self, statement, rows):
+        self.connection.cursor().executemany(statement.replace("?", "%s"), rows)
+
+    def close(self):
+        self.connection.close()
+
+
+class MariaForge(Forge):
+    """The same log in a database of a MariaDB server of our own."""
+
+    TABLES = ("log", "source", "erased", "head", "anchor", "certificate")
+
+    def __init__(self, server, sample):
+        from dboxlib import store
+
+        self.server, self.keys, self.time = server, sample.keys, sample.time
+        self.names = ["f" + os.urandom(6).hex() for _ in range(2)]
+        for name in self.names:
+            server.sql(f"CREATE DATABASE {name};")
+            store.create(server.url(name), self.keys.origin, "B1", self.keys.certificates)
+        whole, self.path = self.names
+        base = _Maria(server.socket, whole)
+        sample.open()
+        for table in ("source", "entry", "erased", "head"):
+            rows = sample.run(f"SELECT * FROM {table}")
+            base.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+        sample.db.close()
+        base.close()
+        self.db = _Maria(server.socket, self.path)
+
+    def reset(self, sample):
+        """Everything as it was before the attack."""
+        self.time = sample.time
+        for table in self.TABLES:
+            self.run(f"DELETE FROM {table}")
+            self.run(f"INSERT INTO {table} SELECT * FROM {self.names[0]}.{table}")
+        self.run("DROP TABLE entry")
+        self.run(f"CREATE TABLE entry LIKE {self.names[0]}.entry")
+        self.run(f"INSERT INTO entry SELECT * FROM {self.names[0]}.entry")
+        return self
+
+    def url(self):
+        return self.server.url(self.path)
+
+    def close(self):
+        pass
+
+    def open(self):
+        return self
 
 
 def mark(note, what="a witness"):

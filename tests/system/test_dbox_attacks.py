@@ -478,6 +478,18 @@ def test_an_audit_goes_on_where_the_last_one_ended(log):
         assert (report.findings[0].kind, report.first_bad) == (kind, index), report.findings
 
 
+def test_mariadb(made):
+    """The whole catalogue by the same statements in a database of MariaDB, the control first."""
+    import mariadbkit
+
+    mariadbkit.needed()
+    log = dboxforge.MariaForge(mariadbkit.server(), made)
+    assert found(log.reset(made), lambda _: None)[1].findings == []
+    seen = {name: found(log.reset(made), attack)[0] for name, (attack, _, _) in ATTACKS.items()}
+    log.db.close()
+    assert seen == {name: (kind, index) for name, (_, kind, index) in ATTACKS.items()}
+
+
 # --- Who checks the checker ---
 
 
