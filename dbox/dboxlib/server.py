@@ -27,10 +27,12 @@ from dboxlib.intake import Peer
 THREADS = 32
 TIMEOUT = 10  # seconds for a handshake, between requests, and for a request that does not move
 PATIENCE = 2.0  # seconds of the same while others wait for a thread
+SHARE = THREADS // 4  # threads that one client's slow requests hold while others wait
 LEAST = 32 * 1024  # octets per second that a request moves at least, on the whole
 CONNECTIONS = 512  # at a time
 OF_ONE = 64  # connections of one client at a time, or of one local user; more hear 503
 HEADER = 16 * 1024  # octets
+BODY = 64 * 1024 * 1024  # octets that the application reads, or skips, itself; cheroot would hold all of a larger one
 
 
 def context(certificate: Path, key: Path, client_authority: Path, required: bool = True) -> ssl.SSLContext:
@@ -218,12 +220,21 @@ class Watch(threading.Thread):
     def run(self) -> None:
         while not self._ended.wait(0.25):
             now = time.monotonic()
-            patience = PATIENCE if self._server.requests.qsize else TIMEOUT
+            wanted = bool(self._server.requests.qsize)
             with self._lock:
-                slow = [one for one in self._all if one.slow(now, patience)]
+                slow = [one for one in self._all if one.slow(now, PATIENCE if wanted else TIMEOUT)]
+                slow += self._greedy(now) if wanted else []
                 self._owners += Counter()  # forgets those that have none left
             for one in slow:
                 one.cut()
+
+    def _greedy(self, now: float) -> list[_Connection]:
+        """What a client holds beyond its share, fast enough as it may be: others wait for a thread."""
+        held: dict[str, list[_Connection]] = {}
+        for one in self._all:
+            if one.blocked and now - one.since > PATIENCE:
+                held.setdefault(one.owner, []).append(one)
+        return [one for many in held.values() for one in sorted(many, key=lambda one: one.since)[SHARE:]]
 
     def end(self) -> None:
         self._ended.set()
@@ -243,6 +254,7 @@ class Server(wsgi.Server):
         self.application = application
         self.ssl_adapter = _Adapter(made) if made else None
         self.max_request_header_size = HEADER
+        self.max_request_body_size = BODY
         self.watch = Watch(self)
 
     def prepare(self) -> None:

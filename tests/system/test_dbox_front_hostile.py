@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import ssl
+import threading
 import time
 import warnings
 
@@ -210,6 +211,11 @@ def test_far_too_large_and_chunked_bodies(front):
         status = ask(front, "writer", "POST", "/v1/entries", b"x" * (2 * MIB16), named(1))[0]
         assert status != 413
     assert ask(front, "writer", "POST", "/v1/entries", iter([b"chunked"]), named(1))[0] == 411
+    # Announced only: refused by its length, and no octet of it is waited for.
+    plain = socket.create_connection(("localhost", front.box.port), 20)
+    with front.box.tls("writer").wrap_socket(plain, server_hostname="localhost") as sock:
+        sock.sendall(b"POST /v1/entries HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000000\r\n\r\nx")
+        assert sock.recv(4096).startswith(b"HTTP/1.1 413")
     assert size(front) == before
 
 
@@ -303,6 +309,36 @@ def test_silent_and_slow_ones_stop_nobody(front):
         for one in [*half, *slow]:
             one.close()
     assert ask(front, "reader", "GET", "/v1/checkpoint")[0] == 200
+
+
+def test_one_that_keeps_all_threads_busy_fast_enough_stops_nobody(front):
+    """More long requests of one client than there are threads, each above the least speed."""
+    context, many, ended = front.box.tls("second"), [], threading.Event()
+    for number in range(40):
+        sock = context.wrap_socket(socket.create_connection(("localhost", front.box.port)), server_hostname="localhost")
+        head = f"POST /v1/entries HTTP/1.1\r\nHost: x\r\nX-DRE-Stream: app\r\nX-DRE-Seq: {number + 1}\r\n"
+        sock.sendall(f"{head}Content-Length: {MIB16}\r\n\r\n".encode())
+        sock.settimeout(2)
+        many.append(sock)
+
+    def feed():
+        while not ended.wait(0.1):
+            for sock in many:
+                with contextlib.suppress(OSError):
+                    sock.sendall(b"x" * 10_000)
+
+    feeding = threading.Thread(target=feed)
+    feeding.start()
+    try:
+        began = time.monotonic()
+        for _ in range(3):
+            assert ask(front, "writer", "POST", "/v1/entries", b"still here", named(fresh()))[0] == 200
+        assert time.monotonic() - began < 60
+    finally:
+        ended.set()
+        feeding.join()
+        for sock in many:
+            sock.close()
 
 
 def test_more_for_auditors_and_admins(front):
