@@ -110,6 +110,8 @@ def prepare(where: Places, keys: KeyStore, owner: pki.Issued, log: tuple[str, st
         return False
     user = places.owner()
     discard(where, keys)
+    for path in (where.next_key, where.next_certificate):
+        files.remove_halves(path)  # of one that was killed
     octets = keys.make(bits)
     certificate = pki.sign_certificate(owner, *log, keys.load(octets).public_key(), age)
     for path, content, mode in ((where.next_key, octets, 0o400), (where.next_certificate, pki.pem(certificate), 0o400)):
