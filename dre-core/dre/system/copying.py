@@ -25,6 +25,7 @@ from dre.system.spec import Spec
 
 MEMORY = ".memory"  # in the home of one that is renamed while it runs
 SAVE_WAIT = 300.0  # seconds for libvirt to save it
+SETTLE_WAIT = 60.0  # for libvirt to end what a killed call has asked it for
 COPY_WAIT = 3600.0  # seconds for a disk to be copied
 _MACHINE_ID = "systemd.machine_id="
 
@@ -199,10 +200,11 @@ def _restore_memory(old: System, new: System) -> None:
             move(top, old, new)
 
     try:
-        savefile.rewrite(memory, savefile.head(memory), change)
-        lifecycle.prepare(new)
-        with hypervisor.translated(f"{new.name}: cannot go on from its memory"):
-            hypervisor.connect(new.conf).restore(str(memory))
+        if not _goes_on(new):
+            savefile.rewrite(memory, savefile.head(memory), change)
+            lifecycle.prepare(new)
+            with hypervisor.translated(f"{new.name}: cannot go on from its memory"):
+                hypervisor.connect(new.conf).restore(str(memory))
     except DreError as error:
         kept = memory.with_name("memory")
         memory.rename(kept)
@@ -210,6 +212,18 @@ def _restore_memory(old: System, new: System) -> None:
         raise DreError(f"{error}; it is stopped, and {kept} holds the memory") from None
     memory.unlink()
     lifecycle.complete(new)
+
+
+def _goes_on(system: System) -> bool:
+    """Whether libvirt has it going on from its memory already: it does not stop at that when its caller is killed."""
+    domain = system.need()
+    deadline = time.monotonic() + SETTLE_WAIT
+    with hypervisor.translated(system.name):
+        while domain.isActive():
+            if system.state() == "running" or time.monotonic() > deadline:  # it may have been frozen
+                return True
+            time.sleep(0.1)
+    return False
 
 
 def states(system: System) -> list[str]:
