@@ -47,7 +47,9 @@ set -eu
 date -u -s "@$NOW" >/dev/null
 printf %s "$SEED" >/dev/urandom
 perl -e 'open my $random, ">", "/dev/urandom" or die; ioctl $random, 0x5207, 0 or die'
+old=/var/log/journal/$(cat /etc/machine-id)
 printf '%s\\n' "$MACHINE" >/etc/machine-id
+[ ! -d "$old" ] || mv "$old" "/var/log/journal/$MACHINE"
 printf '%s\\n' "$NAME" >/etc/hostname
 hostname "$NAME"
 mkdir -p -m 700 /root/.ssh
@@ -57,7 +59,7 @@ rm -f /etc/systemd/network/50-dre.network
 [ -z "$NETWORK" ] || printf %s "$NETWORK" >/etc/systemd/network/50-dre.network
 ip link set eth0 address "$MAC"
 networkctl reload
-systemctl --no-block restart dre-ssh-keys ssh
+systemctl --no-block restart systemd-journald dre-ssh-keys ssh
 """
 
 
