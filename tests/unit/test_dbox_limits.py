@@ -164,3 +164,24 @@ def test_redirect_keeps_the_host_and_nothing_else_of_a_request():
     for host in ("evil/x", "a@b", "a\r\nX: y", "", "x" * 300):
         assert get(host)["Location"] == "https://d-box/d_box_main.html"
     assert get("d-box", "POST")["status"].startswith("403")
+
+
+class Held:
+    """A connection as the watch sees it."""
+
+    def __init__(self, owner, since, blocked=True):
+        self.owner, self.since, self.blocked = owner, since, blocked
+
+
+def test_one_clients_long_requests_are_cut_beyond_its_share_only():
+    from dboxlib import server
+
+    watch = server.Watch(None)
+    greedy = [Held("a", float(number)) for number in range(server.SHARE + 5)]
+    others = [Held("b", 0.0) for _ in range(server.SHARE)]
+    young = [Held("a", 99.5) for _ in range(9)]
+    ours = [Held("a", 0.0, blocked=False) for _ in range(9)]  # they wait for the disk, and not for the client
+    watch._all = {*greedy, *others, *young, *ours}
+    assert set(watch._greedy(100.0)) == set(greedy[server.SHARE :])
+    watch._all = {*greedy[: server.SHARE], *others}
+    assert watch._greedy(100.0) == []
