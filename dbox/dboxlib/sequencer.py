@@ -494,6 +494,9 @@ class Sequencer:
         """Rebuild the tree from the database and compare it with the newest tree head. Raises DreError."""
         self._top = {}
         self.store.forget()
+        if not self.store.holds(self._epoch):
+            self.over.set()
+            raise FencedError(f"{self.store.path}: another sequencer has taken over")
         tree, use = Tree(), dict[int, list[int]]()
         tree.append(self._leaves(use))
         text = self.store.head()

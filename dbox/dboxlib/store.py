@@ -169,6 +169,11 @@ class Store:
             row = self._one("SELECT number FROM epoch ORDER BY number DESC LIMIT 1")
         return int(row[0])
 
+    def holds(self, epoch: int) -> bool:
+        """Whether *epoch* is still the newest one."""
+        row = self._one("SELECT max(number) FROM epoch")
+        return row is not None and row[0] == epoch
+
     def append(self, batch: Batch, epoch: int) -> None:
         """Add entries and the tree head over them: all or nothing.
 
