@@ -6,6 +6,7 @@ The guest counts on its console and on its disk; what both hosts have of its con
 
 import json
 import os
+import pathlib
 import random
 import time
 
@@ -165,11 +166,20 @@ def test_a_full_disk_there_leaves_it_running_here(hosts, system):
     assert whole(counted(here))
 
 
+def alive(pid):
+    """Whether a process runs; one that has ended may wait for its parent to look."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_dead_on_arrival_it_goes_on_here_from_just_before(hosts, system):
     here, there = hosts
     ours = json.loads(here.dre("status", system, "--json").stdout)["pid"]
     moving = here.begin("migrate", "m1", there.uri, "--live", "--copy-storage", "--unencrypted")
-    wait(lambda: not os.path.exists(f"/proc/{ours}"))
+    while alive(ours):  # from now on it lives nowhere but there, and has half a second to show that it does
+        time.sleep(0.005)
     os.kill(int((there.place / "host/run-libvirt/qemu/m1.pid").read_text()), 9)
     status, said = moving.wait(timeout=180), moving.stderr.read().decode()
     assert (status, "are lost" in said, "not alive there" in said) == (1, True, True), said
