@@ -21,8 +21,9 @@ def stored(box, stream="app"):
     """What the D-Box has of a stream, from its database: (seq, octets)."""
     import sqlite3
 
+    query = "SELECT seq, octets FROM entry JOIN source ON source.number = entry.source WHERE stream = ?"
     with sqlite3.connect(box.database) as database:
-        rows = database.execute("SELECT seq, octets FROM entry WHERE stream = ? ORDER BY number", (stream,)).fetchall()
+        rows = database.execute(f"{query} ORDER BY entry.number", (stream,)).fetchall()
     database.close()
     return rows
 
