@@ -54,6 +54,10 @@ class Engine(Protocol):
         """Add entries: number, source, seq, time, type, digest, leaf, octets, salt."""
         ...
 
+    def scrub(self) -> None:
+        """Have octets that were erased disappear from journals, as far as that can be asked for."""
+        ...
+
     def take(self) -> None:
         """Be the only sequencer for as long as this is open. Raises DreError."""
         ...

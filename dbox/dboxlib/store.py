@@ -584,6 +584,7 @@ class Store:
         with self.engine.transaction():
             for number in numbers:
                 self.engine.change("UPDATE entry SET octets = NULL, salt = NULL WHERE number = ?", (number,))
+        self.engine.scrub()
 
     def unfinished(self) -> list[int]:
         """Entries with a reason to be erased that still have their octets: somebody was killed in between."""

@@ -145,6 +145,9 @@ class Engine:
             self.close()
             return call()
 
+    def scrub(self) -> None:
+        """Nothing: the server purges by itself what it keeps for others."""
+
     def take(self) -> None:
         """Be the only sequencer of this server for as long as this thread's connection lives. Raises DreError."""
         held = self.rows("SELECT get_lock(concat('dre-dbox.', database()), 0)")

@@ -46,6 +46,7 @@ class Engine:
             quoted = str(self.path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
             database = sqlite3.connect(f"file:{quoted}?mode={mode}", timeout=BUSY, isolation_level=None, uri=True)
             database.execute("PRAGMA synchronous=FULL")
+            database.execute("PRAGMA secure_delete=ON")  # erased octets are overwritten
             self._local.database = database
         return database
 
@@ -92,6 +93,10 @@ class Engine:
         """Add entries: number, source, seq, time, type, digest, leaf, octets, salt."""
         with self._errors():
             self.connection().executemany("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def scrub(self) -> None:
+        """Move the journal, which has erased octets too, into the database, as far as readers let it."""
+        self.rows("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def take(self) -> None:
         """Be the only sequencer on this host for as long as this is open. Raises DreError."""

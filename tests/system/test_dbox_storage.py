@@ -218,6 +218,35 @@ def test_streams_have_bounds_and_refusals_are_entries(either):
         assert {row["stream"]: row["octets"] for row in log.status()["streams"]}["small"] == 1000
 
 
+def test_octets_go_when_their_time_is_over():
+    box = dboxkit.copy(DRE_DBOX_STREAMS="short:keep=1s")
+    try:
+        with log_of(box) as log:
+            gone = log.submit(WRITER, "short", 1, [b"soon forgotten", b"soon forgotten too"]).numbers
+            kept = log.submit(WRITER, "long", 1, [b"kept"]).numbers
+            header = log.receipt(gone[0]).header
+        time.sleep(1.1)
+        with log_of(box) as log, reader(box) as store:
+            late = log.submit(WRITER, "short", 3, [b"young"]).numbers
+            deadline = time.monotonic() + 30
+            while store.payload(gone[0])[1] is not None:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            log.newest()  # one more question, so that what was begun is over
+            assert store.payload(gone[1])[1] is None and store.payload(kept[0])[1] == b"kept"
+            assert store.payload(late[0])[1] == b"young"
+            assert log.receipt(gone[0]).header == header
+            told = [
+                json.loads(store.payload(row["index"])[1])["data"] for row in store.search({"type": "dbox.expired"}, 9)
+            ]
+            assert told == [{"stream": "short", "first": gone[0], "last": gone[1], "entries": 2}]
+            assert {row["stream"]: row["octets"] for row in log.status()["streams"]}["short"] == len(b"young")
+            assert sum(1 for _ in store.walk()) == store.entries()
+        assert b"soon forgotten" not in box.database.read_bytes()
+    finally:
+        dboxkit.remove(box)
+
+
 def test_a_second_sequencer_does_not_start(either):
     with log_of(either) as log:
         log.submit(WRITER, "app", 1, [b"one"])
