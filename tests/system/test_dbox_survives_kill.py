@@ -85,7 +85,7 @@ def test_sequencer_killed_under_load(storage):
         finally:
             dboxkit.remove(box)
         done += kills
-    print(f"{done} kills, {acknowledged} acknowledged")
+        print(f"{storage}: {done} kills, {acknowledged} acknowledged", flush=True)
 
 
 def killed(box, kills):
