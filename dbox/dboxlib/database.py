@@ -4,6 +4,7 @@
 import functools
 import hashlib
 import itertools
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -71,14 +72,15 @@ class Database:
         )
         if [sha256(part).digest() for part in parts] != list(digests):
             return None
-        begins = {
-            (source, time): f"\0{self.store._prefix(0, source)}{stamps[time]}\nseq "
-            for source, time in set(zip(sources, times, strict=True))
-        }
-        leaves = [
-            sha256(f"{begins[where]}{seq}\nlength {len(part)}\ndigest sha256 {digest.hex()}\n".encode()).digest()
-            for where, seq, part, digest in zip(zip(sources, times, strict=True), seqs, octets, digests, strict=True)
-        ]
+        leaves: list[bytes] = []
+        for (source, time), run in itertools.groupby(
+            zip(seqs, octets, digests, sources, times, strict=True), operator.itemgetter(3, 4)
+        ):
+            begin = f"\0{self.store._prefix(0, source)}{stamps[time]}\nseq "
+            leaves += [
+                sha256(f"{begin}{seq}\nlength {len(part)}\ndigest sha256 {digest.hex()}\n".encode()).digest()
+                for seq, part, digest, _, _ in run
+            ]
         if [leaf[:TAG] for leaf in leaves] != list(tags):
             return None
         keys = [names[source] for source in sources]

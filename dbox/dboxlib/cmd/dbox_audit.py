@@ -3,6 +3,7 @@
 
 import argparse
 import contextlib
+import gc
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _audit(ctx: cli.Context) -> int:
     warnings.simplefilter("ignore", UserWarning)  # cryptography muses about odd names; we judge them
+    gc.disable()  # millions of rows come and go, none in a circle: looking for circles is a tenth of the time
     args = ctx.args
     if args.forget and args.since_last:
         raise UsageError("--forget and --since-last exclude each other")
