@@ -35,8 +35,8 @@ KERNEL = "mitigations=off tsc=reliable clocksource=tsc init_on_alloc=0"
 # No network. The console logs in who calls tests/vm/shell.
 PREPARE = """
 exec >/dev/null
-systemctl --quiet disable --now systemd-networkd.socket systemd-networkd systemd-resolved
-systemctl --quiet mask --now lxc-net
+systemctl --quiet disable --now systemd-networkd.socket systemd-networkd systemd-resolved lxc-net
+systemctl --quiet mask lxc-net
 ip address flush dev eth0
 ip link set eth0 down
 rm -f /etc/systemd/network/* /etc/resolv.conf
@@ -85,7 +85,7 @@ def obtain(say=lambda text: None):
     with tempfile.TemporaryDirectory(prefix="dre-debs-") as scratch:
         debs = _packages(pathlib.Path(scratch))
         image, booted = _image(), _booted()
-        place = booted / f"with-{_digest(path.read_bytes() for path in debs)}"
+        place = booted / f"with-{_digest([PREPARE.encode(), INSTALL.encode(), *(path.read_bytes() for path in debs)])}"
         with contextlib.suppress(FileNotFoundError):
             return State(place)
         CACHE.mkdir(parents=True, exist_ok=True)
