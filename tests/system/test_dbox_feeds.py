@@ -289,10 +289,12 @@ def test_a_killed_follower_doubles_and_loses_nothing(running, fake):
                 number += 1
                 stream.write(line(number))
                 stream.flush()
-        if kill % 2:
-            wait(lambda at=number: len(messages(box, "killed")) > at - 150)
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+        try:
+            if kill % 2:
+                wait(lambda at=number: len(messages(box, "killed")) > at - 150)
+        finally:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
     box.good("dbox-journal", "--stream", "killed", before=with_fake(fake))
     assert messages(box, "killed") == [f"message {at + 1}" for at in range(number)]
 
@@ -306,8 +308,10 @@ def test_the_follower_ends_in_order(running, fake):
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    wait(lambda: messages(box, "ended") == ["message 1"])
-    child.terminate()
+    try:
+        wait(lambda: messages(box, "ended") == ["message 1"])
+    finally:
+        child.terminate()
     assert (child.wait(30), child.stderr.read()) == (0, b"")
     cursor = box.path / "state/spool/dbox/journal/ended.cursor"
     assert cursor.read_text() == "s=5;i=1;b=1;m=2;t=3;x=4\n"
