@@ -23,7 +23,7 @@ SLOW = 10.0  # seconds in which a request has to be here
 def make_parser() -> argparse.ArgumentParser:
     """The parser of dbox-witness."""
     parser = cli.parser("dbox-witness", "Cosign tree heads that continue what was seen before, or have them cosigned.")
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--make-key", metavar="NAME", help="make the key of a witness called NAME, and print its public half"
     )
@@ -65,6 +65,8 @@ def _witness(ctx: cli.Context) -> int:
         for key in log_keys(_read(Path(args.log_key))):
             ctx.out.line(key.format())
         return 0
+    if not args.make_key and not args.serve:
+        raise UsageError("expected one of --make-key, --log-key, --serve, --ask")
     if args.key is None:
         raise UsageError("--make-key and --serve need --key F")
     if args.make_key:
