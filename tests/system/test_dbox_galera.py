@@ -92,6 +92,7 @@ def test_a_node_dies_and_a_second_sequencer_does_not_fork(cluster):
     box.home = first.url(box.server_name)
     acknowledged, ended = {}, []
     process, log = open_log(box)
+    process2 = None
     try:
 
         def write():
@@ -132,6 +133,8 @@ def test_a_node_dies_and_a_second_sequencer_does_not_fork(cluster):
                 assert sum(1 for _ in store.walk()) == store.entries()
     finally:
         ended.append(True)
-        process.kill()
-        process.wait()
+        for each in (process, process2):
+            if each is not None:
+                each.kill()
+                each.wait()
         dboxkit.remove(box)
