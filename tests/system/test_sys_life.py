@@ -401,10 +401,12 @@ def test_what_virsh_undefined_is_removed_only_by_force(host, system):
     assert host.dre("create", system, "--base", host.small(), check=False).returncode == 1
     refused = host.dre("destroy", system, check=False)
     assert (refused.returncode, "--force" in refused.stderr, home(host).exists()) == (1, True, True)
-    user = [*host.inside, "qemu-io", "-c", "sleep 60000", str(home(host) / "disk.qcow2")]
+    disk = home(host) / "disk.qcow2"
+    user = [*host.inside, "qemu-io", "-c", "sleep 60000", str(disk)]
     with subprocess.Popen(user, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as other:
-        while host.call("qemu-img", "info", home(host) / "disk.qcow2", check=False).returncode == 0:
+        while f":{disk.stat().st_ino} " not in pathlib.Path("/proc/locks").read_text():
             assert other.poll() is None
+            time.sleep(0.05)
         assert "in use" in host.dre("destroy", "--force", system, check=False).stderr
         other.kill()
     host.dre("destroy", "--force", system)
