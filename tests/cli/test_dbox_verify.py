@@ -6,6 +6,8 @@ The receipts come from a real log, which is stopped and whose database is gone b
 
 import base64
 import json
+import os
+import random
 import re
 import shutil
 import subprocess
@@ -126,7 +128,7 @@ def test_every_part_of_the_receipt_is_bound(work):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # cryptography about odd names
 def test_any_changed_octet_of_receipt_or_certificates_is_refused(work):
-    """All octets, in one process: what the program does after it has read its files."""
+    """In one process, what the program does after it has read its files; of the certificates every octet by DRE_FULL."""
     from dre import evidence as form
     from dre import trust
 
@@ -141,7 +143,8 @@ def test_any_changed_octet_of_receipt_or_certificates_is_refused(work):
         with pytest.raises((form.FormatError, form.VerifyError)):
             whole.check(form.parse_receipt(changed(files["receipt"], at)), OCTETS)
     for name in ("root.pem", "chain.pem"):
-        for at in range(len(files[name])):
+        step = 1 if os.environ.get("DRE_FULL") else 11
+        for at in range(random.randrange(step), len(files[name]), step):
             other = {**files, name: changed(files[name], at)}
             with pytest.raises((form.FormatError, form.VerifyError)):
                 check(*other.values())
