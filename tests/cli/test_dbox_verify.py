@@ -128,7 +128,7 @@ def test_every_part_of_the_receipt_is_bound(work):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # cryptography about odd names
 def test_any_changed_octet_of_receipt_or_certificates_is_refused(work):
-    """In one process, what the program does after it has read its files; of the certificates every octet by DRE_FULL."""
+    """In one process, what the program does once it has read its files; each octet of certificates by DRE_FULL."""
     from dre import evidence as form
     from dre import trust
 
