@@ -37,11 +37,15 @@ def guard(init: int | None, owner: int | None = None, mend: Callable[[], None] |
             os._exit(1)
     with contextlib.suppress(OSError):  # so has the app
         inside = _namespace(init)
+        stands, ready = os.pipe()
         if os.fork() == 0:
             try:
                 _stand(fds, f"{MARK}={us}", inside, os.getsid(0), mend)
             finally:
                 os._exit(0)
+        os.close(ready)
+        os.read(stands, 1)  # until it has a session of its own, a signal to our group would end it with us
+        os.close(stands)
     for fd in fds:
         os.close(fd)
 
