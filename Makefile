@@ -63,8 +63,8 @@ pypi-deb:
 clean:
 	for directory in $(DIRECTORIES); do $(MAKE) -C $$directory clean || exit 1; done
 	rm -rf dist repo
-	find build -mindepth 1 -maxdepth 1 ! -name archive-key -exec rm -rf {} + 2>/dev/null || true
-	find tests demo bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	[ ! -d build ] || find build -mindepth 1 -maxdepth 1 ! -name archive-key -exec rm -rf {} +
+	find tests demo bench -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean
 	rm -rf build

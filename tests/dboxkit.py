@@ -190,3 +190,12 @@ def anchor(box, note, cosignature):
 
 def is_root():
     return os.geteuid() == 0
+
+
+def children(pid):
+    """All processes below *pid*, as the kernel tells them."""
+    found = []
+    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            found += [child, *children(child)]
+    return found

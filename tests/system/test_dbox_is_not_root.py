@@ -17,15 +17,6 @@ def status(process):
     return dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
 
 
-def children(pid):
-    """All processes below *pid*, as the kernel tells them."""
-    found = []
-    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
-            found += [child, *children(child)]
-    return found
-
-
 def test_who_serves_who_signs_and_who_looks_at_peers(running):
     try:
         web, user = pwd.getpwnam("dbox-web"), pwd.getpwnam("dbox")
@@ -37,7 +28,7 @@ def test_who_serves_who_signs_and_who_looks_at_peers(running):
         assert found["Uid"].split() == [str(web.pw_uid)] * 4
         assert found["Gid"].split() == [str(web.pw_gid)] * 4
         assert int(found["CapEff"], 16) == 0
-    below = [(pid, status(pathlib.Path(f"/proc/{pid}"))["Uid"].split()) for pid in children(running.server.pid)]
+    below = [(pid, status(pathlib.Path(f"/proc/{pid}"))["Uid"].split()) for pid in dboxkit.children(running.server.pid)]
     assert [str(user.pw_uid)] * 4 in [uids for _, uids in below]
     for path in [running.state, *running.state.iterdir()]:
         assert os.stat(path).st_uid == user.pw_uid, path

@@ -140,21 +140,13 @@ def test_without_https_the_local_socket_is_all(local):
 
 def test_nothing_is_left_of_a_dboxd_that_was_killed(local):
     local.start()
-    below = children(local.server.pid)
+    below = dboxkit.children(local.server.pid)
     assert len(below) >= 3  # the doorkeeper, the sequencer and its keeper
     local.stop(9)
     deadline = time.monotonic() + 30
     while any(pathlib.Path(f"/proc/{pid}/exe").exists() for pid in below):
         assert time.monotonic() < deadline, below
         time.sleep(0.05)
-
-
-def children(pid):
-    found = []
-    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
-            found += [child, *children(child)]
-    return found
 
 
 def test_one_user_with_many_connections_is_told_to_wait(local):
