@@ -6,6 +6,7 @@ The newest row of a fingerprint counts; every row becomes an entry of the log be
 certificates is `dboxlib.registration`, asking who a connection belongs to is the server's.
 """
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
@@ -15,10 +16,13 @@ from typing import Any, Protocol
 from dre import event, units
 from dre.errors import DreError, UsageError
 
+from dboxlib.storage import DuplicateError
+
 ROLES = ("writer", "reader", "auditor", "admin")
 REVOKED = "revoked"
 RESERVED = ("dbox", "client")  # streams of the D-Box itself; nobody else's entry may look like one of them
 STREAMS = 64  # that one writer can be bound to: the registration must fit into an event
+TRIES = 50  # to get the next number of a registration
 ANY = "*"  # executable of a local writer that may be any
 _USER = re.compile(r"[a-z_][a-z0-9_.-]{0,31}\$?", re.IGNORECASE | re.ASCII)
 
@@ -61,7 +65,15 @@ class Table(Protocol):
     def clients(self, after: int) -> list[tuple[Any, ...]]: ...
 
     def register(
-        self, fingerprint: str, name: str, role: str, time: str, streams: str = "", local: str = "", until: str = ""
+        self,
+        fingerprint: str,
+        name: str,
+        role: str,
+        time: str,
+        streams: str = "",
+        local: str = "",
+        until: str = "",
+        number: int | None = None,
     ) -> None: ...
 
 
@@ -73,9 +85,12 @@ def find(table: Table, fingerprint: str) -> Client | None:
 
 def current(table: Table) -> list[Client]:
     """The registration that counts of every fingerprint, in order of the first."""
+    return _newest(Client(*row) for row in table.clients(0))
+
+
+def _newest(rows: Iterable[Client]) -> list[Client]:
     newest: dict[str, Client] = {}
-    for row in table.clients(0):
-        client = Client(*row)
+    for client in rows:
         newest[client.fingerprint] = client
     return list(newest.values())
 
@@ -83,16 +98,26 @@ def current(table: Table) -> list[Client]:
 def change(table: Table, wanted: Client) -> None:
     """Register *wanted* (its number and time are made here). Raises DreError where a rule forbids it.
 
-    The caller holds the lock of dbox-init, so that two cannot remove the last two administrators at once.
+    dbox-init, dbox-user and the sequencer, for the page, may do so at the same instant. Whoever gets the next number
+    has judged by all registrations before it, and the others judge again: two cannot remove the last two
+    administrators.
     """
-    now = event.stamp()
     if wanted.role != "writer" and wanted.streams:
         raise UsageError("only a writer is bound to streams")
-    others = [one for one in current(table) if one.role == "admin" and one.holds(now) and not one.until]
-    ids = {one.fingerprint for one in others}
-    if ids == {wanted.fingerprint} and (wanted.role != "admin" or wanted.until):
+    for _ in range(TRIES):
+        now, rows = event.stamp(), [Client(*row) for row in table.clients(0)]
+        _judge(_newest(rows), wanted, now)
+        fields = (wanted.fingerprint, wanted.name, wanted.role, now, wanted.streams, wanted.local, wanted.until)
+        with contextlib.suppress(DuplicateError):
+            return table.register(*fields, number=rows[-1].number + 1 if rows else 1)
+    raise DreError(f"client {wanted.name!r}: others register without a pause; nothing was changed")
+
+
+def _judge(known: Iterable[Client], wanted: Client, now: str) -> None:
+    """The last administrator stays. Raises DreError."""
+    admins = {one.fingerprint for one in known if one.role == "admin" and one.holds(now) and not one.until}
+    if admins == {wanted.fingerprint} and (wanted.role != "admin" or wanted.until):
         raise DreError(f"client {wanted.name!r} is the last admin: register another one first; nothing was changed")
-    table.register(wanted.fingerprint, wanted.name, wanted.role, now, wanted.streams, wanted.local, wanted.until)
 
 
 def streams(names: Iterable[str]) -> str:

@@ -153,10 +153,6 @@ def told(ctx: cli.Context) -> None:
     remote = channel.Remote(channel.place(ctx.conf))
     with contextlib.suppress(MissingError), contextlib.closing(remote):
         remote.log_clients()
-    from dboxlib import channel
-
-    with contextlib.suppress(DreError), contextlib.closing(channel.Remote(channel.place(ctx.conf))) as log:
-        log.log_clients()
 
 
 def _renew(ctx: cli.Context, where: Places, table: Any, name: str) -> None:

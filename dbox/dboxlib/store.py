@@ -606,12 +606,20 @@ class Store:
         return [tuple(row) for row in self.engine.rows(query, (after,))]
 
     def register(
-        self, fingerprint: str, name: str, role: str, time: str, streams: str = "", local: str = "", until: str = ""
+        self,
+        fingerprint: str,
+        name: str,
+        role: str,
+        time: str,
+        streams: str = "",
+        local: str = "",
+        until: str = "",
+        number: int | None = None,
     ) -> None:
-        """Give the holder of a certificate a role."""
+        """Give the holder of a certificate a role. Raises DuplicateError where registration *number* is taken."""
         self.engine.change(
-            "INSERT INTO client (fingerprint, name, role, time, streams, local, until) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (fingerprint, name, role, time, streams, local, until),
+            f"INSERT INTO client ({_CLIENT}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (number, fingerprint, name, role, time, streams, local, until),
         )
 
     def signature(self, number: int) -> tuple[str, str, bytes] | None:
