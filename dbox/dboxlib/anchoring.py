@@ -5,15 +5,13 @@ What a witness says against the log - it saw a larger one, or another one of thi
 for: TamperedError, and an event.
 """
 
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from dre import event, timestamp, witness
+from dre import timestamp, witness
 from dre.conf import Conf
 from dre.errors import DreError, UsageError
 from dre.evidence import FormatError, Head, Note, Receipt, VerifyError, parse_note
@@ -22,7 +20,6 @@ from dre.witness import Known
 from dboxlib.log import Log
 
 TIMEOUT = 20.0
-GREEN, AMBER, NONE = "green", "amber", "none"
 
 
 class ForkError(VerifyError):
@@ -100,26 +97,6 @@ def ask_authority(conf: Conf, log: Log) -> int:
     token = timestamp.ask(conf.dbox_tsa_url, conf.dbox_tsa_ca, note.text)
     log.anchor("rfc3161", token, urlsplit(conf.dbox_tsa_url).hostname or "", head.size)
     return head.size
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What the anchors of a log are worth by the policy: *state* green, amber, or none where nobody is asked."""
-
-    state: str
-    reason: str
-
-
-def judge(conf: Conf, anchors: Iterable[tuple[int, str]], size: int) -> Judged:
-    """Judge the *anchors* (size, time) of a log of *size* entries now."""
-    if conf.dbox_witnesses is None and not conf.dbox_tsa_url:
-        return Judged(NONE, "no third party is asked (DRE_DBOX_WITNESSES, DRE_DBOX_TSA_URL)")
-    newest = max(anchors, key=lambda anchor: anchor[1], default=None)
-    if newest is None:
-        return Judged(AMBER, "no third party has confirmed a tree head yet")
-    age = time.time() - event.seconds(newest[1])
-    told = f"the newest anchor is {age / 3600:.1f} h old and covers {newest[0]} of {size} entries"
-    return Judged(GREEN if age <= conf.dbox_anchor_age else AMBER, told)
 
 
 def cosigned(note: Note, anchors: Sequence[tuple[str, bytes]]) -> Note:

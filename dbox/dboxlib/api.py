@@ -9,7 +9,7 @@ import binascii
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -17,6 +17,7 @@ from dre import dbox, evidence, handover, units
 from dre.errors import UsageError
 
 from dboxlib import anchoring, clients, rotation
+from dboxlib.anchors import Anchors
 from dboxlib.clients import Client
 from dboxlib.log import Log, Outcome
 from dboxlib.page import erasing
@@ -56,6 +57,7 @@ class Request:
     client: Client
     environ: dict[str, Any]
     match: re.Match[str]
+    anchors: Anchors | None = None
 
     @property
     def number(self) -> int:
@@ -190,7 +192,9 @@ def search(request: Request) -> Answer:
 
 def status(request: Request) -> Answer:
     """GET /v1/status."""
-    return _json(request.log.status()), JSON
+    told = request.log.status()
+    judged = request.anchors.judge(told["size"]) if request.anchors else None
+    return _json({**told, "anchored": asdict(judged)} if judged else told), JSON
 
 
 def heads(request: Request) -> Answer:

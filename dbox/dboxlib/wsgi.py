@@ -18,6 +18,7 @@ from dre.errors import DreError, NotPermittedError
 from dre.evidence import TamperedError
 
 from dboxlib import api, clients, limits
+from dboxlib.anchors import Anchors
 from dboxlib.api import JSON, TEXT, Refused, Request
 from dboxlib.clients import Client
 from dboxlib.log import BusyError, ConflictError, Log, QuotaError
@@ -46,11 +47,14 @@ Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 class Application:
     """One log behind HTTP."""
 
-    def __init__(self, store: Any, log: Log, rate: float = 0.0, page: Wsgi | None = None) -> None:
+    def __init__(
+        self, store: Any, log: Log, rate: float = 0.0, page: Wsgi | None = None, anchors: Anchors | None = None
+    ) -> None:
         self.store = store
         self.log = log
         self.rate = limits.Rate(rate)
         self.page = page
+        self.anchors = anchors
 
     def __call__(self, environ: dict[str, Any], start: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
@@ -87,7 +91,7 @@ class Application:
         right, call, match = api.find(method, path)
         if right not in ROLES[client.role]:
             raise Refused("403 Forbidden", f"role {client.role} may not do this: {method} {path}")
-        answer: api.Answer = tried(lambda: call(Request(self.store, self.log, client, environ, match)))
+        answer: api.Answer = tried(lambda: call(Request(self.store, self.log, client, environ, match, self.anchors)))
         return answer
 
     def _caller(self, environ: dict[str, Any]) -> Client:
@@ -169,8 +173,8 @@ def make(conf: Conf, store: Any, log: Log) -> Application:
     try:
         from dboxlib import page
     except ImportError:
-        return Application(store, log, conf.dbox_client_rate)
-    return Application(store, log, conf.dbox_client_rate, page.make(conf, store, log))
+        return Application(store, log, conf.dbox_client_rate, anchors=Anchors(conf, store))
+    return Application(store, log, conf.dbox_client_rate, page.make(conf, store, log), Anchors(conf, store))
 
 
 __all__ = ["JSON", "ROLES", "Application", "Refused", "make", "tried"]

@@ -308,18 +308,65 @@ def test_stamped_by_an_authority(box, authority):
     assert len(anchors(box)) == 1
 
 
+def anchored(box):
+    """What GET /v1/status says of the age of the anchors."""
+    connection = http.client.HTTPSConnection("localhost", box.port, timeout=20, context=box.tls("reader"))
+    connection.request("GET", "/v1/status")
+    told = json.loads(connection.getresponse().read())["anchored"]
+    connection.close()
+    return told["state"], told["reason"]
+
+
+def audited(box):
+    """The last line of an audit: clean, state of the anchors, reason."""
+    told = json.loads(box.good("dbox-audit", "--json").splitlines()[-1])
+    return told["clean"], told["anchor_state"], told["anchor_reason"]
+
+
 def test_an_old_anchor_is_a_finding(pair):
+    """And amber wherever the state is told; only what verifies counts, by the time that the witness said."""
     box, witness = pair
     settings(box, DRE_DBOX_ANCHOR_AGE="1s")
     box.start()
     box.put(b"octets")
+    none_yet = "no third party is known to have confirmed a tree head yet; the settings want one every 0.0 h"
+    assert anchored(box) == ("amber", none_yet) and audited(box) == (True, "amber", none_yet)
     box.good("dbox-witness", "--ask")
     witness.kill()
     time.sleep(1.1)
     done = box.run("dbox-witness", "--ask")
     assert done.returncode == 1
     assert b"no answer" in done.stderr and b"the newest anchor is 0.0 h old and covers" in done.stderr
+    for state, reason in (anchored(box), audited(box)[1:]):
+        assert state == "amber" and reason.startswith("the newest anchor is 0.0 h old and covers"), (state, reason)
+    assert b"; amber: the newest anchor is 0.0 h old" in box.good("dbox-audit")
+    box.stop()
+    settings(box, DRE_DBOX_ANCHOR_AGE="1h")
+    box.start()
+    assert anchored(box)[0] == "green" and audited(box)[1] == "green"
+    # Not the time at which the D-Box got it: a row of today for a cosignature of long ago changes nothing.
+    with contextlib.closing(sqlite3.connect(box.database)) as database, database:
+        database.execute("DROP TRIGGER anchor_kept")
+        database.execute("UPDATE anchor SET time = '2020-01-01T00:00:00.000Z'")
+    assert anchored(box)[0] == "green" and audited(box)[1] == "green"
     witness.start()
+
+
+def test_what_does_not_verify_is_no_anchor_of_the_state(pair):
+    """An auditor may hand in anything; and without a third party in the settings there is nothing to be old."""
+    from dre import evidence, witness
+
+    box, _ = pair
+    box.start()
+    box.put(b"octets")
+    note = box.good("dbox-get", "--client", "reader", "--head").decode()
+    text = evidence.parse_note(note).text
+    dboxkit.anchor(box, note, witness.make_key("w.example/1").cosign(text, int(time.time())))
+    assert anchored(box)[0] == "amber"
+    box.stop()
+    settings(box, DRE_DBOX_WITNESSES="")
+    box.start()
+    assert anchored(box)[0] == "none" and audited(box)[:2] == (True, "none")
 
 
 def test_wrong_usage(box):

@@ -23,7 +23,7 @@ def test_a_time_stamp_anchors(box, authority):
     box.start()
     browser = Browser(box, port, "reader")
     entry, state = anchored(browser)
-    assert entry.startswith("anchored ? unverified") and "! too old none yet" in state
+    assert entry.startswith("anchored ? unverified") and "! too old no third party" in state
     box.good("dbox-witness", "--ask")
     entry, state = anchored(browser)
     assert entry.startswith("anchored ✓ verified time stamping authority 127.0.0.1 confirmed at 20")

@@ -12,8 +12,12 @@ from typing import Any
 
 from dre import audit, cli, event, evidence, files, trust, units
 from dre.audit import Mark, Report
+from dre.conf import Conf
 from dre.errors import FAILED, DreError, MissingError, UsageError
 from dre.evidence import VerifyError
+
+from dboxlib import anchors
+from dboxlib.anchors import Judged
 
 LARGEST = 16 * 1024 * 1024  # octets of certificates, and of a tree head that is known
 
@@ -63,7 +67,7 @@ def _audit(ctx: cli.Context) -> int:
                 [mark for name in args.seen for mark in marks(name, read(name))],
                 memory := _Memory(ctx, source.origin),
                 args.since_last,
-                _judge(ctx),
+                judge := _Judge(ctx.conf),
             )
     except CheckError:
         raise
@@ -74,7 +78,7 @@ def _audit(ctx: cli.Context) -> int:
     bad = bool(report.findings) or (args.strict and bool(report.gaps))
     if not report.findings:
         memory.save(report)
-    show(ctx, report, bad)
+    show(ctx, report, bad, judge.judged(report))
     if report.findings:
         _alarm(ctx, report)
     return 1 if bad else 0
@@ -107,28 +111,48 @@ def _source(ctx: cli.Context) -> Iterator[audit.Source]:
         client.close()
 
 
-def _judge(ctx: cli.Context) -> audit.Judge:
-    """What the settings know of witnesses and of a time stamping authority."""
-    from dre import timestamp, witness
+class _Judge:
+    """What the settings know of witnesses and of a time stamping authority, and how old an anchor may be."""
 
-    keys, conf = dict[str, witness.Vkey](), ctx.conf
-    if conf.dbox_witnesses is not None:
-        text = read(conf.dbox_witnesses).decode(errors="replace")
-        keys = {one.key.name: one.key for one in witness.parse_keys(text, str(conf.dbox_witnesses))}
+    def __init__(self, conf: Conf) -> None:
+        from dre import witness
 
-    def judge(anchor: audit.Anchor, note: evidence.Note) -> bool | None:
+        self.conf = conf
+        self.newest: tuple[str, int] | None = None  # the time that a third party said, of so many entries
+        self.keys = dict[str, witness.Vkey]()
+        if conf.dbox_witnesses is not None:
+            text = read(conf.dbox_witnesses).decode(errors="replace")
+            self.keys = {one.key.name: one.key for one in witness.parse_keys(text, str(conf.dbox_witnesses))}
+
+    def __call__(self, anchor: audit.Anchor, note: evidence.Note) -> bool | None:
+        """Whether *anchor* is right for the tree head *note*; None where nobody here knows who said it."""
         try:
-            if anchor.kind == "witness" and anchor.name in keys:
-                lines = witness.signature_lines(anchor.octets.decode())
-                return bool(witness.cosignatures(evidence.Note(note.text, lines), [keys[anchor.name]]))
-            if anchor.kind == "rfc3161" and conf.dbox_tsa_ca is not None:
-                timestamp.check(conf.dbox_tsa_ca, note.text, anchor.octets)
-                return True
+            when = self._time(anchor, note)
         except (VerifyError, evidence.FormatError, UnicodeDecodeError):
             return False
+        if when is not None:
+            self.newest = max(self.newest or ("", 0), (when, anchor.size))
+        return None if when is None else True
+
+    def _time(self, anchor: audit.Anchor, note: evidence.Note) -> str | None:
+        """When the third party said so, not when the D-Box claims it did. Raises VerifyError."""
+        from dre import timestamp, witness
+
+        if anchor.kind == "witness" and anchor.name in self.keys:
+            lines = witness.signature_lines(anchor.octets.decode())
+            signed = witness.cosignatures(evidence.Note(note.text, lines), [self.keys[anchor.name]])
+            if not signed:
+                raise VerifyError(f"no cosignature by {anchor.name}")
+            return event.stamp(signed[0][1])
+        if anchor.kind == "rfc3161" and self.conf.dbox_tsa_ca is not None:
+            return timestamp.check(self.conf.dbox_tsa_ca, note.text, anchor.octets)
         return None
 
-    return judge
+    def judged(self, report: Report) -> Judged | None:
+        """The age of the newest anchor by the policy; None where it may lie before what was looked at."""
+        if report.head is None or (report.begin and self.newest is None):
+            return None
+        return anchors.judge(self.conf, self.newest, report.head.size)
 
 
 def audited(
@@ -204,7 +228,7 @@ def read(name: str | Path, most: int = LARGEST) -> bytes:
     return octets
 
 
-def show(ctx: cli.Context, report: Report, bad: bool) -> None:
+def show(ctx: cli.Context, report: Report, bad: bool, judged: Judged | None = None) -> None:
     """Print the findings, the gaps, and one line about all."""
     for finding in report.findings:
         fields: dict[str, Any] = {"finding": finding.kind, "index": finding.index, "text": finding.text}
@@ -220,10 +244,10 @@ def show(ctx: cli.Context, report: Report, bad: bool) -> None:
             ctx.out.json({"gap": gap.stream, "writer": gap.writer, "first": gap.first, "last": gap.last})
         else:
             ctx.out.line(f"gap: stream {gap.stream} of {gap.writer[:16]} lacks {gap.first} to {gap.last}")
-    _summary(ctx, report, bad)
+    _summary(ctx, report, bad, judged)
 
 
-def _summary(ctx: cli.Context, report: Report, bad: bool) -> None:
+def _summary(ctx: cli.Context, report: Report, bad: bool, judged: Judged | None) -> None:
     head, newest = report.head, report.anchored
     fields = {
         "clean": not bad,
@@ -239,6 +263,8 @@ def _summary(ctx: cli.Context, report: Report, bad: bool) -> None:
         "gaps": len(report.gaps),
         "anchors": len(report.anchors),
         "anchored": newest.size if newest else None,
+        "anchor_state": judged.state if judged else None,
+        "anchor_reason": judged.reason if judged else None,
     }
     if ctx.out.as_json:
         ctx.out.json(fields)
@@ -248,6 +274,7 @@ def _summary(ctx: cli.Context, report: Report, bad: bool) -> None:
     )
     what += f", anchored up to {newest.size}" if newest else ""
     what += "" if report.octets else "; octets were not looked at"
+    what += f"; amber: {judged.reason}" if judged and judged.state == anchors.AMBER else ""
     if report.first_bad is not None:
         ctx.out.line(f"first bad index {report.first_bad} of log {report.origin} ({what})")
     elif bad:

@@ -198,7 +198,7 @@ def _ask(ctx: cli.Context) -> int:
     from dre import event
 
     try:
-        from dboxlib import anchoring, channel, store
+        from dboxlib import anchoring, anchors, channel, store
     except ImportError as error:
         raise MissingError(f"--ask is for the D-Box: {error}; apt-get install dbox") from None
     conf = ctx.conf
@@ -225,12 +225,12 @@ def _ask(ctx: cli.Context) -> int:
                 ctx.say(f"{conf.dbox_tsa_url}: stamped {anchoring.ask_authority(conf, log)} entries")
             except DreError as error:
                 failed.append(str(error))
-        state = anchoring.judge(conf, ((one[2], one[3]) for one in opened.anchors()), log.newest()[0].size)
+        state = anchors.Anchors(conf, opened).judge(log.newest()[0].size)
         origin = opened.origin
     source = event.host() + "/dbox"
     for reason in forks:
         event.emit(conf, "dbox.tampered", source, {"log": origin, "reason": reason, "by": "dbox-witness"}, 1)
-    if state.state != anchoring.GREEN:
+    if state.state != anchors.GREEN:
         event.emit(conf, "dbox.anchor.old", source, {"log": origin, "reason": state.reason}, 4)
         failed.append(state.reason)
     if forks or failed:

@@ -7,22 +7,21 @@ said that it saw a tree head over this entry). Each is good, bad or open; nothin
 """
 
 import contextlib
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dre import event, evidence, trust
+from dre import evidence, trust
 from dre.conf import Conf
 from dre.errors import DreError, NotFoundError, UsageError
 from dre.evidence import FormatError, Head, Header, Note, Receipt, VerifyError
 
+from dboxlib import anchors
 from dboxlib.log import Log
-from dboxlib.page import show
-from dboxlib.page.anchors import Anchors
 
 GOOD, BAD, OPEN, WAIT = "good", "bad", "open", "wait"
+POLICY = {anchors.GREEN: GOOD, anchors.AMBER: WAIT, anchors.NONE: OPEN}
 WORDS = {GOOD: "verified", BAD: "FAILED", OPEN: "unverified", WAIT: "too old"}
 
 
@@ -64,7 +63,7 @@ class Checker:
 
     def __init__(self, conf: Conf, store: Any, log: Log) -> None:
         self.conf, self.store, self.log = conf, store, log
-        self.anchors = Anchors(conf, store)
+        self.anchors = anchors.Anchors(conf, store)
         self._loaded: tuple[bytes, bytes, trust.Trust] | None = None
         self._told: set[int] = set()
         warnings.filterwarnings("ignore", category=UserWarning, module="cryptography")
@@ -146,23 +145,12 @@ class Checker:
 
     def policy(self) -> tuple[Verdict, list[Any]]:
         """How old the newest anchor is, and whether the log continues it; and the newest of each third party."""
-        found, now = self.anchors.newest(), time.time()
+        found = self.anchors.newest()
         for one in found:
             if one.proven and one.head is not None and (verdict := self._continues(one.head)).state == BAD:
                 return Verdict("anchors", BAD, f"{one.who}: {verdict.says}"), found
-        good = max((one.proven for one in found if one.proven), default="")
-        most = self.conf.dbox_anchor_age
-        if not good:
-            if self.anchors.wanted:
-                says = f"none yet, and the settings want one every {show.span(most)}"
-                return Verdict("anchors", WAIT, says), found
-            return Verdict("anchors", OPEN, "no third party has confirmed a tree head of this box yet"), found
-        age = show.span(now - event.seconds(good))
-        if now - event.seconds(good) > most:
-            return Verdict(
-                "anchors", WAIT, f"the newest is {age} old; the settings want one every {show.span(most)}"
-            ), found
-        return Verdict("anchors", GOOD, f"the newest is {age} old, and the log continues it"), found
+        judged = self.anchors.judge(self.log.newest()[0].size)
+        return Verdict("anchors", POLICY[judged.state], judged.reason), found
 
     def tampered(self, number: int) -> None:
         """Have the log look itself, tell the monitor, and remember; once for each entry."""

@@ -2,9 +2,12 @@
 """What third parties said of our tree heads, checked: cosignatures under the keys of known witnesses, and time stamps
 under the CA of the authority. Anybody may have put a row there, so a row that does not verify is no anchor, and no
 alarm; a tree head that was confirmed and that the log does not continue is one.
+
+How old the newest may be is the policy of the settings, judged here for the page, for GET /v1/status and for the tools.
 """
 
 import hashlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +19,32 @@ from dre.evidence import FormatError, Head, Note
 
 TRIED = 16  # anchors that are looked at for one entry, the first ones and the last ones
 KEPT = 1_000  # results of time stamps, each of which takes openssl 50 ms
+GREEN, AMBER, NONE = "green", "amber", "none"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the anchors of a log are worth by the policy: *state* green, amber, or none where nobody is asked."""
+
+    state: str
+    reason: str
+
+
+def wanted(conf: Conf) -> bool:
+    """Whether the settings know a third party at all."""
+    return conf.dbox_witnesses is not None or bool(conf.dbox_tsa_url) or conf.dbox_tsa_ca is not None
+
+
+def judge(conf: Conf, newest: tuple[str, int] | None, size: int) -> Judged:
+    """Judge now by the *newest* proven anchor (the time that the third party said, entries) of a log of *size*."""
+    if not wanted(conf):
+        return Judged(NONE, "no third party is asked (DRE_DBOX_WITNESSES, DRE_DBOX_TSA_URL)")
+    want = f"the settings want one every {conf.dbox_anchor_age / 3600:.1f} h"
+    if newest is None:
+        return Judged(AMBER, f"no third party is known to have confirmed a tree head yet; {want}")
+    age = time.time() - event.seconds(newest[0])
+    told = f"the newest anchor is {age / 3600:.1f} h old and covers {newest[1]} of {size} entries"
+    return Judged(GREEN, told) if age <= conf.dbox_anchor_age else Judged(AMBER, f"{told}; {want}")
 
 
 @dataclass(frozen=True)
@@ -43,10 +72,10 @@ class Anchors:
         self.conf, self.store = conf, store
         self._stamps: dict[tuple[int, bytes], str] = {}
 
-    @property
-    def wanted(self) -> bool:
-        """Whether the settings know a third party at all."""
-        return self.conf.dbox_witnesses is not None or self.conf.dbox_tsa_ca is not None
+    def judge(self, size: int) -> Judged:
+        """Judge the anchors of this log, which has *size* entries now."""
+        proven = ((one.proven, one.size) for one in self.newest() if one.proven) if wanted(self.conf) else ()
+        return judge(self.conf, max(proven, default=None), size)
 
     def over(self, number: int) -> Iterator[Anchor]:
         """Anchors of tree heads over entry *number*: the first ones after it, which tell the earliest time."""
