@@ -326,7 +326,7 @@ def _there(request: Request) -> int:
 def _named(environ: dict[str, Any]) -> tuple[str, int]:
     """Stream and sequence number of what is appended."""
     stream, seq = environ.get("HTTP_X_DRE_STREAM", ""), environ.get("HTTP_X_DRE_SEQ", "")
-    if not units.NAME.fullmatch(stream):
+    if not units.is_name(stream):
         raise Refused("400 Bad Request", "X-DRE-Stream: expected a name of 1 to 31 of a-z, 0-9 and '-'")
     if not re.fullmatch(r"[1-9][0-9]{0,17}", seq):
         raise Refused("400 Bad Request", "X-DRE-Seq: expected a number from 1")

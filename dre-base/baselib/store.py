@@ -34,7 +34,7 @@ class Store:
         """The names of what is there, sorted."""
         if not self.directory.is_dir():
             return []
-        entries = [entry.name for entry in os.scandir(self.directory) if units.NAME.fullmatch(entry.name)]
+        entries = [entry.name for entry in os.scandir(self.directory) if units.is_name(entry.name)]
         return sorted(name for name in entries if kind(self.directory / name))
 
     def path(self, name: str) -> Path:

@@ -244,7 +244,7 @@ class App:
     def snapshots(self) -> list[str]:
         """The tags, oldest first."""
         try:
-            found = [entry for entry in (self.home / "snapshot").iterdir() if units.NAME.fullmatch(entry.name)]
+            found = [entry for entry in (self.home / "snapshot").iterdir() if units.is_name(entry.name)]
         except FileNotFoundError:
             return []
         return [path.name for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))]
@@ -299,7 +299,7 @@ def state_dir(conf: Conf) -> Path:
 def names(conf: Conf) -> list[str]:
     """All apps, partial ones included, in order."""
     try:
-        return sorted(entry for entry in os.listdir(state_dir(conf)) if units.NAME.fullmatch(entry))
+        return sorted(entry for entry in os.listdir(state_dir(conf)) if units.is_name(entry))
     except FileNotFoundError:
         return []
 

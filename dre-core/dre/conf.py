@@ -2,36 +2,51 @@
 """The settings of all programs: /etc/dre.conf and its drop-ins, read once, parsed and never executed.
 
 The shipped etc/dre.conf is the reference of the keys; this module is their types. Nothing else opens the files.
+Every program begins here and wants few of the values: what makes one of a text is loaded when it is wanted, and so are
+regular expressions, paths and the types of annotations, all slow to load.
 """
 
-import functools
-import ipaddress
-import os
-import re
-import stat
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
-from dre import streams, units
+import os
+import stat
+
+from dre import units
 from dre.errors import UsageError
+
+TYPE_CHECKING = False  # as of the module typing
+if TYPE_CHECKING:
+    import ipaddress
+    import re
+    from collections.abc import Callable
+    from pathlib import Path
+    from typing import Any
+
+    from dre import streams
 
 DEFAULT = "/etc/dre.conf"
 _SERVER = (
     r"mysql://([A-Za-z0-9._-]+@)?[A-Za-z0-9.-]+(:[0-9]{1,5})?/[A-Za-z0-9_]+(\?[a-z_]+=/[^\s&]+(&[a-z_]+=/[^\s&]+)*)?"
 )
-_LINE = re.compile(r"""([A-Za-z_][A-Za-z0-9_]*)=(?:"([^"]*)"|'([^']*)'|([A-Za-z0-9_./:,%+@-]*))(?:[ \t]+#.*)?""")
+_BARE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_./:,%+@-")  # needs no quotes
+
+
+def _match(pattern: str, text: str) -> re.Match[str] | None:
+    import re
+
+    return re.fullmatch(pattern, text)
 
 
 def _interface(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]{0,14}", text):
+    if not _match(r"[A-Za-z][A-Za-z0-9_.-]{0,14}", text):
         raise UsageError(f"expected a network interface name of at most 15 characters, got {text!r}")
     return text
 
 
 def _address(text: str) -> ipaddress.IPv4Interface:
-    match = re.fullmatch(r"[0-9.]+/([0-9]{1,2})", text)
+    import ipaddress
+
+    match = _match(r"[0-9.]+/([0-9]{1,2})", text)
     try:
         if not match or not 8 <= int(match[1]) <= 30:
             raise ValueError
@@ -46,6 +61,8 @@ def _address(text: str) -> ipaddress.IPv4Interface:
 
 
 def _address6(text: str) -> ipaddress.IPv6Interface | None:
+    import ipaddress
+
     try:
         address = ipaddress.IPv6Interface(text) if text else None
         if address and (address.network.prefixlen != 64 or address.is_link_local or address.ip == address.network[0]):
@@ -60,6 +77,8 @@ def _link(text: str) -> str:
 
 
 def _ip(text: str) -> str:
+    import ipaddress
+
     try:
         return str(ipaddress.IPv4Address(text))
     except ValueError:
@@ -71,6 +90,8 @@ def _ips(text: str) -> tuple[str, ...]:
 
 
 def _netmask(text: str) -> str:
+    import ipaddress
+
     try:
         if str(ipaddress.IPv4Network(f"0.0.0.0/{text}").netmask) == text:
             return text
@@ -80,20 +101,20 @@ def _netmask(text: str) -> str:
 
 
 def _mac(text: str) -> str:
-    if text != "auto" and not re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", text.lower()):
+    if text != "auto" and not _match(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", text.lower()):
         raise UsageError(f"expected 'auto' or the first address of a range such as 52:54:00:00:00:01, got {text!r}")
     return text.lower()
 
 
 def _port(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) < 65536:
+    if not _match(r"[0-9]{1,5}", text) or not 0 < int(text) < 65536:
         raise UsageError(f"expected a port from 1 to 65535, got {text!r}")
     return int(text)
 
 
 def _listen(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
-    if not re.fullmatch(r"[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\]", host):
+    if not _match(r"[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\]", host):
         raise UsageError(f"expected HOST:PORT, got {text!r}")
     return host, _port(port)
 
@@ -105,7 +126,7 @@ def _yes(text: str) -> bool:
 
 
 def _domain(text: str) -> str:
-    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*", text) or len(text) > 200:
+    if not _match(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*", text) or len(text) > 200:
         raise UsageError(f"expected a domain such as dre or apps.example.org, got {text!r}")
     return text
 
@@ -113,6 +134,8 @@ def _domain(text: str) -> str:
 def _range(text: str) -> str | tuple[ipaddress.IPv4Address, ipaddress.IPv4Address]:
     if text in ("auto", "no"):
         return text
+    import ipaddress
+
     first, dash, last = text.partition("-")
     try:
         if not dash or ipaddress.IPv4Address(first) > ipaddress.IPv4Address(last):
@@ -125,23 +148,35 @@ def _range(text: str) -> str | tuple[ipaddress.IPv4Address, ipaddress.IPv4Addres
 def _ids(text: str) -> tuple[int, int] | None:
     if text == "auto":
         return None
-    match = re.fullmatch(r"([0-9]{5,10}):([0-9]{5,10})", text)
+    match = _match(r"([0-9]{5,10}):([0-9]{5,10})", text)
     first, count = map(int, match.groups()) if match else (0, 0)
     if first < 65536 or count < 65536 or first + count >= 1 << 32:
         raise UsageError(f"expected auto or FIRST:COUNT, both 65536 or more, such as 1879048192:6553600, got {text!r}")
     return first, count
 
 
-def _path(text: str) -> Path:
+def _absolute(text: str) -> None:
     if not text.startswith("/") or "/../" in f"{text}/":
         raise UsageError(f"expected an absolute path, got {text!r}")
+
+
+def _path(text: str) -> Path:
+    _absolute(text)
+    from pathlib import Path
+
     return Path(text)
 
 
-def _paths(text: str) -> tuple[Path, ...]:
+def _each_absolute(text: str) -> None:
     if not text.split():
         raise UsageError("expected absolute paths separated by spaces, got none")
-    return tuple(_path(word) for word in text.split())
+    for word in text.split():
+        _absolute(word)
+
+
+def _paths(text: str) -> tuple[Path, ...]:
+    _each_absolute(text)
+    return tuple(map(_path, text.split()))
 
 
 def _log_size(text: str) -> int:
@@ -152,7 +187,7 @@ def _log_size(text: str) -> int:
 
 
 def _url(text: str) -> str:
-    if not re.fullmatch(r"https://[A-Za-z0-9.-]+(:[0-9]{1,5})?|unix:/\S+", text):
+    if not _match(r"https://[A-Za-z0-9.-]+(:[0-9]{1,5})?|unix:/\S+", text):
         raise UsageError(f"expected https://HOST[:PORT] or unix:/PATH, got {text!r}")
     return text
 
@@ -162,19 +197,19 @@ def _maybe_listen(text: str) -> tuple[str, int] | None:
 
 
 def _rate(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,7}", text):
+    if not _match(r"[0-9]{1,7}", text):
         raise UsageError(f"expected a number of requests per second, or 0 for no limit, got {text!r}")
     return int(text)
 
 
 def _database(text: str) -> str:
-    if not re.fullmatch(r"sqlite:/\S+|" + _SERVER, text):
+    if not _match(r"sqlite:/\S+|" + _SERVER, text):
         raise UsageError(f"expected sqlite:/PATH or mysql://[USER@]HOST[:PORT]/NAME, got {text!r}")
     return text
 
 
 def _account(text: str) -> str:
-    if not re.fullmatch(_SERVER, text) and text:
+    if not _match(_SERVER, text) and text:
         raise UsageError(f"expected nothing, or mysql://[USER@]HOST[:PORT]/NAME, got {text!r}")
     return text
 
@@ -190,13 +225,13 @@ def _virt(text: str) -> str:
 
 
 def _word(text: str) -> str:
-    if not re.fullmatch(r"\S+", text):
+    if not _match(r"\S+", text):
         raise UsageError(f"expected one word, got {text!r}")
     return text
 
 
 def _heads(text: str) -> int:
-    if not re.fullmatch(r"[1-9][0-9]{0,11}", text):
+    if not _match(r"[1-9][0-9]{0,11}", text):
         raise UsageError(f"expected a number of tree heads from 1, got {text!r}")
     return int(text)
 
@@ -208,24 +243,69 @@ def _bits(text: str) -> int:
 
 
 def _key_store(text: str) -> str:
-    if text != "file" and not re.fullmatch(r"(pkcs11|tpm2):\S+", text):
+    if text != "file" and not _match(r"(pkcs11|tpm2):\S+", text):
         raise UsageError(f"expected file, pkcs11:token=LABEL?module-path=/PATH or tpm2:TCTI, got {text!r}")
     return text
 
 
 def _http(text: str) -> str:
-    if text and not re.fullmatch(r"https?://[^\s@]+", text):
+    if text and not _match(r"https?://[^\s@]+", text):
         raise UsageError(f"expected nothing, or a URL such as https://tsa.example.org/tsr, got {text!r}")
     return text
 
 
-def _key(default: str, kind: Callable[[str], Any]) -> Any:
-    return field(default=kind(default), metadata={"kind": kind, "default": default})
+def _streams(text: str) -> streams.Policies:
+    from dre import streams
+
+    return streams.parse(text)
 
 
-@dataclass(frozen=True)
+class Key:
+    """One key: its default, and the *kind* that makes a value of a text.
+
+    Of what is set the value is made at once, for what is wrong is refused where it is read; with a *check*, which
+    refuses the same, only when it is asked for, as that of a default is.
+    """
+
+    def __init__(self, default: str, kind: Callable[[str], Any], check: Callable[[str], None] | None = None) -> None:
+        self.default = default
+        self.kind = kind
+        self.check = check
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, conf: Conf | None, owner: type) -> Any:
+        if conf is None:
+            return self
+        value = conf.values.get(self.name, self)
+        if value is self or (self.check is not None and isinstance(value, str)):
+            value = conf.values[self.name] = self.kind(self.default if value is self else value)
+        return value
+
+    def __set__(self, conf: Conf, value: Any) -> None:
+        raise AttributeError(f"{self.name}: settings are not changed")
+
+    def read(self, text: str) -> Any:
+        """What is kept of *text*: the value, or the checked text. Raises UsageError."""
+        if self.check is None:
+            return self.kind(text)
+        self.check(text)
+        return text
+
+
+def _key(default: str, kind: Callable[[str], Any], check: Callable[[str], None] | None = None) -> Any:
+    return Key(default, kind, check)
+
+
+def _place(default: str) -> Any:
+    return Key(default, _path, _absolute)
+
+
 class Conf:
-    """All settings, typed; the field `bridge_if` is the key DRE_BRIDGE_IF, and so on."""
+    """All settings, typed; the attribute `bridge_if` is the key DRE_BRIDGE_IF, and so on."""
+
+    __slots__ = ("values",)
 
     bridge_if: str = _key("br0", _interface)
     default_sshd_port: int = _key("22", _port)
@@ -246,16 +326,16 @@ class Conf:
     bridge_domain: str = _key("dre", _domain)
     bridge_dhcp: str | tuple[ipaddress.IPv4Address, ipaddress.IPv4Address] = _key("auto", _range)
 
-    core_state_dir: Path = _key("/var/lib/dre", _path)
-    core_run_dir: Path = _key("/run/dre", _path)
-    core_etc_dir: Path = _key("/etc/dre", _path)
-    core_log_dir: Path = _key("/var/log/dre", _path)
-    app_lxc_path: Path = _key("/var/lib/lxc", _path)
+    core_state_dir: Path = _place("/var/lib/dre")
+    core_run_dir: Path = _place("/run/dre")
+    core_etc_dir: Path = _place("/etc/dre")
+    core_log_dir: Path = _place("/var/log/dre")
+    app_lxc_path: Path = _place("/var/lib/lxc")
     app_ids: tuple[int, int] | None = _key("auto", _ids)
     app_log_max: int = _key("16M", _log_size)
 
-    monitor_sink: Path = _key("/run/dre/events.sock", _path)
-    monitor_pipes: tuple[Path, ...] = _key("/run/dre/script", _paths)
+    monitor_sink: Path = _place("/run/dre/events.sock")
+    monitor_pipes: tuple[Path, ...] = _key("/run/dre/script", _paths, _each_absolute)
     monitor_window: float = _key("200ms", units.duration)
 
     dbox_listen: tuple[str, int] | None = _key("127.0.0.1:8443", _maybe_listen)
@@ -267,9 +347,9 @@ class Conf:
     dbox_database_reader: str = _key("", _account)
     dbox_database_admin: str = _key("", _account)
     dbox_database_password_file: Path | None = _key("", _optional)
-    dbox_streams: streams.Policies = _key("", streams.parse)
+    dbox_streams: streams.Policies = _key("", _streams)
     dbox_reserve: int = _key("64M", units.size)
-    dbox_certs_dir: Path = _key("/etc/dre/certs/dbox", _path)
+    dbox_certs_dir: Path = _place("/etc/dre/certs/dbox")
     dbox_key_period: float = _key("24h", units.duration)
     dbox_key_heads: int = _key("1000000", _heads)
     dbox_key_bits: int = _key("3072", _bits)
@@ -281,8 +361,33 @@ class Conf:
     dbox_anchor_age: float = _key("24h", units.duration)
     dbox_compat_md5: bool = _key("no", _yes)
 
+    def __init__(self, **values: Any) -> None:
+        """*values* in place of defaults."""
+        unknown = [name for name in values if key_of(name) not in KEYS]
+        if unknown:
+            raise TypeError(f"no such settings: {', '.join(unknown)}")
+        self.values = values
 
-KEYS = {f"DRE_{item.name.upper()}": item for item in fields(Conf)}
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Conf) and self._all() == other._all()
+
+    def __hash__(self) -> int:
+        return hash(self._all())
+
+    def _all(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, item.name) for item in KEYS.values())
+
+    def place(self, name: str) -> str:
+        """The path *name* as a text, for who wants no more of it."""
+        return os.path.normpath(str(self.values.get(name, KEYS[key_of(name)].default)))
+
+
+def key_of(name: str) -> str:
+    """The key whose value is the attribute *name* of Conf."""
+    return f"DRE_{name.upper()}"
+
+
+KEYS: dict[str, Key] = {key_of(name): item for name, item in vars(Conf).items() if isinstance(item, Key)}
 
 
 def load(path: str | None = None) -> Conf:
@@ -290,17 +395,24 @@ def load(path: str | None = None) -> Conf:
 
     A later assignment wins. Raises UsageError naming file, line, key and what was expected.
     """
-    main = Path(path or DEFAULT)
-    if path and not main.exists():
+    main = path or DEFAULT
+    there = os.path.exists(main)  # noqa: PTH110 - see above of paths
+    if path and not there:
         raise UsageError(f"{main}: no such file")
     values: dict[str, Any] = {}
-    drop_ins = sorted(main.with_name(f"{main.name}.d").glob("*.conf"))
-    for file in [*([main] if main.exists() else []), *drop_ins]:
+    for file in [*([main] if there else []), *_drop_ins(f"{main}.d")]:
         values.update(_read(file))
     return Conf(**values)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _drop_ins(directory: str) -> list[str]:
+    try:
+        return [f"{directory}/{name}" for name in sorted(os.listdir(directory)) if name.endswith(".conf")]
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
+
+
+def _read(file: str) -> dict[str, Any]:
     try:
         # Without waiting: what is given instead of a file may be a FIFO that nobody writes to.
         with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
@@ -313,18 +425,26 @@ def _read(file: Path) -> dict[str, Any]:
     return _assignments(file, text)
 
 
-@functools.lru_cache(maxsize=8)  # who serves reads the files for each request, and they seldom change
-def _assignments(file: Path, text: str) -> dict[str, Any]:
-    values: dict[str, Any] = {}
+_KNOWN: dict[tuple[str, str], dict[str, Any]] = {}  # who serves reads the files for each request; they seldom change
+
+
+def _assignments(file: str, text: str) -> dict[str, Any]:
+    values = _KNOWN.get((file, text))
+    if values is not None:
+        return values
+    values = {}
     for number, line in enumerate(text.split("\n"), 1):
         line = line.strip(" \t")  # what sh skips, and no other blank
         if not line or line.startswith("#"):
             continue
         values.update([_assignment(f"{file}:{number}", line)])
+    if len(_KNOWN) >= 8:
+        _KNOWN.clear()
+    _KNOWN[file, text] = values
     return values
 
 
-def _trusted(file: Path, status: os.stat_result) -> None:
+def _trusted(file: str, status: os.stat_result) -> None:
     """Refuse a file that someone else than root (or the caller) could have written."""
     if not stat.S_ISREG(status.st_mode):
         raise UsageError(f"{file}: not a regular file")
@@ -339,17 +459,30 @@ def _assignment(where: str, line: str) -> tuple[str, Any]:
     for character in "$`\\":
         if character in line.partition("=")[2]:
             raise UsageError(f"{where}: {line.partition('=')[0]}: {character!r} is not allowed in a value")
-    match = _LINE.fullmatch(line)
-    if not match:
+    key, equals, rest = line.partition("=")
+    value = _unquoted(rest)
+    if not equals or not (key.isascii() and key.isidentifier()) or value is None:
         raise UsageError(f'{where}: expected KEY="value", got {line[:60]!r}')
-    key, *quoted = match.groups()
-    value = next(text for text in quoted if text is not None)
     if not value.isprintable():
         raise UsageError(f"{where}: {key}: control characters are not allowed in {value!r}")
     item = KEYS.get(key)
     if item is None:
         raise UsageError(f"{where}: {key}: unknown key; dre.conf(5) lists them")
     try:
-        return item.name, item.metadata["kind"](value)
+        return item.name, item.read(value)
     except UsageError as error:
         raise UsageError(f"{where}: {key}: {error}") from None
+
+
+def _unquoted(text: str) -> str | None:
+    """The value that *text* gives, which a comment may follow; None when sh would make something else of it."""
+    mark = text[:1]
+    if mark in ("'", '"') and mark in text[1:]:
+        value, _, rest = text[1:].partition(mark)
+    else:
+        value = text.replace("\t", " ").partition(" ")[0]
+        rest = text[len(value) :]
+        if not _BARE.issuperset(value):
+            return None
+    comment = rest.lstrip(" \t")
+    return value if not rest or (comment != rest and comment.startswith("#")) else None

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dre.errors import DreError, UsageError
-from dre.units import NAME
+from dre.units import is_name
 
 VERSION = "dre-entry/v1"
 PROOF = "c2sp.org/tlog-proof@v1"
@@ -89,7 +89,7 @@ def parse_header(octets: bytes) -> Header:
     method, _, hexadecimal = values["digest"].partition(" ")
     if method != "sha256" or not _HEX.fullmatch(hexadecimal) or not _HEX.fullmatch(values["writer"]):
         raise FormatError("not an entry header: writer and digest must be SHA-256 in hex")
-    if not NAME.fullmatch(values["stream"]) or not _TIME.fullmatch(values["time"]):
+    if not is_name(values["stream"]) or not _TIME.fullmatch(values["time"]):
         raise FormatError("not an entry header: bad stream or time")
     return Header(
         origin(values["log"]),

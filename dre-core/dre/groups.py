@@ -88,7 +88,7 @@ def names() -> list[str]:
         entries = os.scandir(_tops()[-1] / PARENT)
     except FileNotFoundError:
         return []
-    return sorted(entry.name for entry in entries if entry.is_dir() and units.NAME.fullmatch(entry.name))
+    return sorted(entry.name for entry in entries if entry.is_dir() and units.is_name(entry.name))
 
 
 def _membership(name: str) -> str:

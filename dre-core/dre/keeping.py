@@ -188,7 +188,7 @@ class Keeper:
         with contextlib.suppress(FileNotFoundError), os.scandir(self.conf.core_run_dir / "app") as entries:
             for entry in entries:
                 name = entry.name.removesuffix(".json")
-                if name != entry.name and units.NAME.fullmatch(name):
+                if name != entry.name and units.is_name(name):
                     with contextlib.suppress(FileNotFoundError):
                         found[name] = entry.stat().st_mtime_ns
         for name in [name for name, (when, _) in self.records.items() if found.get(name) != when]:

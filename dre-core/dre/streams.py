@@ -55,7 +55,7 @@ def parse(text: str) -> Policies:
     found: dict[str, Policy] = {}
     for word in text.split():
         name, colon, rules = word.partition(":")
-        if not colon or not (name == OTHERS or units.NAME.fullmatch(name)) or name in found:
+        if not colon or not (name == OTHERS or units.is_name(name)) or name in found:
             raise UsageError(f"expected NAME:key=value,… with each NAME once, got {word!r}")
         policy = DEFAULT
         for rule in rules.split(","):

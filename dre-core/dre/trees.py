@@ -23,7 +23,7 @@ def lock_file(conf: Conf, tree: Path) -> Path:
 @contextlib.contextmanager
 def used(conf: Conf, base: str) -> Iterator[None]:
     """Keep *base* as it is; `host`, and what dre-base cannot have made, needs no lock. Raises TimedOutError."""
-    if base == "host" or not units.NAME.fullmatch(Path(base).name):
+    if base == "host" or not units.is_name(Path(base).name):
         yield
         return
     with files.lock(lock_file(conf, Path(base)), timeout=10.0):

@@ -59,6 +59,6 @@ def test_settings_page_and_shipped_file_name_every_key_with_its_default():
     page = (ROOT / "dre-core/man/dre.conf.5.rst").read_text()
     shipped = (ROOT / "etc/dre.conf").read_text()
     for key, item in conf.KEYS.items():
-        assert f'#{key}="{item.metadata["default"]}"' in shipped
+        assert f'#{key}="{item.default}"' in shipped
         assert re.search(rf"^\*\*{key}\*\*", page, re.MULTILINE), f"{key} is not in dre.conf(5)"
-        assert f'"{item.metadata["default"]}"' in page.partition(f"**{key}**")[2].partition("\n**DRE_")[0], key
+        assert f'"{item.default}"' in page.partition(f"**{key}**")[2].partition("\n**DRE_")[0], key

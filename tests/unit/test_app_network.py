@@ -34,14 +34,14 @@ def made(settings, name, **fields):
     ],
 )
 def test_addresses_of_dhcp(tmp_path, address, wanted, expected):
-    given = conf.KEYS["DRE_BRIDGE_DHCP"].metadata["kind"](wanted)
+    given = conf.KEYS["DRE_BRIDGE_DHCP"].kind(wanted)
     found = dnsmasq.dhcp_range(settings(tmp_path, bridge_address=ipaddress.IPv4Interface(address), bridge_dhcp=given))
     assert (found and tuple(map(str, found))) == expected
 
 
 @pytest.mark.parametrize("wanted", ["10.9.0.1-10.9.0.2", "10.231.0.0-10.231.0.9", "10.231.0.9-10.231.0.255"])
 def test_addresses_of_dhcp_that_are_not_the_bridges(tmp_path, wanted):
-    given = conf.KEYS["DRE_BRIDGE_DHCP"].metadata["kind"](wanted)
+    given = conf.KEYS["DRE_BRIDGE_DHCP"].kind(wanted)
     with pytest.raises(UsageError):
         dnsmasq.dhcp_range(settings(tmp_path, bridge_dhcp=given))
 

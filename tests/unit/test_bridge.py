@@ -202,7 +202,7 @@ def test_taps_of_a_domain():
 @pytest.mark.parametrize("text", ["fd00:d::1", "fd00:d::1/48", "fd00:d::/64", "fe80::1/64", "10.0.0.1/24", "x/64"])
 def test_ipv6_addresses_that_are_refused(text):
     with pytest.raises(UsageError):
-        conf.KEYS["DRE_BRIDGE_ADDRESS6"].metadata["kind"](text)
+        conf.KEYS["DRE_BRIDGE_ADDRESS6"].kind(text)
 
 
 MAC, OTHER = "52:54:00:00:00:01", "52:54:00:00:00:02"

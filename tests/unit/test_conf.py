@@ -40,7 +40,7 @@ def refusal(path):
 def test_defaults_are_those_of_the_shipped_file():
     shipped = (ROOT / "etc/dre.conf").read_text()
     for key, item in conf.KEYS.items():
-        assert shipped.count(f'\n#{key}="{item.metadata["default"]}"\n') == 1, key
+        assert shipped.count(f'\n#{key}="{item.default}"\n') == 1, key
 
 
 def test_shipped_file_holds_no_other_key_and_loads(write):

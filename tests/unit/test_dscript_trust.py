@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """No event is proven unless everything it rests on is in the intake's spool and proven there."""
 
-import dataclasses
 import pathlib
 import sys
 
@@ -21,7 +20,7 @@ def made(type="shop.overload", data=None, **optional):
 
 @pytest.fixture
 def spooled(tmp_path):
-    settings = dataclasses.replace(conf.Conf(), core_state_dir=tmp_path)
+    settings = conf.Conf(core_state_dir=tmp_path)
     directory = tmp_path / "spool" / "ingest"
     directory.mkdir(parents=True)
     lines = [
@@ -65,5 +64,5 @@ def test_doubt(spooled, given, words):
 
 
 def test_without_a_spool_nothing_is_proven(tmp_path):
-    settings = dataclasses.replace(conf.Conf(), core_state_dir=tmp_path)
+    settings = conf.Conf(core_state_dir=tmp_path)
     assert "not in the intake's spool" in trust.doubt(settings, made("shop.release", id="good"))

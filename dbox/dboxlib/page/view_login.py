@@ -24,7 +24,7 @@ def come_in() -> Response:
     """A new session, with a token that was not there before: nobody can have prepared it."""
     page, address = app.page(), request.remote_addr or "?"
     name, password = request.form.get("name", ""), request.form.get("password", "")
-    if not units.NAME.fullmatch(name):
+    if not units.is_name(name):
         name = "-"  # no account can be called so; what was typed there may have been a password
     right = _right(page, name, password)
     client = access.registered(page, fingerprint(name)) if right else None

@@ -38,7 +38,7 @@ def rows(conf: Conf, names: Iterable[str] | None = None) -> list[dict[str, Any]]
 
 
 def _names(conf: Conf, found: Mapping[str, Any]) -> list[str]:
-    return sorted({*(name for name in found if units.NAME.fullmatch(name)), *model.kept(conf)})
+    return sorted({*(name for name in found if units.is_name(name)), *model.kept(conf)})
 
 
 def _told(conf: Conf, names: Iterable[str] | None, stats: int) -> dict[str, tuple[Any, dict[str, Any]]]:

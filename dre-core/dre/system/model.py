@@ -148,7 +148,7 @@ def state_dir(conf: Conf) -> Path:
 def kept(conf: Conf) -> set[str]:
     """The names of the systems that we keep something of."""
     place = state_dir(conf)
-    return {entry.name for entry in place.iterdir() if units.NAME.fullmatch(entry.name)} if place.is_dir() else set()
+    return {entry.name for entry in place.iterdir() if units.is_name(entry.name)} if place.is_dir() else set()
 
 
 def pid(conf: Conf, name: str) -> int | None:
