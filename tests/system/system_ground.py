@@ -109,7 +109,7 @@ class Host:
         hide = f"[ ! -e /dev/kvm ] || mount --bind {hidden} /dev/kvm"
         lines = ["set -e", "mount --make-rprivate /", *self.mounts(), *binds, hide, *self.apart()]
         # The shell waits for whoever has lost its parent, where it is the first of a namespace of pids.
-        script = "; ".join([*lines, "echo ready", "sleep 36000 & wait"])
+        script = "; ".join([*lines, "echo ready", "setpriv --pdeathsig KILL sleep 36000 & wait"])
         argv = ["setpriv", "--pdeathsig", "KILL", "unshare", *self.unshared, *self.options, "sh", "-c", script]
         self.holder = subprocess.Popen(argv, stdout=subprocess.PIPE, env=environment())
         assert self.holder.stdout.readline() == b"ready\n"

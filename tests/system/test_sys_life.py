@@ -71,6 +71,18 @@ def test_it_lives_as_virsh_sees_it(host, system):
     assert (host.virsh("list", "--all"), home(host).exists()) == ("", False)
 
 
+def test_it_starts_where_the_directory_of_logs_has_gone(host, system):
+    """Removed by whoever tidies /var/log, or never made on a disk of its own."""
+    shutil.rmtree(host.place / "log")
+    host.dre("start", system)
+    assert (state(host), (host.place / "log/sys/s1.log").exists()) == ("running", True)
+    host.dre("checkpoint", "save", system, "one")
+    host.dre("stop", system, "--timeout", "0")
+    shutil.rmtree(host.place / "log")
+    host.dre("checkpoint", "restart", system, "one")
+    assert state(host) == "running"
+
+
 def test_one_that_virsh_made_is_handled_too(host):
     disk = host.place / "foreign.qcow2"
     host.call("qemu-img", "create", "-q", "-f", "qcow2", disk, "8M")

@@ -86,8 +86,7 @@ def start(system: System, say: Callable[[str], object] = str) -> bool:
         return False
     prepare(system)
     if not _warmly(system, say):
-        with hypervisor.translated(f"{system.name}: cannot start"):
-            domain.create()
+        _boot(system, domain)
     try:
         complete(system)
     except DreError:
@@ -95,6 +94,18 @@ def start(system: System, say: Callable[[str], object] = str) -> bool:
         raise
     system.emit("started", pid=_pid(system))
     return True
+
+
+def _boot(system: System, domain: Any) -> None:
+    import libvirt
+
+    with hypervisor.translated(f"{system.name}: cannot start"):
+        try:
+            domain.create()
+        except libvirt.libvirtError as error:
+            # A start that was killed goes on in libvirt, which has let us in only now that it has ended.
+            if hypervisor.code(error) != libvirt.VIR_ERR_OPERATION_INVALID or not domain.isActive():
+                raise
 
 
 def _warmly(system: System, say: Callable[[str], object]) -> bool:
@@ -125,7 +136,8 @@ def _pid(system: System) -> int | None:
 def prepare(system: System) -> None:
     """What must be there before libvirt starts or restores the system."""
     spec = system.spec()
-    system.wanted.parent.mkdir(parents=True, exist_ok=True)
+    for place in (system.log.parent, system.wanted.parent):
+        place.mkdir(parents=True, exist_ok=True)
     system.wanted.touch()
     if spec is None or spec.ip is None:
         return
