@@ -3,21 +3,31 @@
 
 The place is `tpm2:` and the TCTI of tpm2-tss: `tpm2:device:/dev/tpmrm0`, `tpm2:swtpm:host=127.0.0.1,port=2321`. A TPM
 signs some ten times a second, and many know no key above 2048 bits.
+
+A TPM has room for three objects. /dev/tpmrm0 shares it among processes and forgets what one that was killed had loaded;
+a TPM without a resource manager is made empty here when it is full. Then another one's key may be gone or its place
+taken: every signature is verified before it is given, and made once more where it is not the key's.
 """
 
+import atexit
+import contextlib
 import functools
 import operator
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric import padding, rsa, utils
 from dre.errors import DreError, MissingError
+
+SHA256 = utils.Prehashed(hashes.SHA256())
 
 
 class Tpm:
-    """The keys of one TPM. Without a resource manager it has room for three objects, so one key at a time is loaded."""
+    """The keys of one TPM; one at a time is loaded."""
 
     def __init__(self, tcti: str, secret: bytes | None) -> None:
         self._tcti = tcti or "device:/dev/tpmrm0"
@@ -34,16 +44,14 @@ class Tpm:
         secret = tss.TPM2B_SENSITIVE_CREATE()
         if self._secret is not None:
             secret.sensitive.userAuth = self._secret
+        template = tss.TPM2B_PUBLIC.parse(f"rsa{bits}:rsassa-sha256:null", objectAttributes=attributes)
+
+        def create(parent: Any) -> Any:
+            return context.create(parent, secret, template, tss.TPM2B_DATA(), tss.TPML_PCR_SELECTION())
+
         with self._one:
             try:
-                template = tss.TPM2B_PUBLIC.parse(f"rsa{bits}:rsassa-sha256:null", objectAttributes=attributes)
-                parent = self._parent()
-                try:
-                    private, public, *_ = context.create(
-                        parent, secret, template, tss.TPM2B_DATA(), tss.TPML_PCR_SELECTION()
-                    )
-                finally:
-                    context.flush_context(parent)
+                private, public, *_ = self._with_room(lambda: self._below(create))
             except tss.TSS2_Exception as error:
                 raise DreError(f"TPM {self._tcti}: no RSA key of {bits} bits made: {error}") from None
         return bytes(tsskey.TSSPrivKey(private, public, self._secret is None).to_pem())
@@ -65,35 +73,69 @@ class Tpm:
     def destroy(self, octets: bytes) -> None:
         """The TPM keeps nothing; the blob is overwritten as other files are."""
 
-    def sign(self, octets: bytes, blob: Any, digest: bytes) -> bytes:
-        """Sign a SHA-256 digest with the key of a blob."""
+    def sign(self, octets: bytes, blob: Any, public: rsa.RSAPublicKey, digest: bytes) -> bytes:
+        """Sign a SHA-256 digest with the key of a blob, whose other half is *public*."""
+        tss, _, _ = self._context()
+        with self._one:
+            try:
+                if self._loaded is not None and self._loaded[0] == octets:
+                    with contextlib.suppress(tss.TSS2_Exception, InvalidSignature):  # another one made room
+                        return self._sign(self._loaded[1], public, digest)
+                return self._sign(self._load(octets, blob), public, digest)
+            except (tss.TSS2_Exception, InvalidSignature) as error:
+                raise DreError(f"TPM {self._tcti}: not signed: {str(error) or 'by another key'}") from None
+
+    def _sign(self, handle: Any, public: rsa.RSAPublicKey, digest: bytes) -> bytes:
         tss, context, _ = self._context()
         scheme = tss.TPMT_SIG_SCHEME(scheme=tss.TPM2_ALG.NULL)  # the key's own
         ticket = tss.TPMT_TK_HASHCHECK(tag=tss.TPM2_ST.HASHCHECK, hierarchy=tss.TPM2_RH.NULL)
-        with self._one:
-            try:
-                made = context.sign(self._handle(octets, blob), tss.TPM2B_DIGEST(digest), scheme, ticket)
-            except tss.TSS2_Exception as error:
-                raise DreError(f"TPM {self._tcti}: not signed: {error}") from None
-        return bytes(made.signature.rsassa.sig)
+        made = context.sign(handle, tss.TPM2B_DIGEST(digest), scheme, ticket)  # owns the octets below it
+        value = bytes(made.signature.rsassa.sig)
+        public.verify(value, digest, padding.PKCS1v15(), SHA256)
+        return value
 
-    def _handle(self, octets: bytes, blob: Any) -> Any:
+    def _load(self, octets: bytes, blob: Any) -> Any:
         """The key loaded, in the place of the one before."""
         _, context, _ = self._context()
-        if self._loaded is not None and self._loaded[0] == octets:
-            return self._loaded[1]
-        if self._loaded is not None:
-            context.flush_context(self._loaded[1])
-            self._loaded = None
-        parent = self._parent()
-        try:
-            handle = context.load(parent, blob.private, blob.public)
-        finally:
-            context.flush_context(parent)
+        self._unload()
+        handle = self._with_room(lambda: self._below(lambda parent: context.load(parent, blob.private, blob.public)))
         if self._secret is not None:
             context.tr_set_auth(handle, self._secret)
         self._loaded = octets, handle
         return handle
+
+    def _below(self, call: Callable[[Any], Any]) -> Any:
+        """What *call* gives for the storage key, which is loaded for it alone."""
+        parent = self._parent()
+        try:
+            return call(parent)
+        finally:
+            self._flush(parent)
+
+    def _unload(self) -> None:
+        if self._loaded is not None:
+            handle, self._loaded = self._loaded[1], None
+            self._flush(handle)
+
+    def _flush(self, handle: Any) -> None:
+        tss, context, _ = self._context()
+        with contextlib.suppress(tss.TSS2_Exception):  # it is gone already
+            context.flush_context(handle)
+
+    def _with_room(self, call: Callable[[], Any]) -> Any:
+        """What *call* gives; once more with an empty TPM where that is full of what others left."""
+        tss, context, _ = self._context()
+        try:
+            return call()
+        except tss.TSS2_Exception as error:
+            if error.rc & 0xFFF != tss.TPM2_RC.OBJECT_MEMORY:
+                raise
+        self._loaded = None
+        _, there = context.get_capability(tss.TPM2_CAP.HANDLES, tss.TPM2_HC.TRANSIENT_FIRST, 64)
+        for number in there.data.handles:
+            with contextlib.suppress(tss.TSS2_Exception):
+                context.flush_context(context.tr_from_tpmpublic(number))
+        return call()
 
     def _parent(self) -> Any:
         """The storage key that the TPM derives from its seed: the same one each time."""
@@ -122,6 +164,7 @@ class Tpm:
         if self._open is None:
             try:
                 self._open = tpm2_pytss.ESAPI(self._tcti)
+                atexit.register(self._unload)
             except tpm2_pytss.TSS2_Exception as error:
                 raise MissingError(f"TPM {self._tcti}: not there: {error}") from None
         return tpm2_pytss, self._open, tsskey
@@ -146,4 +189,4 @@ class TpmKey:
             raise DreError(f"a key of a TPM signs SHA-256 only, not {algorithm.name}")
         digest = hashes.Hash(algorithm)
         digest.update(data)
-        return self._tpm.sign(self._octets, self._blob, digest.finalize())
+        return self._tpm.sign(self._octets, self._blob, self._public, digest.finalize())

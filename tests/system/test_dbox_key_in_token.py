@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A D-Box whose sign key is in a PKCS#11 token, or in a file with a passphrase: it signs, and the key is replaced."""
+"""A D-Box whose sign key is in a PKCS#11 token, in a TPM, or in a file with a passphrase: it signs, and the key is
+replaced. What it gave for entries stands by openssl alone.
+"""
 
 import os
 import shutil
@@ -7,6 +9,8 @@ import subprocess
 
 import dboxkit
 import pytest
+import test_dbox_by_hand
+import tpmkit
 
 MODULE = "/usr/lib/softhsm/libsofthsm2.so"
 
@@ -33,9 +37,17 @@ def works(box):
     box.stop()
     box.start()  # and what is in force is found again
     third = box.put(b"third")
+    work = box.path / "work"
+    work.mkdir()
+    shutil.copy(box.certs / "root.pem", work)
+    box.good("dbox-init", "--client", "reader", "--role", "reader")
+    (work / "chain.pem").write_bytes(box.good("dbox-get", "--certs"))
     for octets, receipt in ((b"first", first), (b"second", second), (b"third", third)):
-        (box.path / "receipt").write_bytes(receipt)
-        assert box.run("dbox-verify", box.path / "receipt", "-", stdin=octets).returncode == 0
+        (work / "receipt").write_bytes(receipt)
+        (work / "octets").write_bytes(octets)
+        assert box.run("dbox-verify", work / "receipt", work / "octets").returncode == 0
+        done = test_dbox_by_hand.by_hand(work)
+        assert (done.returncode, done.stdout) == (0, b"verified\n"), done.stderr
 
 
 def test_in_a_pkcs11_token(made):
@@ -62,6 +74,40 @@ def test_in_a_pkcs11_token(made):
         shown = subprocess.run(argv, capture_output=True, check=True, text=True).stdout
         assert shown.count("Private Key Object") == 2 and first.split()[-1] not in shown
         assert "never extractable" in shown
+
+
+def test_in_a_tpm(made):
+    tpmkit.needed()
+    for name in ("tpm", "other"):
+        (made.path / name).mkdir()
+    settings = made.conf.read_text()
+    with tpmkit.tpm(made.path / "tpm") as tcti:
+        made.conf.write_text(settings + f'DRE_DBOX_KEY_STORE="tpm2:{tcti}"\n')
+        made.good("dbox-init")
+        first = (made.state / "sign.key").read_bytes()
+        for name in ("sign.key", "sign.key.next"):
+            assert (made.state / name).read_bytes().startswith(b"-----BEGIN TSS2 PRIVATE KEY-----"), name
+        # To openssl itself it is no key at all.
+        argv = ["openssl", "pkey", "-in", made.state / "sign.key", "-noout"]
+        assert subprocess.run(argv, capture_output=True, check=False).returncode != 0
+        works(made)
+        made.stop()
+        assert first not in [path.read_bytes() for path in made.state.glob("sign.*")]
+        # Who has the files and the passphrase, and not the TPM, signs nothing.
+        with tpmkit.tpm(made.path / "other") as elsewhere:
+            made.conf.write_text(settings + f'DRE_DBOX_KEY_STORE="tpm2:{elsewhere}"\n')
+            made.start()
+            done = made.run("dbox-put", "--client", "writer", "--stream", "app", stdin=b"by another TPM")
+            assert done.returncode != 0 and not done.stdout, done
+            made.stop()
+            assert b"not signed" in made.said()
+        made.conf.write_text(settings + f'DRE_DBOX_KEY_STORE="tpm2:{tcti}"\n')
+        made.start()
+        assert made.put(b"by its own again")
+        made.stop()
+        assert made.run("dbox-audit", "--database", made.database).returncode == 0
+    done = made.run("dbox-sequencer")
+    assert done.returncode == 6 and b"not there" in done.stderr, done.stderr
 
 
 def test_in_a_file_with_a_passphrase(made):

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sign keys in files, in a PKCS#11 token and in a TPM: what they sign verifies, and they do not come out."""
 
+import contextlib
 import os
 import pathlib
 import shutil
-import socket
 import subprocess
 import sys
-import time
 
 import pytest
+import tpmkit
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
@@ -134,27 +134,9 @@ def test_pkcs11_without_the_python_module(monkeypatch):
 @pytest.fixture
 def tpm(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "unittest.mock", raising=False)  # where it is, tpm2_pytss pretends only
-    if shutil.which("swtpm") is None:
-        pytest.skip("swtpm is not installed")
-    pytest.importorskip("tpm2_pytss", reason="python3-tpm2-pytss is not installed")
-    with socket.socket() as one, socket.socket() as two:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-        two.bind(("127.0.0.1", port + 1))  # the control port is the one above
-    command = ["swtpm", "socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate", f"dir={tmp_path}"]
-    command += ["--server", f"type=tcp,port={port}", "--ctrl", f"type=tcp,port={port + 1}"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 10
-    while True:
-        assert process.poll() is None and time.monotonic() < deadline, "swtpm does not answer"
-        try:
-            socket.create_connection(("127.0.0.1", port + 1)).close()
-            break
-        except OSError:
-            time.sleep(0.02)
-    yield f"swtpm:host=127.0.0.1,port={port}"
-    process.kill()
-    process.wait()
+    tpmkit.needed()
+    with tpmkit.tpm(tmp_path) as tcti:
+        yield tcti
 
 
 def test_tpm(settings, tmp_path, tpm):
@@ -170,6 +152,21 @@ def test_tpm(settings, tmp_path, tpm):
     with pytest.raises(DreError, match="not a key of a TPM"):
         store.load(b"\0" * 100)
     store.destroy(made)
+
+
+def test_tpm_that_is_full_of_what_killed_ones_left(settings, tmp_path, tpm):
+    """No resource manager: room is made, and who then finds another one's key in the place of its own sees it."""
+    store, other = (of(settings, tmp_path, f"tpm2:{tpm}") for _ in range(2))
+    made, second = store.make(2048), other.make(2048)
+    signs(store, made)
+    for lost in (1, 2, 3):
+        for _ in range(lost):
+            with contextlib.suppress(other._context()[0].TSS2_Exception):
+                other._parent()  # and never gone
+        signs(other, second)  # made room, and is where the first key was
+        signs(store, made)
+        signs(other, second)
+        assert store.make(2048)
 
 
 def test_tpm_missing(monkeypatch):
