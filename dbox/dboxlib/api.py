@@ -19,7 +19,7 @@ from dre.errors import UsageError
 from dboxlib import anchoring, clients, rotation
 from dboxlib.anchors import Anchors
 from dboxlib.clients import Client
-from dboxlib.log import Log, Outcome
+from dboxlib.log import Log
 from dboxlib.page import erasing
 
 ENTRIES = 5_000  # in one batch
@@ -75,9 +75,9 @@ class Request:
 
 def append(request: Request) -> Answer:
     """POST /v1/entries: one entry."""
-    outcome = _append(request, [_body(request.environ)])
-    receipt = outcome.last or request.log.receipt(outcome.numbers[-1], outcome)
-    return receipt.format().encode(), TEXT
+    body = _body(request.environ)
+    stream, seq = _checked(request, [body])
+    return request.log.append(request.client.fingerprint, stream, seq, body), TEXT
 
 
 def append_batch(request: Request) -> Answer:
@@ -86,15 +86,16 @@ def append_batch(request: Request) -> Answer:
         parts = dbox.unframe(_body(request.environ))
     except UsageError as error:
         raise Refused("400 Bad Request", str(error)) from None
-    outcome = _append(request, parts)
+    stream, seq = _checked(request, parts)
+    outcome = request.log.submit(request.client.fingerprint, stream, seq, parts)
     if request.environ.get("HTTP_X_DRE_RECEIPTS") == "run" and outcome.first is not None:
         return outcome.run().format().encode(), TEXT
     receipts = request.log.receipts(outcome.numbers, outcome)
     return dbox.frame([one.format().encode() for one in receipts]), OCTETS
 
 
-def _append(request: Request, parts: list[bytes]) -> Outcome:
-    """Append *parts* as consecutive entries, all or none."""
+def _checked(request: Request, parts: list[bytes]) -> tuple[str, int]:
+    """Stream and number under which *parts* may be appended as consecutive entries, all or none."""
     stream, seq = _named(request.environ)
     if not request.client.may_write_to(stream):
         raise Refused("403 Forbidden", f"client {request.client.name} may not write to stream {stream}")
@@ -104,7 +105,7 @@ def _append(request: Request, parts: list[bytes]) -> Outcome:
         raise Refused("413 Content Too Large", f"more than {ENTRIES} entries in a batch")
     if max(map(len, parts)) > dbox.LARGEST:
         raise Refused("413 Content Too Large", f"an entry is at most {dbox.LARGEST} octets")
-    return request.log.submit(request.client.fingerprint, stream, seq, parts)
+    return stream, seq
 
 
 def entry(request: Request) -> Answer:

@@ -34,6 +34,7 @@ POOL = 64  # at once, for one Remote
 READ = 256 * 1024
 WORKERS = 4  # threads for everything but new entries
 _LENGTH = struct.Struct(">I")
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 _ERRORS: dict[str, Callable[[dict[str, Any]], Exception]] = {
     "BusyError": lambda it: BusyError(it["text"]),
     "ConflictError": lambda it: ConflictError(it["text"]),
@@ -62,14 +63,14 @@ def connect(conf: Conf) -> "Remote":
 
 
 def _message(fields: Mapping[str, Any], parts: Iterable[bytes] = ()) -> bytes:
-    body = dbox.frame([json.dumps(fields, separators=(",", ":")).encode(), *parts])
+    body = dbox.frame([_encode(fields).encode(), *parts])
     return _LENGTH.pack(len(body)) + body
 
 
 def _read(body: bytes) -> tuple[dict[str, Any], list[bytes]]:
     """JSON and parts of a message. Raises DreError, ValueError."""
     parts = dbox.unframe(body)
-    fields = json.loads(parts[0]) if parts else None
+    fields = json.loads(parts[0].decode()) if parts else None
     if not isinstance(fields, dict):
         raise ValueError("not a message")
     return fields, parts[1:]
@@ -239,7 +240,7 @@ class Server:
         fields, parts = _read(bytes(come[4:]))
         come.clear()
         connection.asked = True
-        if fields["call"] == "submit":
+        if fields["call"] in ("submit", "append"):
             self._submit(connection, fields, parts)
         else:
             self._workers.submit(self._ask, connection, fields, parts)
@@ -248,16 +249,23 @@ class Server:
         writer, stream, seq = str(fields["writer"]), str(fields["stream"]), int(fields["seq"])
         if not parts or not all(parts) or not 0 < seq < 10**18 or not _proper(writer, stream):
             raise ValueError("not an entry")
+        whole = fields["call"] == "submit"
         try:
             done = self.sequencer.hand_in(writer, stream, seq, parts)
         except DreError as error:
             connection.answer(_failure(error))
             return
-        done.add_done_callback(functools.partial(self._answer, connection))
+        done.add_done_callback(functools.partial(self._answer, connection, whole))
 
-    def _answer(self, connection: _Connection, done: "Future[Outcome]") -> None:
+    def _answer(self, connection: _Connection, whole: bool, done: "Future[Outcome]") -> None:
+        """Tell the outcome, as a *whole* or by the receipt alone."""
         error = done.exception()
-        connection.answer(self._outcome(done.result()) if error is None else _failure(error))
+        if error is not None:
+            connection.answer(_failure(error))
+        elif whole:
+            connection.answer(self._outcome(done.result()))
+        else:
+            connection.answer(_message({}, [self.sequencer.receipt_of(done.result())]))
 
     def _outcome(self, outcome: Outcome) -> bytes:
         note, octets = self._note
@@ -387,6 +395,10 @@ class Remote:
     def submit(self, writer: str, stream: str, seq: int, parts: Sequence[bytes], timeout: float = 60.0) -> Outcome:
         """Append entries and return when they are durable."""
         return self._outcome({"call": "submit", "writer": writer, "stream": stream, "seq": seq}, parts, timeout)
+
+    def append(self, writer: str, stream: str, seq: int, octets: bytes) -> bytes:
+        """Append one entry; its receipt as it travels."""
+        return self._ask({"call": "append", "writer": writer, "stream": stream, "seq": seq}, [octets])[1][0]
 
     def submit_own(self, kind: str, data: Mapping[str, object]) -> Outcome:
         """Append an event of the D-Box itself."""

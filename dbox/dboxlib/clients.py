@@ -40,9 +40,9 @@ class Client:
     local: str = ""
     until: str = ""
 
-    def holds(self, now: str) -> bool:
-        """Whether the role counts at *now*."""
-        return self.role in ROLES and (not self.until or now <= self.until)
+    def holds(self, now: str | None = None) -> bool:
+        """Whether the role counts at *now*, or at this moment."""
+        return self.role in ROLES and (not self.until or (now or event.stamp()) <= self.until)
 
     def may_write_to(self, stream: str) -> bool:
         """Whether a writer may append to *stream*: to its own where it is bound, never to the D-Box's."""

@@ -68,6 +68,10 @@ class Log(Protocol):
         """
         ...
 
+    def append(self, writer: str, stream: str, seq: int, octets: bytes) -> bytes:
+        """Append one entry as `submit` does; its receipt as it travels (dre.evidence)."""
+        ...
+
     def submit_own(self, kind: str, data: Mapping[str, object]) -> Outcome:
         """Append an event of the D-Box itself to stream `dbox`."""
         ...

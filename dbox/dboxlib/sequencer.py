@@ -34,6 +34,8 @@ from dboxlib.streams import Streams
 
 BATCH_ENTRIES = 20_000
 BATCH_OCTETS = 16 * 1024 * 1024
+PAUSE = 0.001  # seconds in which others may join a batch, for as long as some do
+PAUSES = 8  # at most
 QUEUE_OCTETS = 64 * 1024 * 1024
 QUEUE_ENTRIES = 50_000
 IDLE = 5.0  # seconds after which an idle log looks at the age of its sign key, and what else is due
@@ -110,11 +112,12 @@ class Sequencer:
         self._eraser = eraser  # the database under the account that may erase, where that is another one
         self._epoch = 0
         self._own = ""
-        self._queue: queue.Queue[Submission | Task | None] = queue.Queue()
+        self._queue: queue.SimpleQueue[Submission | Task | None] = queue.SimpleQueue()
         self._waiting_octets = self._waiting_entries = 0
         self._count = threading.Lock()
         self._logging = threading.Lock()
         self._doubt = False
+        self._crowd = 0  # submissions of the last batch
         self._top: dict[tuple[str, str], int] = {}  # the highest number of each source, as far as it was asked for
         self._expired: dict[str, int] = {}  # up to where octets of a stream have gone
         self._looked = float("-inf")
@@ -147,6 +150,14 @@ class Sequencer:
             return done.result(timeout)
         except TimeoutError:
             raise BusyError(f"not written within {timeout:g} s; send the same again") from None
+
+    def append(self, writer: str, stream: str, seq: int, octets: bytes) -> bytes:
+        """Append one entry; its receipt as it travels."""
+        return self.receipt_of(self.submit(writer, stream, seq, [octets]))
+
+    def receipt_of(self, outcome: Outcome) -> bytes:
+        """The receipt of the last entry of a submission, as it travels."""
+        return (outcome.last or self.receipt(outcome.numbers[-1], outcome)).format().encode()
 
     def hand_in(self, writer: str, stream: str, seq: int, parts: Sequence[bytes]) -> "Future[Outcome]":
         """What `submit` does without waiting. Raises BusyError."""
@@ -329,15 +340,29 @@ class Sequencer:
         return False
 
     def _gather(self, first: Submission) -> tuple[list[Submission], Submission | Task | None]:
-        """All that wait, up to the bounds of a batch; and what comes after them."""
+        """All that wait, up to the bounds of a batch; and what comes after them.
+
+        Where many write at once, those who come while the others are read in go with them: a signature and a
+        commit cost as much for one as for all.
+        """
         batch, entries, octets = [first], len(first.parts), first.size
-        with contextlib.suppress(queue.Empty):
-            while entries < BATCH_ENTRIES and octets < BATCH_OCTETS:
+        pauses = PAUSES if self._crowd > 1 else 0
+        while entries < BATCH_ENTRIES and octets < BATCH_OCTETS:
+            try:
                 more = self._queue.get_nowait()
-                if not isinstance(more, Submission):
-                    return batch, more
-                batch.append(more)
-                entries, octets = entries + len(more.parts), octets + more.size
+            except queue.Empty:
+                if not pauses:
+                    break
+                pauses -= 1
+                time.sleep(PAUSE)
+                if self._queue.empty():
+                    break
+                continue
+            if not isinstance(more, Submission):
+                return batch, more
+            batch.append(more)
+            entries, octets = entries + len(more.parts), octets + more.size
+        self._crowd = len(batch)
         return batch, Task(lambda: None)
 
     def _settle(self, batch: Sequence[Submission]) -> None:

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dre import event
 from dre.conf import Conf
 from dre.errors import DreError, NotPermittedError
 from dre.evidence import TamperedError
@@ -101,7 +100,7 @@ class Application:
             raise Refused("403 Forbidden", f"{_told(environ)} has no role here; see dbox-init --client")
         if client.number > self.log.clients_logged:
             tried(self.log.log_clients)
-        if not client.holds(event.stamp()):
+        if not client.holds():
             raise Refused("403 Forbidden", f"{_told(environ)} has no role here any more: it was revoked or renewed")
         return client
 

@@ -9,6 +9,7 @@ Whose signature counts is decided in dre.trust, not here.
 
 import base64
 import binascii
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,7 @@ _ORIGIN = re.compile(r"[A-Za-z0-9._~/:-]{1,255}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 _HEX = re.compile(r"[0-9a-f]{64}")
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,18}")
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f]")
 _HEADER = ("log", "stream", "writer", "time", "seq", "length", "digest")
 
 
@@ -295,6 +297,10 @@ class Note:
 
     def format(self) -> str:
         """The note as it travels."""
+        return self._formatted
+
+    @functools.cached_property
+    def _formatted(self) -> str:  # one note stands in the receipts of a whole batch
         return self.text + "\n" + "".join(signature.line() for signature in self.signatures)
 
 
@@ -306,7 +312,7 @@ def key_id(name: str, kind: bytes, public: bytes) -> bytes:
 def parse_note(text: str) -> Note:
     """The note of *text*. Raises FormatError."""
     body, _, rest = text.rpartition("\n\n")
-    if not body or not rest.endswith("\n") or any(ord(character) < 32 and character != "\n" for character in text):
+    if not body or not rest.endswith("\n") or _CONTROL.search(text):
         raise FormatError("not a signed note: expected a text, an empty line and signature lines")
     signatures = []
     for line in rest[:-1].split("\n"):
