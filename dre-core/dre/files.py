@@ -5,11 +5,12 @@ import contextlib
 import fcntl
 import itertools
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from dre.errors import TimedOutError
+from dre.errors import TimedOutError, UsageError
 
 
 def fsync_dir(path: str | os.PathLike[str]) -> None:
@@ -48,6 +49,21 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str, mode: int = 0o
         raise
     if durable:
         fsync_dir(target.parent)
+
+
+def read(path: str | os.PathLike[str], most: int) -> bytes:
+    """The octets of *path*, or of stdin for `-`. Raises UsageError where it cannot be read or has more than *most*."""
+    try:
+        if str(path) == "-":
+            octets = sys.stdin.buffer.read(most + 1)
+        else:
+            with open(path, "rb") as stream:
+                octets = stream.read(most + 1)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    if len(octets) > most:
+        raise UsageError(f"{path}: more than {most} octets")
+    return octets
 
 
 def remove_halves(path: str | os.PathLike[str]) -> None:

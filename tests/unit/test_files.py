@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Atomic files and locks, with real processes that are killed."""
 
+import io
 import os
 import random
 import resource
@@ -11,7 +12,7 @@ import time
 
 import pytest
 from dre import files
-from dre.errors import TimedOutError
+from dre.errors import TimedOutError, UsageError
 
 WRITER = """
 import sys
@@ -82,6 +83,19 @@ def test_when_it_fails_the_old_file_stays_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
     with pytest.raises(FileNotFoundError):
         files.write_atomic(tmp_path / "no/file", b"x")
+
+
+def test_reading_is_bounded(tmp_path, monkeypatch):
+    path = tmp_path / "octets"
+    path.write_bytes(b"\0" * 10)
+    assert files.read(path, 10) == b"\0" * 10
+    for wrong, said in ((path, "more than 9 octets"), (tmp_path / "none", "No such file"), (tmp_path, "directory")):
+        with pytest.raises(UsageError, match=said):
+            files.read(wrong, 9)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"abc")))
+    assert (files.read("-", 3), files.read("-", 3)) == (b"abc", b""), "stdin is not closed"
+    with pytest.raises(UsageError, match="/dev/zero: more than 1000 octets"):
+        files.read("/dev/zero", 1000)
 
 
 def test_halves_of_killed_writers_are_removed_and_nothing_else(tmp_path):

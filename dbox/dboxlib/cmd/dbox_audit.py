@@ -63,8 +63,8 @@ def _audit(ctx: cli.Context) -> int:
         with _source(ctx) as source:
             report = audited(
                 source,
-                read(args.root or ctx.conf.dbox_certs_dir / "root.pem"),
-                [mark for name in args.seen for mark in marks(name, read(name))],
+                files.read(args.root or ctx.conf.dbox_certs_dir / "root.pem", LARGEST),
+                [mark for name in args.seen for mark in marks(name, files.read(name, LARGEST))],
                 memory := _Memory(ctx, source.origin),
                 args.since_last,
                 judge := _Judge(ctx.conf),
@@ -121,7 +121,7 @@ class _Judge:
         self.newest: tuple[str, int] | None = None  # the time that a third party said, of so many entries
         self.keys = dict[str, witness.Vkey]()
         if conf.dbox_witnesses is not None:
-            text = read(conf.dbox_witnesses).decode(errors="replace")
+            text = files.read(conf.dbox_witnesses, LARGEST).decode(errors="replace")
             self.keys = {one.key.name: one.key for one in witness.parse_keys(text, str(conf.dbox_witnesses))}
 
     def __call__(self, anchor: audit.Anchor, note: evidence.Note) -> bool | None:
@@ -214,18 +214,6 @@ class _Memory:
         if report.memory is not None:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             files.write_atomic(self.path, report.memory.format(), 0o600)
-
-
-def read(name: str | Path, most: int = LARGEST) -> bytes:
-    """The octets of a file. Raises UsageError: what cannot be read was not checked."""
-    try:
-        with open(name, "rb") as stream:
-            octets = stream.read(most + 1)
-    except OSError as error:
-        raise UsageError(f"{name}: {error.strerror}") from None
-    if len(octets) > most:
-        raise UsageError(f"{name}: more than {most} octets")
-    return octets
 
 
 def show(ctx: cli.Context, report: Report, bad: bool, judged: Judged | None = None) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ed25519
-from dre import cli, event, evidence, trust, units
+from dre import cli, event, evidence, files, trust, units
 from dre.errors import DreError, UsageError
 
 from dboxlib import export, pki, store
-from dboxlib.cmd.dbox_audit import LARGEST, audited, read, show
+from dboxlib.cmd.dbox_audit import LARGEST, audited, show
 from dboxlib.store import Row, Store
 
 ENTRIES = 4096  # in one transaction
@@ -54,7 +54,7 @@ def _import(ctx: cli.Context) -> int:
     if target.exists():
         raise DreError(f"{target}: is there already")
     source = export.Export(Path(args.file))
-    report = audited(source, read(args.root or ctx.conf.dbox_certs_dir / "root.pem", LARGEST))
+    report = audited(source, files.read(args.root or ctx.conf.dbox_certs_dir / "root.pem", LARGEST))
     if report.findings:
         show(ctx, report, True)
         return 1

@@ -2,13 +2,12 @@
 """dbox-verify: check offline that a receipt proves that octets are in the log of a D-Box."""
 
 import argparse
-import sys
 import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from dre import cli, evidence, handover, trust
+from dre import cli, evidence, files, handover, trust
 from dre.dbox import LARGEST
 from dre.errors import UsageError
 
@@ -44,14 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _verify(ctx: cli.Context) -> int:
     args, certs = ctx.args, ctx.conf.dbox_certs_dir
     warnings.simplefilter("ignore", UserWarning)  # cryptography muses about odd names; we judge them
-    root = _read(args.root or certs / "root.pem", LARGEST)
+    root = files.read(args.root or certs / "root.pem", LARGEST)
     if args.octets is not None:
-        receipt = _read(args.receipt, evidence.LARGEST)
-        return _entry(ctx, root, receipt, _read(args.octets, LARGEST), _chain(ctx))
+        receipt = files.read(args.receipt, evidence.LARGEST)
+        return _entry(ctx, root, receipt, files.read(args.octets, LARGEST), _chain(ctx))
     begin = _begin(args.receipt)
     if begin.startswith(b"PK\x03\x04"):
         found = _unzip(args.receipt)
-        chain = _read(args.certs, LARGEST) if args.certs else found["chain.pem"]
+        chain = files.read(args.certs, LARGEST) if args.certs else found["chain.pem"]
         return _entry(ctx, root, found["entry.tlog-proof"], found["entry.octets"], chain)
     if begin[257:262] == b"ustar":
         return _export(ctx, root)
@@ -61,7 +60,7 @@ def _verify(ctx: cli.Context) -> int:
 
 
 def _chain(ctx: cli.Context) -> bytes:
-    return _read(ctx.args.certs or ctx.conf.dbox_certs_dir / "chain.pem", LARGEST)
+    return files.read(ctx.args.certs or ctx.conf.dbox_certs_dir / "chain.pem", LARGEST)
 
 
 def _begin(name: str) -> bytes:
@@ -115,7 +114,7 @@ def _entry(ctx: cli.Context, root: bytes, proof: bytes, octets: bytes, chain: by
     try:
         keys = trust.load(root, chain)
         if args.handovers is not None:
-            handover.learn(keys, handover.parse(_read(args.handovers, HANDOVERS)))
+            handover.learn(keys, handover.parse(files.read(args.handovers, HANDOVERS)))
         header, head = keys.check(receipt, octets)
         anchored = _anchored(args.witnesses, receipt)
     except evidence.VerifyError as error:
@@ -143,23 +142,8 @@ def _anchored(keys: str | None, receipt: evidence.Receipt) -> list[tuple[str, st
         return []
     from dre import event, witness
 
-    known = witness.parse_keys(_read(keys, LARGEST).decode(errors="replace"), keys)
+    known = witness.parse_keys(files.read(keys, LARGEST).decode(errors="replace"), keys)
     found = witness.cosignatures(receipt.note, [one.key for one in known])
     if not found:
         raise evidence.VerifyError(f"no cosignature by a witness of {keys}")
     return [(name, event.stamp(when)) for name, when in found]
-
-
-def _read(name: str | Path, most: int) -> bytes:
-    """The octets of a file. Raises UsageError: what cannot be read was not checked."""
-    try:
-        if str(name) == "-":
-            octets = sys.stdin.buffer.read(most + 1)
-        else:
-            with open(name, "rb") as stream:
-                octets = stream.read(most + 1)
-    except OSError as error:
-        raise UsageError(f"{name}: {error.strerror}") from None
-    if len(octets) > most:
-        raise UsageError(f"{name}: more than {most} octets")
-    return octets
