@@ -10,7 +10,6 @@ import dboxkit
 import pytest
 from conftest import ROOT
 
-box = dboxkit.box
 OCTETS = b"some octets\n"
 
 
@@ -20,17 +19,26 @@ def recipe():
     return re.sub("(?m)^    ", "", part.partition("::\n")[2])
 
 
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """What a D-Box gave."""
+    box, path = dboxkit.copy(), tmp_path_factory.mktemp("given")
+    try:
+        box.start()
+        box.good("dbox-put", "--batch", "--quiet", stdin=b"".join(b"entry %d\n" % number for number in range(9)))
+        (path / "receipt").write_bytes(box.put(OCTETS))
+        (path / "octets").write_bytes(OCTETS)
+        (path / "chain.pem").write_bytes(box.good("dbox-get", "--certs"))
+        shutil.copy(box.certs / "root.pem", path)
+    finally:
+        dboxkit.remove(box)
+    return path
+
+
 @pytest.fixture
-def work(box, tmp_path):
-    box.start()
-    for number in range(9):
-        box.put(b"entry %d" % number)
-    (tmp_path / "receipt").write_bytes(box.put(OCTETS))
-    (tmp_path / "octets").write_bytes(OCTETS)
-    (tmp_path / "chain.pem").write_bytes(box.good("dbox-get", "--certs"))
-    shutil.copy(box.certs / "root.pem", tmp_path)
-    box.stop()
-    return tmp_path
+def work(given, tmp_path):
+    """A copy of it, to be changed."""
+    return shutil.copytree(given, tmp_path / "work")
 
 
 def by_hand(work):
