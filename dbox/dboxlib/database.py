@@ -66,25 +66,28 @@ class Database:
             return None
         if not set(sources) <= names.keys():
             return None
-        sha256, stamps = hashlib.sha256, {time: text_time(time) for time in set(times)}
         parts = (
             octets if salts.count(None) == len(salts) else [(s or b"") + o for o, s in zip(octets, salts, strict=True)]
         )
+        sha256 = hashlib.sha256
         if [sha256(part).digest() for part in parts] != list(digests):
             return None
-        leaves: list[bytes] = []
-        for (source, time), run in itertools.groupby(
-            zip(seqs, octets, digests, sources, times, strict=True), operator.itemgetter(3, 4)
-        ):
-            begin = f"\0{self.store._prefix(0, source)}{stamps[time]}\nseq "
+        leaves, keys, stamps = list[bytes](), list[Key](), list[str]()
+        begin = 0
+        for (source, time), run in itertools.groupby(zip(sources, times, strict=True)):
+            end = begin + sum(1 for _ in run)
+            stamp = text_time(time)
+            head = f"\0{self.store._prefix(0, source)}{stamp}\nseq "
             leaves += [
-                sha256(f"{begin}{seq}\nlength {len(part)}\ndigest sha256 {digest.hex()}\n".encode()).digest()
-                for seq, part, digest, _, _ in run
+                sha256(f"{head}{seq}\nlength {len(part)}\ndigest sha256 {digest.hex()}\n".encode()).digest()
+                for seq, part, digest in zip(seqs[begin:end], octets[begin:end], digests[begin:end], strict=True)
             ]
+            keys += [names[source]] * (end - begin)
+            stamps += [stamp] * (end - begin)
+            begin = end
         if [leaf[:TAG] for leaf in leaves] != list(tags):
             return None
-        keys = [names[source] for source in sources]
-        return Chunk(first, leaves, keys, list(seqs), [stamps[time] for time in times])
+        return Chunk(first, leaves, keys, list(seqs), stamps)
 
     def _one_by_one(self, first: int, end: int, names: Mapping[int, Key]) -> Iterator[Chunk]:
         gone: list[int] = []
