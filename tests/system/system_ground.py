@@ -228,6 +228,17 @@ class Host:
             os.close(self.alone)
 
 
+class Apart(Host):
+    """A host with a network of its own, so that it waits for no other and none for it; its systems are not limited."""
+
+    unshared = ("--mount", "--net")
+
+    def apart(self):
+        with (self.place / "host/etc-libvirt/qemu.conf").open("a") as stream:
+            stream.write("cgroup_controllers = []\n")
+        return ["ip link set lo up", "umount -R -l /sys", "mount -t sysfs none /sys"]  # of its network
+
+
 class There(Host):
     """A second host, with network, name and files of its own at the paths of the first, on a cable between the two."""
 

@@ -16,23 +16,12 @@ import time
 import pytest
 import yaml
 from programs import environment, program
-from system_ground import NETWORK, Host, need
+from system_ground import NETWORK, Apart, need
 
 FULL = os.environ.get("DRE_FULL") == "1"
 full = pytest.mark.skipif(not FULL, reason="makes and boots an image, which takes minutes: DRE_FULL=1")
 OVMF = pytest.mark.skipif(not pathlib.Path("/usr/share/qemu/firmware").is_dir(), reason="needs ovmf")
 BOOT_WAIT = 300
-
-
-class Apart(Host):
-    """A host with a network of its own, so that it is in nobody's way for minutes."""
-
-    unshared = ("--mount", "--net")
-
-    def apart(self):
-        with (self.place / "host/etc-libvirt/qemu.conf").open("a") as stream:
-            stream.write("cgroup_controllers = []\n")
-        return ["ip link set lo up", "umount -R -l /sys", "mount -t sysfs none /sys"]  # of its network
 
 
 @pytest.fixture(scope="module")
