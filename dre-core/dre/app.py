@@ -8,22 +8,22 @@ by dre.lifecycle and dre.snapshot.
 import contextlib
 import importlib
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dre import cgroup, files, intent, units
+from dre import cgroup, files, glance, intent, units
 from dre.cgroup import Usage
 from dre.conf import Conf
 from dre.errors import DreError, NotFoundError, TimedOutError
+from dre.glance import Sockets, alive
+from dre.glance import started as started  # for who knows an app
 from dre.spec import DHCP, Spec
 
 FIELDS = ("name", "state", "ip", "pid", "cpu", "memory", "memory_limit", "cpu_limit", "pids", "created", "base")
 IDLE = Usage(cpu_ns=0, memory=0, memory_limit=None, cpu_limit=None, pids=0, running=False)
 TELL_WAIT = 5.0  # seconds for LXC to tell the state of an app
-SOCKETS = Path("/proc/net/unix")  # the names of all sockets of this host, those of LXC's monitors among them
 _STATES = {
     "RUNNING": "running",
     "FROZEN": "frozen",
@@ -162,23 +162,17 @@ class App:
         """running, stopped, frozen, starting, stopping, partial or crashed."""
         return self._now()[0]
 
-    def _now(self, sockets: str | None = None) -> tuple[str, int | None]:
+    def _now(self, sockets: Sockets | None = None) -> tuple[str, int | None]:
         """The state, and the init's pid where `start` noted it. Asks LXC, which is slow, only where that cannot do.
 
-        *sockets* is the text of /proc/net/unix, for who looks at many.
+        *sockets* are for who looks at many.
         """
         record = self.record()
-        pid = _alive(record.get("init"))
-        if pid is not None:
-            with contextlib.suppress(OSError, DreError):  # it ended while we looked; a kernel without that group
-                return "frozen" if cgroup.Group.of(pid).frozen() else "running", pid
-        served = (self.directory / "config").exists() and self._commanded(sockets)
-        found = self._told() if served else "STOPPED"
-        if found in _STATES:
-            return _STATES[found], None
-        if not self.exists() or (self.home / "intent.json").exists():
-            return "partial", None
-        return "crashed" if record.get("wanted") else "stopped", None
+        home, directory, wanted = str(self.home), str(self.directory), bool(record.get("wanted"))
+        found, pid = glance.state(home, directory, record.get("init"), wanted, sockets or Sockets())
+        if found != glance.UNKNOWN:
+            return found, pid
+        return _STATES.get(self._told()) or glance.at_rest(home, directory, wanted), None
 
     def _told(self) -> str:
         """The state as LXC's monitor tells it. While it starts the app it tells nothing; nor when it is stuck there.
@@ -214,22 +208,16 @@ class App:
 
     def init_pid(self) -> int | None:
         """The host's pid of the app's init, or None. Asks LXC only when what `start` noted is not true any more."""
-        noted = _alive(self.record().get("init"))
+        noted = alive(self.record().get("init"))
         if noted is not None:
             return noted
-        if not (self.directory / "config").exists() or not self._commanded():
+        if not (self.directory / "config").exists() or not Sockets().serve(str(self.directory)):
             return None
         from dre import run
 
         argv = ["lxc-info", "-n", self.name, "-P", str(self.conf.app_lxc_path), "-p", "-H"]
         answer = run.run(argv, check=False, timeout=10).stdout.strip()
         return int(answer) if answer.isdigit() and int(answer) > 0 else None
-
-    def _commanded(self, sockets: str | None = None) -> bool:
-        """Whether a monitor of LXC serves the app: a look at its command socket is cheaper than to ask it."""
-        name = f"{self.directory}/command"
-        # LXC replaces a name that would not fit into a socket's address by a number.
-        return len(name) > 100 or f"@{name}\n" in (SOCKETS.read_text() if sockets is None else sockets)
 
     def usage(self, pid: int | None = None) -> Usage:
         """What the app, whose init is *pid*, uses now; IDLE when it does not run."""
@@ -249,7 +237,7 @@ class App:
             return []
         return [path.name for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))]
 
-    def brief(self, sockets: str | None = None) -> dict[str, Any]:
+    def brief(self, sockets: Sockets | None = None) -> dict[str, Any]:
         """The fields of a row that a person's list shows, without the many files that the others need."""
         state, pid = self._now(sockets)
         if pid is None and state in ("running", "frozen", "stopping"):
@@ -259,10 +247,10 @@ class App:
             address = self.address()
         return {"name": self.name, "state": state, "ip": [address.partition("/")[0]] if address else [], "pid": pid}
 
-    def row(self, sockets: str | None = None) -> dict[str, Any]:
+    def row(self, sockets: Sockets | None = None) -> dict[str, Any]:
         """The fields that `list` and `status` give; cpu needs two looks, which dre.stat takes.
 
-        *sockets* is the text of SOCKETS, for who asks for many rows.
+        *sockets* are for who asks for many rows.
         """
         try:
             spec = self.spec()
@@ -298,10 +286,7 @@ def state_dir(conf: Conf) -> Path:
 
 def names(conf: Conf) -> list[str]:
     """All apps, partial ones included, in order."""
-    try:
-        return sorted(entry for entry in os.listdir(state_dir(conf)) if units.is_name(entry))
-    except FileNotFoundError:
-        return []
+    return glance.names(conf)
 
 
 def usage(conf: Conf, name: str) -> Usage:
@@ -309,22 +294,6 @@ def usage(conf: Conf, name: str) -> Usage:
     found = App(conf, units.name(name))
     found.need()
     return found.usage()
-
-
-def _alive(noted: Sequence[int] | None) -> int | None:
-    """The pid of a process noted with its start time, when it is still that process."""
-    return noted[0] if noted and started(noted[0]) == noted[1] else None
-
-
-def started(pid: int) -> int | None:
-    """When process *pid* began, in clock ticks since boot; with the pid this identifies it. None when it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:  # not through Path: who lists many apps asks for each
-            stat = file.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    words = stat.rpartition(")")[2].split()
-    return None if words[0] in "ZX" else int(words[19])
 
 
 def monitor(init: int) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from dre import freezer
 from dre.errors import DreError
 
 ROOT = Path("/sys/fs/cgroup")
@@ -92,7 +93,7 @@ class Group:
             _, controllers, path = line.split(":", 2)
             for controller in controllers.split(","):
                 top = self.root / (controller or ("" if self.v2 else "unified"))
-                found[controller] = top / _container(path)
+                found[controller] = top / freezer.group(path)
         return found
 
     @classmethod
@@ -157,15 +158,9 @@ class Group:
     def frozen(self) -> bool:
         """Whether its processes are held. Raises OSError when the group is gone."""
         if self.v2:
-            return _field(self._text("", "cgroup.events"), "frozen") == 1
-        _, known, rest = self._membership.partition(":freezer:/")
-        if not known:
-            raise DreError("the kernel has no freezer control group")
-        group = rest.partition("\n")[0]
-        if not group:  # of a process that ends the kernel says so, and no app is in the root group
-            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-        with open(f"{self.root}/freezer/{_container(group)}/freezer.state") as file:
-            return not file.read().startswith("THAWED")
+            return freezer.held(self._text("", "cgroup.events"), unified=True)
+        with open(f"{self.root}/{freezer.file(self._membership, unified=False)}") as file:
+            return freezer.held(file.read(), unified=False)
 
     def read(self, controller: str, name: str) -> str:
         """The text of a file, stripped. Raises OSError, or DreError where the kernel has no such controller."""
@@ -296,15 +291,6 @@ def remove(group: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.EBUSY, errno.ENOENT, errno.ENOTEMPTY):
                 raise
-
-
-def _container(path: str) -> str:
-    """The container's own group in *path*: an init such as systemd moves itself further down."""
-    parts = path.strip("/").split("/")
-    for index, part in enumerate(parts):
-        if part.startswith("lxc.payload."):
-            return "/".join(parts[: index + 1])
-    return "/".join(parts)
 
 
 def _field(text: str, key: str) -> int:

@@ -1,20 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The skeleton of every command: common options, verbs, output, and the one place that turns errors into exit codes."""
+"""The skeleton of every command: common options, verbs, and what a verb is given; with dre.columns and dre.ending."""
 
 import argparse
-import contextlib
-import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
-from dre import __version__, conf
-from dre.errors import FAILED, USAGE, DreError, NotPermittedError, UsageError
+from dre import __version__, conf, ending
+from dre.columns import Column, Output, plain
+from dre.ending import failure, leave, need_root
+from dre.errors import UsageError
 
-Column = tuple[str, str, int]  # header, field name, least width
+__all__ = [
+    "Column",
+    "Context",
+    "Output",
+    "Parser",
+    "common",
+    "failure",
+    "harmless",
+    "leave",
+    "main",
+    "need_root",
+    "parser",
+    "plain",
+    "verb",
+]
 Before = Callable[..., None]  # what a process does before it becomes a program; see dre.attached.guard
+
+
+class Help(argparse.HelpFormatter):
+    """That of argparse, which is made for each argument and would load what knows archives to learn a width."""
+
+    def __init__(self, prog: str, **kwargs: Any) -> None:
+        super().__init__(prog, **{"width": _width() - 2, **kwargs})
+
+
+def _width() -> int:
+    """The columns of the terminal, as shutil.get_terminal_size has them."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given) > 0:
+        return int(given)
+    try:
+        return os.get_terminal_size(1).columns or 80
+    except OSError:
+        return 80
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,6 +54,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", Help)
         super().__init__(*args, **kwargs)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -35,56 +68,6 @@ class Parser(argparse.ArgumentParser):
             unknown = [option for option in options if option not in self._option_string_actions]
             message = f"unrecognized arguments: {' '.join(unknown)}" if unknown else message
         raise UsageError(f"{message}\nusage: {' '.join(self.format_usage().split()).removeprefix('usage: ')}")
-
-
-class Output:
-    """Data on stdout: aligned columns for people and awk, or JSON Lines with the same fields."""
-
-    def __init__(self, as_json: bool, stream: IO[str] | None = None) -> None:
-        self.as_json = as_json
-        self.stream = stream or sys.stdout
-
-    def line(self, text: str) -> None:
-        """Print one plain line."""
-        self.stream.write(text + "\n")
-
-    def json(self, row: Mapping[str, Any]) -> None:
-        """Print one JSON object on one line."""
-        self.line(json.dumps(row, ensure_ascii=False, separators=(",", ":")))
-
-    def header(self, columns: Sequence[Column]) -> None:
-        """Print the header line, only on a terminal and only for people."""
-        if not self.as_json and self.stream.isatty():
-            self.line("  ".join(f"{title:<{width}}" for title, _, width in columns).rstrip())
-
-    def row(self, row: Mapping[str, Any], columns: Sequence[Column]) -> None:
-        """Print one row: all its fields as JSON, or the *columns* of it."""
-        if self.as_json:
-            self.json(row)
-        else:
-            self.line("  ".join(f"{plain(row.get(key)):<{width}}" for _, key, width in columns).rstrip())
-
-    def table(self, rows: Iterable[Mapping[str, Any]], columns: Sequence[Column]) -> None:
-        """Print a header where one belongs, and all *rows*, each column as wide as its longest value."""
-        rows = list(rows)
-        wide = [
-            (title, key, max([width, len(title), *(len(plain(row.get(key))) for row in rows)]))
-            for title, key, width in columns
-        ]
-        self.header(wide)
-        for row in rows:
-            self.row(row, wide)
-
-
-def plain(value: Any) -> str:
-    """A value as one word for a column: unknown is `-`, a list is joined by commas."""
-    if value is None or value == [] or value == "":
-        return "-"
-    if isinstance(value, (list, tuple)):
-        return ",".join(str(item) for item in value)
-    if isinstance(value, float):
-        return f"{value:.1f}"
-    return str(value)
 
 
 @dataclass
@@ -188,67 +171,12 @@ def parser(prog: str, description: str, **kwargs: Any) -> Parser:
 def main(made: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
     """Parse *argv* (default sys.argv[1:]), call the `function` default of what was parsed, return the exit code."""
     debug = "--debug" in (sys.argv[1:] if argv is None else argv)
-    if None in (sys.stdin, sys.stdout, sys.stderr):
-        _fill_closed()
-    try:
+
+    def work() -> int | None:
         args = made.parse_args(argv)
         if getattr(args, "function", None) is None:
             made.error("a verb is missing")
-        context = Context(made.prog, args, conf.load(args.config), Output(args.json))
-        code = args.function(context)
-        sys.stdout.flush()
-        return code or 0
-    except SystemExit as asked:  # --help and --version end this way
-        return int(asked.code or 0)
-    except BrokenPipeError:
-        # The reader left, as `| head` does. Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except KeyboardInterrupt:
-        return 130
-    except (DreError, OSError) as error:
-        code, message = failure(error)
-        return _fail(made.prog, message, code, debug)
+        verb: Callable[[Context], int | None] = args.function
+        return verb(Context(made.prog, args, conf.load(args.config), Output(args.json)))
 
-
-def _fill_closed() -> None:
-    """Put something behind standard streams that are closed: else a file of ours would get their numbers."""
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            # What is written to a closed standard output must fail; complaints of a closed standard error cannot.
-            os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)  # takes the lowest number, *fd*
-            setattr(sys, name, os.fdopen(fd, "r" if name == "stdin" else "w", closefd=False))
-
-
-def leave(code: int) -> NoReturn:
-    """End the process at once: for Python to take itself apart costs more than most verbs."""
-    with contextlib.suppress(OSError):  # main has told of what could not be written
-        sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def failure(error: DreError | OSError) -> tuple[int, str]:
-    """The exit code and the message of what a verb raised."""
-    if isinstance(error, DreError):
-        return error.code, str(error)
-    code = NotPermittedError.code if isinstance(error, PermissionError) else FAILED
-    return code, f"{error.filename or 'input or output'}: {error.strerror or error}"
-
-
-def _fail(prog: str, message: str, code: int, debug: bool) -> int:
-    if debug:
-        import traceback  # slow, and rarely wanted
-
-        traceback.print_exc()
-    first, _, rest = message.partition("\n")
-    sys.stderr.write(f"{prog}: {first}\n")
-    if rest and code == USAGE:
-        sys.stderr.write(f"{rest}\n")
-    return code
-
-
-def need_root(what: str) -> None:
-    """Raise NotPermittedError unless the caller is root; *what* says for what."""
-    if os.geteuid() != 0:
-        raise NotPermittedError(f"{what} needs root")
+    return ending.call(made.prog, work, debug)

@@ -6,7 +6,6 @@ dre.lxcconfig or dre.lifecycle. Nothing here touches an app.
 """
 
 import argparse
-import ipaddress
 import json
 import os
 import re
@@ -146,6 +145,8 @@ def bind(word: str) -> Bind:
 
 def publish(word: str) -> Publish:
     """A Publish from `[HOSTADDR:]HOSTPORT:PORT[/tcp|udp]`. Raises UsageError."""
+    import ipaddress  # slow, and most apps publish nothing
+
     found = re.fullmatch(r"(?:([0-9.]+):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?", word)
     try:
         if not found or not all(0 < int(found[group]) < 65536 for group in (2, 3)):

@@ -68,6 +68,8 @@ def parser(
     Of all verbs, or only of the group that *argv* asks for. None of *argv* is refused here.
     """
     made = cli.parser(prog, description)
+    if list(argv or ()) == ["--version"]:
+        return made
     asked = groups.get(_verb(argv or ()))
     if asked is None:
         _add_serving(made)

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """dre-app: application containers. The table of its verbs; the code of each stands in the module named here."""
 
-import argparse
-import sys
-from collections.abc import Sequence
+from __future__ import annotations
 
-from dre import cli, verbs
+import sys
+
+from dre.cmd.app import listing
+
+TYPE_CHECKING = False  # as of the module typing, which is slow to load
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
 
 GROUPS = {
     "making": ("create", "adopt", "destroy"),
@@ -27,6 +32,8 @@ GROUPS = {
 
 def make_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
     """The parser of dre-app, which is also the source of its completion; with *argv* only what that needs of it."""
+    from dre import verbs
+
     modules = {verb: f"dre.cmd.app.{module}" for module, names in GROUPS.items() for verb in names}
     text = "Application containers: make, run, limit, save and undo services."
     return verbs.parser("dre-app", text, modules, argv)
@@ -34,5 +41,9 @@ def make_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    words = sys.argv[1:] if argv is None else argv
+    words = list(sys.argv[1:] if argv is None else argv)
+    if listing.is_plain(words):
+        return listing.main(words)
+    from dre import cli  # what reads arguments is slower to load than a list takes
+
     return cli.main(make_parser(words), words)

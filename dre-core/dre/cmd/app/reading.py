@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from dre import app as apps
-from dre import cgroup, cli, verbs
+from dre import cgroup, cli, glance, verbs
 from dre.app import App
 from dre.cli import Context
+from dre.cmd.app import listing
 from dre.errors import DreError, NotFoundError
 
-LIST_COLUMNS = (("NAME", "name", 12), ("STATE", "state", 8), ("IP", "ip", 14), ("PID", "pid", 6))
 PID_COLUMNS = (("OUTSIDE", "outside", 8), ("INSIDE", "inside", 8), ("COMMAND", "command", 1))
 
 
@@ -30,9 +30,11 @@ def add(table: Any) -> None:
 
 def _list(ctx: Context) -> None:
     cli.need_root("dre-app list")
-    sockets = apps.SOCKETS.read_text()
-    found = [App(ctx.conf, name) for name in apps.names(ctx.conf)]
-    ctx.out.table([app.row(sockets) if ctx.out.as_json else app.brief(sockets) for app in found], LIST_COLUMNS)
+    if ctx.out.as_json:
+        sockets = glance.Sockets()
+        ctx.out.table((App(ctx.conf, name).row(sockets) for name in apps.names(ctx.conf)), listing.COLUMNS)
+    else:
+        ctx.out.table(glance.rows(ctx.conf), listing.COLUMNS)
 
 
 def _status(ctx: Context) -> int:

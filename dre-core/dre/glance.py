@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Apps at a glance: their names, the state of each, its address and its init, from few files and nothing slow to load.
+
+What this cannot tell, dre.app can: it asks LXC, and reads our own files whatever they look like. Here they are read as
+dre.app writes them.
+"""
+
+from __future__ import annotations
+
+import os
+
+from dre import freezer, units
+from dre.errors import DreError
+
+TYPE_CHECKING = False  # as of the module typing, which is slow to load
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
+
+    from dre.conf import Conf
+
+GROUPS = "/sys/fs/cgroup"
+SOCKETS = "/proc/net/unix"  # the names of all sockets of this host, those of LXC's monitors among them
+UNKNOWN = "unknown"  # no state of ours
+
+
+def names(conf: Conf) -> list[str]:
+    """All apps, partial ones included, in order."""
+    try:
+        return sorted(
+            entry for entry in os.listdir(f"{conf.place('core_state_dir')}/app/state") if units.is_name(entry)
+        )
+    except FileNotFoundError:
+        return []
+
+
+def rows(conf: Conf) -> Iterator[dict[str, Any]]:
+    """What a person's list shows of each app."""
+    homes, containers = f"{conf.place('core_state_dir')}/app/state", conf.place("app_lxc_path")
+    notes = f"{conf.place('core_run_dir')}/app"
+    sockets = Sockets()
+    for name in names(conf):
+        row = _row(name, f"{homes}/{name}", f"{containers}/{name}", f"{notes}/{name}", sockets)
+        if row is None:
+            from dre.app import App  # the slow way
+
+            row = App(conf, name).brief(sockets)
+        yield row
+
+
+class Sockets:
+    """The text of SOCKETS, read once and only when it is wanted."""
+
+    def __init__(self) -> None:
+        self._text: str | None = None
+
+    def serve(self, directory: str) -> bool:
+        """Whether a monitor of LXC serves the container in *directory*: cheaper than to ask it."""
+        name = f"{directory}/command"
+        if self._text is None:
+            self._text = text(SOCKETS)
+        # LXC replaces a name that would not fit into a socket's address by a number.
+        return len(name) > 100 or f"@{name}\n" in self._text
+
+
+def state(
+    home: str, directory: str, init: Sequence[int] | None, wanted: bool, sockets: Sockets
+) -> tuple[str, int | None]:
+    """The state of an app, and its init where that is known; UNKNOWN when only LXC can tell it.
+
+    *home* is our directory of it, *directory* LXC's; *init* is what `start` noted of its first process and *wanted*
+    that it was not stopped since.
+    """
+    pid = alive(init)
+    if pid is not None:
+        try:
+            return "frozen" if _frozen(pid) else "running", pid
+        except (OSError, DreError):
+            pass  # it ended while we looked; a kernel without that group
+    if _there(f"{directory}/config") and sockets.serve(directory):
+        return UNKNOWN, None
+    return at_rest(home, directory, wanted), None
+
+
+def at_rest(home: str, directory: str, wanted: bool) -> str:
+    """The state of an app that no monitor serves."""
+    whole = _there(f"{home}/app.json") and _there(f"{directory}/config") and not _there(f"{home}/intent.json")
+    return "partial" if not whole else "crashed" if wanted else "stopped"
+
+
+def alive(noted: Sequence[int] | None) -> int | None:
+    """The pid of a process noted with its start time, when it is still that process."""
+    return noted[0] if noted and started(noted[0]) == noted[1] else None
+
+
+def started(pid: int) -> int | None:
+    """When process *pid* began, in clock ticks since boot; with the pid this identifies it. None when it is gone."""
+    try:
+        words = text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if words[0] in "ZX" else int(words[19])
+
+
+def text(path: str) -> str:
+    """The text of a file. Not through Path or a stream: a list of many apps reads hundreds."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        blocks = [os.read(fd, 1 << 16)]
+        while blocks[-1]:
+            blocks.append(os.read(fd, 1 << 16))
+    finally:
+        os.close(fd)
+    return b"".join(blocks).decode(errors="replace")
+
+
+def _row(name: str, home: str, directory: str, notes: str, sockets: Sockets) -> dict[str, Any] | None:
+    """The row of an app, whose record and lease lie at *notes*; None when it takes more to tell."""
+    try:
+        init, wanted = _record(f"{notes}.json")
+        found, pid = state(home, directory, init, wanted, sockets)
+        address = _address(home, notes)
+    except ValueError:
+        return None
+    if found == UNKNOWN:
+        return None
+    return {"name": name, "state": found, "ip": [address.partition("/")[0]] if address else [], "pid": pid}
+
+
+def _record(path: str) -> tuple[list[int] | None, bool]:
+    """What was noted of the last start: its init, and whether it is wanted. Raises ValueError if it looks unlike it."""
+    try:
+        record = text(path)
+    except FileNotFoundError:
+        return None, False
+    # In a string these quotes would have backslashes.
+    _, known, rest = record.partition('"init": [')
+    if not known and '"init"' in record:
+        raise ValueError
+    init = [int(word) for word in rest.partition("]")[0].split(", ")] if known else None
+    return init, '"wanted": true' in record
+
+
+def _address(home: str, notes: str) -> str | None:
+    """The address with its length, as in App.address. Raises ValueError where app.json looks otherwise."""
+    try:
+        _, known, rest = text(f"{home}/app.json").partition('\n "ip": ')  # a string holds no newline
+        word = rest.partition("\n")[0].rstrip(",")
+        if word == "null":
+            return None
+        if not known or "\\" in word or len(word) < 2 or word[0] + word[-1] != '""':
+            raise ValueError
+        return word[1:-1] if word != '"dhcp"' else text(f"{notes}.lease").strip()
+    except FileNotFoundError:
+        return None
+
+
+def _frozen(pid: int) -> bool:
+    unified = _there(f"{GROUPS}/cgroup.controllers")
+    path = freezer.file(text(f"/proc/{pid}/cgroup"), unified)
+    return freezer.held(text(f"{GROUPS}/{path}"), unified)
+
+
+def _there(path: str) -> bool:
+    return os.access(path, os.F_OK)
