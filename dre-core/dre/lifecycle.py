@@ -268,18 +268,31 @@ def _steady(app: App) -> str:
 
 
 def unstick(app: App) -> bool:
-    """Kill the monitor of an app that does not come to its state: one whose first process died as it was started waits
-    for a word of it for ever. False when there is none."""
+    """Kill the monitor, or the first process, of an app that does not come to its state: where the one of them died as
+    it was started the other waits for a word of it for ever. False when there is none."""
     title = f"[lxc monitor] {app.conf.app_lxc_path} {app.name}".encode()
     for process in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError), _watched(int(process)) as fd:
-            if Path(f"/proc/{process}/cmdline").read_bytes().rstrip(b"\0") != title:
+            if _title(process) != title:
                 continue
             children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-            if children and all(apps.started(int(child)) is None for child in children):
+            if children and all(apps.started(int(child)) is None for child in children) or _lost(process, title):
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
                 return _ended(fd, KILL_WAIT)
     return False
+
+
+def _title(process: str) -> bytes:
+    return Path(f"/proc/{process}/cmdline").read_bytes().rstrip(b"\0")
+
+
+def _lost(process: str, title: bytes) -> bool:
+    """Whether it is no monitor but a first process, which still has the *title*, and its monitor is gone.
+
+    LXC lets it die with that, but not when that has ended before it comes to ask for it.
+    """
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+    return len(status["NSpid"].split()) > 1 and _title(status["PPid"]) != title
 
 
 def stop(app: App, timeout: float) -> bool:

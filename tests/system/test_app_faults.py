@@ -203,6 +203,35 @@ def test_killed_under_a_verb(app, tree, verb, victims):
     assert {**app_ground.picture(NAME), "links": 0} == {**before, "links": 0}
 
 
+# What a first process is whose monitor was killed before it asked to die with that: it answers nobody.
+LOST = f"""
+import signal, socket
+served = socket.socket(socket.AF_UNIX)
+served.bind("\\0{app_ground.LXC}/{NAME}/command")
+served.listen()
+print(flush=True)
+signal.pause()
+"""
+
+
+def test_a_first_process_that_lost_its_monitor_is_out_of_the_way_of_the_next_start(app, tree):
+    app("create", NAME, "--base", tree)
+    argv = ["bash", "-c", f'exec -a "[lxc monitor] {app_ground.LXC} {NAME}" /usr/bin/python3']
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", *argv], **pipes, text=True) as lost:
+        lost.stdin.write(LOST)
+        lost.stdin.close()
+        lost.stdout.readline()
+        try:
+            assert status(app) == "starting"
+            app("start", NAME)
+            assert lost.wait(10) != 0
+        finally:
+            lost.kill()
+    assert status(app) == "running"
+    app("destroy", "--force", NAME)
+
+
 def descriptors(server):
     """How many each process of --serve has open."""
     pids = [server.process.pid, *children(server)]
