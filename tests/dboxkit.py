@@ -150,6 +150,12 @@ def template():
     return path
 
 
+def owner():
+    """Options with which dbox-init takes the template's owner: a chain of its own takes four keys of 3072 bits."""
+    certs = template() / "etc/certs/dbox"
+    return ["--import-owner", certs / "owner.p12", "--passphrase-file", certs / "owner.pass"]
+
+
 def copy(**keys):
     """A fresh D-Box with the template's keys."""
     path = place()

@@ -64,7 +64,7 @@ def test_in_a_pkcs11_token(made):
         subprocess.run(["chown", "-R", "dbox:dbox", tokens], check=True)
     with made.conf.open("a") as settings:
         settings.write(f'DRE_DBOX_KEY_STORE="pkcs11:token=dbox?module-path={MODULE}"\n')
-    made.good("dbox-init")
+    made.good("dbox-init", *dboxkit.owner())
     first = (made.state / "sign.key").read_text()
     assert first.startswith("dre-pkcs11/v1\nid ") and b"PRIVATE" not in (made.state / "sign.key.next").read_bytes()
     works(made)
@@ -83,7 +83,7 @@ def test_in_a_tpm(made):
     settings = made.conf.read_text()
     with tpmkit.tpm(made.path / "tpm") as tcti:
         made.conf.write_text(settings + f'DRE_DBOX_KEY_STORE="tpm2:{tcti}"\n')
-        made.good("dbox-init")
+        made.good("dbox-init", *dboxkit.owner())
         first = (made.state / "sign.key").read_bytes()
         for name in ("sign.key", "sign.key.next"):
             assert (made.state / name).read_bytes().startswith(b"-----BEGIN TSS2 PRIVATE KEY-----"), name
@@ -111,7 +111,7 @@ def test_in_a_tpm(made):
 
 
 def test_in_a_file_with_a_passphrase(made):
-    made.good("dbox-init")
+    made.good("dbox-init", *dboxkit.owner())
     assert b"ENCRYPTED PRIVATE KEY" in (made.state / "sign.key").read_bytes()
     works(made)
     made.stop()
