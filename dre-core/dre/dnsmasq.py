@@ -11,7 +11,6 @@ import contextlib
 import ipaddress
 import os
 import re
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 from dre import daemon, files, units
 from dre.conf import Conf
 from dre.errors import DreError, UsageError
-from dre.run import missing, run
+from dre.run import missing, run, which
 
 LEASE_TIME = "1h"
 SYSTEM = ".sys"  # ends the file of a system: that of an app with the same name is another
@@ -45,7 +44,7 @@ def given(conf: Conf, outside: bool) -> tuple[ipaddress.IPv4Address, ipaddress.I
 
 def serves(conf: Conf) -> bool:
     """Whether the settings and this host have names answered."""
-    return conf.bridge_dns and shutil.which("dnsmasq") is not None
+    return conf.bridge_dns and which("dnsmasq") is not None
 
 
 def ensure(conf: Conf, outside: bool = False) -> None:
@@ -58,7 +57,7 @@ def ensure(conf: Conf, outside: bool = False) -> None:
     pid = daemon.find("dnsmasq", _pid_file(conf))
     if pid is not None and daemon.command(pid) == argv:
         return
-    if shutil.which("dnsmasq") is None:
+    if which("dnsmasq") is None:
         raise missing("dnsmasq")
     stop(conf)
     for place in (hosts(conf), _reserved(conf)):

@@ -5,7 +5,6 @@ Pure text and files: nothing here starts, stops or asks LXC. The Spec is the tru
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -61,6 +60,8 @@ def share() -> Path:
 
 def veth(bridge: str, ip: str) -> str:
     """The host's end of the app's link. Derived from bridge and address: names of apps are too long for it."""
+    import hashlib  # here and below: slow to load, and only for who has a network
+
     return "dv" + hashlib.sha256(f"{bridge} {ip}".encode()).hexdigest()[:10]
 
 
@@ -74,6 +75,8 @@ def link(conf: Conf, spec: Spec) -> str | None:
 def mac(spec: Spec) -> str:
     """The hardware address of its interface: with DHCP from host and name, so that the same lease is given again."""
     if spec.ip in (None, DHCP):
+        import hashlib
+
         return "02:d8:" + hashlib.sha256(f"{socket.gethostname()} {spec.name}".encode()).digest()[:4].hex(":")
     return "02:d7:" + bytes(map(int, str(spec.ip).partition("/")[0].split("."))).hex(":")
 

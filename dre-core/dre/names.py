@@ -7,7 +7,6 @@ Names on the bridge are dre.dnsmasq's.
 """
 
 import contextlib
-import hashlib
 import ipaddress
 import os
 import stat
@@ -125,4 +124,6 @@ def _replace(etc: int, name: str, octets: bytes) -> None:
 
 
 def _digest(octets: bytes) -> bytes:
+    import hashlib  # slow to load, and only for a start
+
     return hashlib.sha256(octets).hexdigest().encode()

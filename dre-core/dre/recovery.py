@@ -76,8 +76,6 @@ def look(conf: Conf, name: str) -> App:
 
 def settle(app: App, doomed: bool = False) -> str | None:
     """End what is unfinished, and return its verb."""
-    from dre import lifecycle, network, relimit, setting, snapshot
-
     try:
         intent = app.intent() if app.home.exists() else None
     except DreError:
@@ -86,6 +84,8 @@ def settle(app: App, doomed: bool = False) -> str | None:
         intent = None
     if intent is None:
         return _without_intent(app, doomed)
+    from dre import lifecycle, network, relimit, setting, snapshot  # most find nothing to end
+
     verb = str(intent["verb"])
     if verb in _LATE:
         _late(verb).settled(app, intent)

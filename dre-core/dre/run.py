@@ -258,11 +258,15 @@ def missing(program: str) -> MissingError:
     return MissingError(f"{program}: no such program{hint}")
 
 
+def which(program: str) -> str | None:
+    """The path of *program*, or None. As that of shutil, which knows archives and is slow to load."""
+    found = (f"{directory}/{program}" for directory in os.get_exec_path())
+    return next((path for path in found if os.access(path, os.X_OK)), None)
+
+
 def need(program: str) -> str:
     """The path of *program*; raises MissingError when it is not in PATH."""
-    # Not by shutil, which knows archives and is slow to import.
-    found = (f"{directory}/{program}" for directory in os.get_exec_path())
-    path = next((path for path in found if os.access(path, os.X_OK)), None)
+    path = which(program)
     if path is None:
         raise missing(program)
     return path

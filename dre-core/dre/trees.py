@@ -5,7 +5,6 @@ So a tree is not deleted or replaced between the look for its users and the mome
 """
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,8 @@ from dre.conf import Conf
 
 def lock_file(conf: Conf, tree: Path) -> Path:
     """The lock of *tree*; trees of one name may lie in several stores."""
+    import hashlib  # slow to load, and but for `create` nothing needs it
+
     store = hashlib.sha256(os.fsencode(tree.parent.absolute())).hexdigest()[:8]
     return conf.core_run_dir / "lock" / f"base-{tree.name}-{store}"
 
