@@ -412,14 +412,12 @@ def test_two_signed_heads_of_one_size_are_proof(log, made):
 
 def judge_of(tmp_path, *keys):
     """What dbox-audit makes of a file of known witnesses."""
-    import types
-
     from dboxlib.cmd import dbox_audit
     from dre import conf
 
     (tmp_path / "witnesses").write_text("".join(key.public.format() + "\n" for key in keys))
     (tmp_path / "dre.conf").write_text(f'DRE_DBOX_WITNESSES="{tmp_path}/witnesses"\n')
-    return dbox_audit._judge(types.SimpleNamespace(conf=conf.load(str(tmp_path / "dre.conf"))))
+    return dbox_audit._Judge(conf.load(str(tmp_path / "dre.conf")))
 
 
 def test_a_witness_that_is_known_convicts_history_made_anew(log, tmp_path):
