@@ -61,7 +61,7 @@ def run(conf: Conf, ready: Callable[[], None], until: int | None = None) -> int:
         finally:
             log.stop()
             server.close()
-    return FENCED if log.over.is_set() else 0
+    return FENCED if log.appender.over.is_set() else 0
 
 
 def once(conf: Conf, work: Callable[[Sequencer], None]) -> None:
@@ -91,9 +91,9 @@ def _open(conf: Conf, where: Places, note: Any, keys: keystore.KeyStore) -> Sequ
 
     bounds = Streams(conf.dbox_streams, conf.dbox_reserve, opened.engine.free, told)
     log = Sequencer(opened, signer, streams=bounds, eraser=eraser if conf.dbox_database_admin else None)
-    log.told = told
+    log.duties.told = told
     log.compat_md5 = conf.dbox_compat_md5
-    log.rotation = rotation.Rotation(
+    log.duties.rotation = rotation.Rotation(
         where,
         opened,
         keys,
@@ -116,9 +116,9 @@ def _watch(server: channel.Server, log: Sequencer, until: int | None) -> None:
 
     def wait() -> None:
         if until is None:
-            log.over.wait()
+            log.appender.over.wait()
         else:
-            while not log.over.is_set() and not select.select([until], [], [], 0.5)[0]:
+            while not log.appender.over.is_set() and not select.select([until], [], [], 0.5)[0]:
                 pass
         server.stop()
 
