@@ -240,6 +240,7 @@ def go_back(system: System, tag: str) -> DreError | None:
             _revert(system, tag, running=True)
             lifecycle.complete(system)
             prove_alive(system)
+            set_clock(system)
             return None
         except DreError as error:
             failure = error
@@ -280,6 +281,28 @@ def _agent_connected(domain: Any) -> bool:
     top = definitions.parse(domain.XMLDesc(0))
     path = f"devices/channel/target[@name='{definitions.AGENT}']"
     return any(target.get("state") == "connected" for target in top.iterfind(path))
+
+
+def set_clock(system: System) -> None:
+    """Tell the guest the present time, where it has an agent: its own clock goes on from when it was saved."""
+    domain = system.need()
+    with hypervisor.translated(system.name):
+        if not _agent_connected(domain):
+            return
+    agent = Agent(system.name, domain)
+    try:
+        try:
+            agent.ask("guest-set-time", time=time.time_ns())
+        except DreError:  # it wants hwclock(8), which not every guest has
+            _run_date(agent)
+    except DreError as error:  # it lives all the same, and late is what one without an agent is, too
+        system.emit("clock-behind", 4, reason=str(error))
+
+
+def _run_date(agent: Agent) -> None:
+    ended = agent.run(["date", "-u", "-s", f"@{time.time():.3f}"], timeout=30)
+    if ended.status != 0:
+        raise DreError(f"{agent.name}: date: {hypervisor.plain(ended.stderr.decode(errors='replace').strip())}")
 
 
 def _moves(domain: Any, used: int) -> bool:
