@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import random
 import subprocess
 import time
 
@@ -17,6 +18,7 @@ from programs import environment, program
 
 ADDRESSES = {"v1": 11, "v2": 12, "v3": 13}
 FULL = os.environ.get("DRE_FULL") == "1"
+KILLS = int(os.environ.get("DRE_KILLS", "1"))
 COUNTER = """
 import socket, threading, time, secrets
 token, count = secrets.token_hex(8), 0
@@ -116,6 +118,51 @@ def test_two_of_one_image_are_machines_of_their_own(host, system):
         assert not set(told[system]) & set(told["v2"])
 
 
+def test_a_warm_start_that_was_killed_makes_no_second_machine_of_one(host, shared):
+    """It goes on as itself, or boots as itself; never from the warm memory on a disk that it has written to."""
+    seen = {*wait_for(lambda: identity(host, shared)), *guest(host, shared, "hostname")}
+    words = ("--base", host.image.name, "--warm", *HARDWARE, "--ssh-key", f"{host.key}.pub")
+    for _ in range(KILLS):
+        host.dre("create", "v2", "--ip", f"{NETWORK}.12/24", *words)
+        try:
+            process = host.begin("start", "v2")
+            time.sleep(random.uniform(0, 8))
+            process.kill()
+            process.communicate(timeout=60)
+            host.dre("recover", timeout=300)
+            host.dre("start", "v2", "--wait", "300", timeout=400)
+            told = [*wait_for(lambda: identity(host, "v2")), *guest(host, "v2", "hostname")]
+            assert not seen & set(told)
+            assert told[-1] == "v2"
+            seen |= set(told[:-1])
+            assert f"{NETWORK}.12/24" in guest(host, "v2", "ip -4 -br addr show eth0")
+            assert json.loads((host.place / "state/sys/state/v2/system.json").read_text()).get("warm") is None
+        finally:
+            host.dre("destroy", "--force", "v2", check=False)
+
+
+def test_what_began_warm_comes_back_from_an_export(host, system):
+    guest(host, system, "head -c 3000000 /dev/urandom >/root/octets; sync; rm /etc/motd; fstrim / || true; sync")
+    digest = guest(host, system, "sha256sum </root/octets")
+    host.dre("stop", "--timeout", "0", system)
+    host.dre("export", "--without-image", system, host.place / "v1.dre", timeout=300)
+    host.dre("import", "--as", "v2", host.place / "v1.dre", timeout=300)
+    try:
+        disks = [host.seen / "state/sys/state" / name / "disk.qcow2" for name in (system, "v2")]
+        told = [
+            json.loads(host.call("qemu-img", "info", "--backing-chain", "--output=json", disk).stdout) for disk in disks
+        ]
+        assert [len(chain) for chain in told] == [3, 2]
+        assert told[0][-1]["filename"] == told[1][-1]["filename"]
+        host.call("qemu-img", "compare", *disks, timeout=300)
+        if FULL:
+            host.dre("start", "v2", "--wait", "400", timeout=500)
+            assert guest(host, "v2", "sha256sum </root/octets") == digest
+    finally:
+        host.dre("destroy", "--force", "v2", check=False)
+        (host.place / "v1.dre").unlink(missing_ok=True)
+
+
 def test_exec_passes_words_streams_and_status(host, shared):
     octets = os.urandom(700_000)
     words = [*host.inside, program("dre-sys"), "--config", str(host.conf), "exec", "--env", "WORD=$x", shared, "--"]
@@ -181,6 +228,7 @@ def test_memory_and_disk_go_back_together(host, system):
         host.dre("checkpoint", "restart", system, tag)
         again = wait_for(lambda: _counted(host))
         assert (again[0], first < count <= again[1] < later) == (token, True)
+        assert behind(host, system) < 10
         size = guest(host, system, "cat /root/tag; ls /root/later 2>/dev/null; stat -c %s /root/counted")
         assert (size[0], len(size)) == (tag, 2)
         assert abs(int(size[1]) - again[1]) < 200
@@ -199,6 +247,28 @@ def test_it_goes_on_under_another_name(host, system):
         assert host.dre("exec", "v9", "--", "true").returncode == 0
     finally:
         host.dre("destroy", "--force", "v9")
+
+
+def behind(host, name):
+    """Seconds that the guest's clock is off from the host's."""
+    before = time.time()
+    told = float(guest(host, name, "date +%s.%N")[0])
+    return max(before - told, told - time.time(), 0.0)
+
+
+def test_its_clock_is_right_after_a_way_back(host, system):
+    host.dre("checkpoint", "save", system, "one")
+    guest(host, system, "date -s @1500000000")
+    host.dre("checkpoint", "save", system, "long-ago")
+    for verb in (("checkpoint", "restart"), ("undo",)):
+        host.dre(*verb, system, "long-ago")
+        assert behind(host, system) < 10
+        # An agent that knows no such command, or finds no hwclock for it: the clock is set all the same.
+        guest(host, system, "mv /sbin/hwclock /sbin/hwclock.gone; date -s @1500000000")
+        host.dre("checkpoint", "save", system, f"without-{verb[0]}")
+        host.dre(*verb, system, f"without-{verb[0]}")
+        assert behind(host, system) < 10
+        assert guest(host, system, "ls /sbin/hwclock*") == ["/sbin/hwclock.gone"]
 
 
 def _counted(host):

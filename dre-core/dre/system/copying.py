@@ -25,7 +25,6 @@ from dre.system.spec import Spec
 
 MEMORY = ".memory"  # in the home of one that is renamed while it runs
 SAVE_WAIT = 300.0  # seconds for libvirt to save it
-SETTLE_WAIT = 60.0  # for libvirt to end what a killed call has asked it for
 COPY_WAIT = 3600.0  # seconds for a disk to be copied
 _MACHINE_ID = "systemd.machine_id="
 
@@ -200,7 +199,7 @@ def _restore_memory(old: System, new: System) -> None:
             move(top, old, new)
 
     try:
-        if not _goes_on(new):
+        if not lifecycle.goes_on(new):
             savefile.rewrite(memory, savefile.head(memory), change)
             lifecycle.prepare(new)
             with hypervisor.translated(f"{new.name}: cannot go on from its memory"):
@@ -212,18 +211,7 @@ def _restore_memory(old: System, new: System) -> None:
         raise DreError(f"{error}; it is stopped, and {kept} holds the memory") from None
     memory.unlink()
     lifecycle.complete(new)
-
-
-def _goes_on(system: System) -> bool:
-    """Whether libvirt has it going on from its memory already: it does not stop at that when its caller is killed."""
-    domain = system.need()
-    deadline = time.monotonic() + SETTLE_WAIT
-    with hypervisor.translated(system.name):
-        while domain.isActive():
-            if system.state() == "running" or time.monotonic() > deadline:  # it may have been frozen
-                return True
-            time.sleep(0.1)
-    return False
+    saved.set_clock(new)
 
 
 def states(system: System) -> list[str]:

@@ -22,6 +22,7 @@ from dre.system.model import System
 from dre.system.spec import Spec
 
 _END = 10.0  # seconds for QEMU to end when it is killed
+_SETTLE_WAIT = 60.0  # seconds for libvirt to end what a killed call has asked it for
 _PAUSE = 0.1  # seconds between two looks at a domain; libvirt's events want a loop of their own
 
 
@@ -115,16 +116,49 @@ def _warmly(system: System, say: Callable[[str], object]) -> bool:
         return False
     from dre.system import warm  # it needs this module
 
+    system.begin(verb="awake")
     try:
         warm.awake(system, spec)
-        return True
+        awoke = True
     except DreError as error:
         say(f"{system.name}: boots, for it could not go on from its warm state: {error}")
         stop(system, 0.0)
         prepare(system)
-        return False
-    finally:
-        system.store(replace(spec, warm=None))  # once: from now on its disk is another
+        awoke = False
+    _never_again(system, spec)
+    return awoke
+
+
+def _never_again(system: System, spec: Spec) -> None:
+    """It was warm once: from now on its disk is another, which the memory of the warm state would not fit."""
+    system.store(replace(spec, warm=None))
+    system.done()
+
+
+def resume_awake(system: System) -> None:
+    """End a warm start that was killed: what goes on is told who it is, or stopped. It never begins warm again."""
+    from dre.system import warm
+
+    spec = system.ours()
+    try:
+        if goes_on(system):
+            warm.tell(system, spec)
+            complete(system)
+    except DreError:
+        stop(system, 0.0)
+    _never_again(system, system.ours())
+
+
+def goes_on(system: System) -> bool:
+    """Whether it runs, once libvirt has ended what a killed call asked it for: it does not stop at that."""
+    domain = system.need()
+    deadline = time.monotonic() + _SETTLE_WAIT
+    with hypervisor.translated(system.name):
+        while domain.isActive():
+            if system.state() == "running" or time.monotonic() > deadline:  # it may have been frozen
+                return True
+            time.sleep(_PAUSE)
+    return False
 
 
 def _pid(system: System) -> int | None:

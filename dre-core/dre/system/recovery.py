@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a killed verb left is ended here, before the next verb on that system: the only way to get a system's lock.
 
-Create and save are undone; destroy, load, undo, restart, isolate, limit and rename are done to their end.
+Create and save are undone; destroy, load, undo, restart, isolate, limit, rename and a warm start are done to their end.
 """
 
 import contextlib
@@ -93,6 +93,10 @@ def settle(system: System, doomed: bool = False) -> str | None:
     return verb
 
 
+def _awake(system: System, _: dict[str, Any]) -> None:
+    lifecycle.resume_awake(system)
+
+
 def _limit(system: System, intent: dict[str, Any]) -> None:
     """A limit that was killed half-way is undone: what was asked for may be what cannot be had."""
     limits.put_back(system, Limits(**intent["before"]))
@@ -107,6 +111,7 @@ _ENDS = {
     "isolate": lambda system, intent: isolation.resume(system, intent["isolated"]),
     "limit": _limit,
     "rename": copying.resume,
+    "awake": _awake,
 }
 
 

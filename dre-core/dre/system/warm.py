@@ -32,11 +32,14 @@ from dre.system.spec import Spec
 
 BOOT_WAIT = 600.0  # seconds for the image to boot once; under TCG it takes a minute
 KEPT = 4  # warm states that nothing uses
-# Before it is saved: nothing of it that must differ may be there, and no service may use what is still to come.
+# Before it is saved: nothing of it that must differ may be there, and no service may use what is still to come. Its
+# disk has no machine id, so that a system that has to boot from it makes one of its own.
 _SETTLE = """
 systemctl is-system-running --wait >/dev/null || true
 systemctl stop ssh ssh.socket 2>/dev/null || true
 rm -f /etc/ssh/ssh_host_*
+cp /etc/machine-id /run/dre-machine-id
+: >/etc/machine-id
 ip link set eth0 down
 sync
 """
@@ -47,7 +50,9 @@ set -eu
 date -u -s "@$NOW" >/dev/null
 printf %s "$SEED" >/dev/urandom
 perl -e 'open my $random, ">", "/dev/urandom" or die; ioctl $random, 0x5207, 0 or die'
-old=/var/log/journal/$(cat /etc/machine-id)
+old=$(cat /run/dre-machine-id 2>/dev/null || cat /etc/machine-id)
+old=/var/log/journal/$old
+rm -f /run/dre-machine-id
 printf '%s\\n' "$MACHINE" >/etc/machine-id
 [ ! -d "$old" ] || mv "$old" "/var/log/journal/$MACHINE"
 printf '%s\\n' "$NAME" >/etc/hostname
@@ -171,7 +176,7 @@ def awake(system: System, spec: Spec) -> None:
         _introduce(system, warm)
         with hypervisor.translated(f"{system.name}: warm start"):
             hypervisor.connect(system.conf).restore(str(warm.state))
-    _tell(system, spec)
+    tell(system, spec)
 
 
 def _introduce(system: System, warm: Warm) -> None:
@@ -211,8 +216,8 @@ def _one(top: Element, path: str) -> Element:
     return found
 
 
-def _tell(system: System, spec: Spec) -> None:
-    """Give the guest what is its own, then its link."""
+def tell(system: System, spec: Spec) -> None:
+    """Give the guest what is its own, then its link; may be repeated."""
     agent = Agent(system.name, system.need())
     agent.wait(time.monotonic() + 60)
     variables = {
