@@ -17,7 +17,7 @@ from dre import cgroup, files, glance, intent, units
 from dre.cgroup import Usage
 from dre.conf import Conf
 from dre.errors import DreError, NotFoundError, TimedOutError
-from dre.glance import Sockets, alive
+from dre.glance import Host, alive
 from dre.glance import started as started  # for who knows an app
 from dre.spec import DHCP, Spec
 
@@ -162,14 +162,14 @@ class App:
         """running, stopped, frozen, starting, stopping, partial or crashed."""
         return self._now()[0]
 
-    def _now(self, sockets: Sockets | None = None) -> tuple[str, int | None]:
+    def _now(self, host: Host | None = None) -> tuple[str, int | None]:
         """The state, and the init's pid where `start` noted it. Asks LXC, which is slow, only where that cannot do.
 
-        *sockets* are for who looks at many.
+        *host* is for who looks at many.
         """
         record = self.record()
         home, directory, wanted = str(self.home), str(self.directory), bool(record.get("wanted"))
-        found, pid = glance.state(home, directory, record.get("init"), wanted, sockets or Sockets())
+        found, pid = glance.state(home, directory, record.get("init"), wanted, host or Host())
         if found != glance.UNKNOWN:
             return found, pid
         return _STATES.get(self._told()) or glance.at_rest(home, directory, wanted), None
@@ -211,7 +211,7 @@ class App:
         noted = alive(self.record().get("init"))
         if noted is not None:
             return noted
-        if not (self.directory / "config").exists() or not Sockets().serve(str(self.directory)):
+        if not (self.directory / "config").exists() or not Host().serves(str(self.directory)):
             return None
         from dre import run
 
@@ -237,9 +237,9 @@ class App:
             return []
         return [path.name for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))]
 
-    def brief(self, sockets: Sockets | None = None) -> dict[str, Any]:
+    def brief(self, host: Host | None = None) -> dict[str, Any]:
         """The fields of a row that a person's list shows, without the many files that the others need."""
-        state, pid = self._now(sockets)
+        state, pid = self._now(host)
         if pid is None and state in ("running", "frozen", "stopping"):
             pid = self.init_pid()
         address = None
@@ -247,16 +247,16 @@ class App:
             address = self.address()
         return {"name": self.name, "state": state, "ip": [address.partition("/")[0]] if address else [], "pid": pid}
 
-    def row(self, sockets: Sockets | None = None) -> dict[str, Any]:
+    def row(self, host: Host | None = None) -> dict[str, Any]:
         """The fields that `list` and `status` give; cpu needs two looks, which dre.stat takes.
 
-        *sockets* are for who asks for many rows.
+        *host* is for who asks for many rows.
         """
         try:
             spec = self.spec()
         except DreError:
             spec = None  # partial: what is known is the name
-        brief = self.brief(sockets)
+        brief = self.brief(host)
         used = self.usage(brief["pid"]) if brief["state"] in ("running", "frozen", "stopping") else IDLE
         limits = spec.limits if spec else cgroup.Limits()
         return {

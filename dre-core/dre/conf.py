@@ -28,7 +28,10 @@ DEFAULT = "/etc/dre.conf"
 _SERVER = (
     r"mysql://([A-Za-z0-9._-]+@)?[A-Za-z0-9.-]+(:[0-9]{1,5})?/[A-Za-z0-9_]+(\?[a-z_]+=/[^\s&]+(&[a-z_]+=/[^\s&]+)*)?"
 )
-_BARE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_./:,%+@-")  # needs no quotes
+_IN_INTERFACES = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
+_OCTETS = frozenset(map(str, range(256)))
+_LENGTHS = frozenset(f"{length:{form}}" for length in range(8, 31) for form in ("d", "02d"))
+_BARE = _IN_INTERFACES | frozenset("/:,%+@")  # needs no quotes
 
 
 def _match(pattern: str, text: str) -> re.Match[str] | None:
@@ -38,26 +41,26 @@ def _match(pattern: str, text: str) -> re.Match[str] | None:
 
 
 def _interface(text: str) -> str:
-    if not _match(r"[A-Za-z][A-Za-z0-9_.-]{0,14}", text):
+    if not (text[:1].isalpha() and len(text) < 16 and _IN_INTERFACES.issuperset(text)):
         raise UsageError(f"expected a network interface name of at most 15 characters, got {text!r}")
     return text
 
 
+def _of_host(text: str) -> None:
+    quad, _, length = text.partition("/")
+    numbers = [int(word) for word in quad.split(".") if word in _OCTETS]
+    if len(numbers) == quad.count(".") + 1 == 4 and length in _LENGTHS:
+        rest = (1 << 32 - int(length)) - 1
+        if 0 < int.from_bytes(numbers, "big") & rest < rest:  # neither the network itself nor all of its hosts
+            return
+    raise UsageError(f"expected the address of a host and a length from 8 to 30 such as 10.231.0.1/24, got {text!r}")
+
+
 def _address(text: str) -> ipaddress.IPv4Interface:
+    _of_host(text)
     import ipaddress
 
-    match = _match(r"[0-9.]+/([0-9]{1,2})", text)
-    try:
-        if not match or not 8 <= int(match[1]) <= 30:
-            raise ValueError
-        address = ipaddress.IPv4Interface(text)
-        if address.ip in (address.network.network_address, address.network.broadcast_address):
-            raise ValueError
-        return address
-    except ValueError:
-        raise UsageError(
-            f"expected the address of a host and a length from 8 to 30 such as 10.231.0.1/24, got {text!r}"
-        ) from None
+    return ipaddress.IPv4Interface(text)
 
 
 def _address6(text: str) -> ipaddress.IPv6Interface | None:
@@ -318,7 +321,7 @@ class Conf:
     sys_uri: str = _key("qemu:///system", _word)
     sys_virt: str = _key("auto", _virt)
 
-    bridge_address: ipaddress.IPv4Interface = _key("10.231.0.1/24", _address)
+    bridge_address: ipaddress.IPv4Interface = _key("10.231.0.1/24", _address, _of_host)
     bridge_address6: ipaddress.IPv6Interface | None = _key("", _address6)
     bridge_uplink: str = _key("", _link)
     bridge_nat: bool = _key("yes", _yes)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 GROUPS = "/sys/fs/cgroup"
 SOCKETS = "/proc/net/unix"  # the names of all sockets of this host, those of LXC's monitors among them
 UNKNOWN = "unknown"  # no state of ours
+BLOCK = 1 << 16
 
 
 def names(conf: Conf) -> list[str]:
@@ -38,34 +39,41 @@ def rows(conf: Conf) -> Iterator[dict[str, Any]]:
     """What a person's list shows of each app."""
     homes, containers = f"{conf.place('core_state_dir')}/app/state", conf.place("app_lxc_path")
     notes = f"{conf.place('core_run_dir')}/app"
-    sockets = Sockets()
+    host = Host()
     for name in names(conf):
-        row = _row(name, f"{homes}/{name}", f"{containers}/{name}", f"{notes}/{name}", sockets)
+        row = _row(name, f"{homes}/{name}", f"{containers}/{name}", f"{notes}/{name}", host)
         if row is None:
             from dre.app import App  # the slow way
 
-            row = App(conf, name).brief(sockets)
+            row = App(conf, name).brief(host)
         yield row
 
 
-class Sockets:
-    """The text of SOCKETS, read once and only when it is wanted."""
+class Host:
+    """What is the same for all apps that are looked at, found once and only when it is wanted."""
 
     def __init__(self) -> None:
-        self._text: str | None = None
+        self._sockets: str | None = None
+        self._unified: bool | None = None
 
-    def serve(self, directory: str) -> bool:
+    def serves(self, directory: str) -> bool:
         """Whether a monitor of LXC serves the container in *directory*: cheaper than to ask it."""
         name = f"{directory}/command"
-        if self._text is None:
-            self._text = text(SOCKETS)
+        if self._sockets is None:
+            with open(SOCKETS) as file:
+                self._sockets = file.read()
         # LXC replaces a name that would not fit into a socket's address by a number.
-        return len(name) > 100 or f"@{name}\n" in self._text
+        return len(name) > 100 or f"@{name}\n" in self._sockets
+
+    def holds(self, pid: int) -> bool:
+        """Whether the container of process *pid* is frozen. Raises OSError when it is gone, DreError if none can be."""
+        if self._unified is None:
+            self._unified = _there(f"{GROUPS}/cgroup.controllers")
+        path = freezer.file(text(f"/proc/{pid}/cgroup"), self._unified)
+        return freezer.held(text(f"{GROUPS}/{path}"), self._unified)
 
 
-def state(
-    home: str, directory: str, init: Sequence[int] | None, wanted: bool, sockets: Sockets
-) -> tuple[str, int | None]:
+def state(home: str, directory: str, init: Sequence[int] | None, wanted: bool, host: Host) -> tuple[str, int | None]:
     """The state of an app, and its init where that is known; UNKNOWN when only LXC can tell it.
 
     *home* is our directory of it, *directory* LXC's; *init* is what `start` noted of its first process and *wanted*
@@ -74,10 +82,10 @@ def state(
     pid = alive(init)
     if pid is not None:
         try:
-            return "frozen" if _frozen(pid) else "running", pid
+            return "frozen" if host.holds(pid) else "running", pid
         except (OSError, DreError):
             pass  # it ended while we looked; a kernel without that group
-    if _there(f"{directory}/config") and sockets.serve(directory):
+    if _there(f"{directory}/config") and host.serves(directory):
         return UNKNOWN, None
     return at_rest(home, directory, wanted), None
 
@@ -103,22 +111,25 @@ def started(pid: int) -> int | None:
 
 
 def text(path: str) -> str:
-    """The text of a file. Not through Path or a stream: a list of many apps reads hundreds."""
+    """The text of a file of the disk, or of one of the kernel's that it tells at once.
+
+    Not through Path or a stream: a list of many apps reads hundreds.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        blocks = [os.read(fd, 1 << 16)]
-        while blocks[-1]:
-            blocks.append(os.read(fd, 1 << 16))
+        blocks = [os.read(fd, BLOCK)]
+        while len(blocks[-1]) == BLOCK:
+            blocks.append(os.read(fd, BLOCK))
     finally:
         os.close(fd)
     return b"".join(blocks).decode(errors="replace")
 
 
-def _row(name: str, home: str, directory: str, notes: str, sockets: Sockets) -> dict[str, Any] | None:
+def _row(name: str, home: str, directory: str, notes: str, host: Host) -> dict[str, Any] | None:
     """The row of an app, whose record and lease lie at *notes*; None when it takes more to tell."""
     try:
         init, wanted = _record(f"{notes}.json")
-        found, pid = state(home, directory, init, wanted, sockets)
+        found, pid = state(home, directory, init, wanted, host)
         address = _address(home, notes)
     except ValueError:
         return None
@@ -153,12 +164,6 @@ def _address(home: str, notes: str) -> str | None:
         return word[1:-1] if word != '"dhcp"' else text(f"{notes}.lease").strip()
     except FileNotFoundError:
         return None
-
-
-def _frozen(pid: int) -> bool:
-    unified = _there(f"{GROUPS}/cgroup.controllers")
-    path = freezer.file(text(f"/proc/{pid}/cgroup"), unified)
-    return freezer.held(text(f"{GROUPS}/{path}"), unified)
 
 
 def _there(path: str) -> bool:

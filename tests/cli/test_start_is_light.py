@@ -33,7 +33,7 @@ def modules(told):
 
 @root
 def test_a_list_loads_nothing_that_is_slow(settings, tmp_path):
-    config = settings(DRE_APP_LXC_PATH=tmp_path / "lxc")
+    config = settings(DRE_APP_LXC_PATH=tmp_path / "lxc", DRE_BRIDGE_IF="br1", DRE_BRIDGE_ADDRESS="10.231.101.1/24")
     place = tmp_path / "state/app/state/web1"
     for directory in (place, tmp_path / "lxc/web1"):
         directory.mkdir(parents=True)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """dre.conf: values are read as sh reads them, never executed; what is refused is named with file, line and key."""
 
+import contextlib
 import ipaddress
 import os
 import pathlib
@@ -251,3 +252,39 @@ def test_any_text_is_accepted_or_refused_and_nothing_else(text):
                 conf._assignment("x:1", line)
             except UsageError as error:
                 assert str(error).startswith("x:1: ")
+
+
+OCTET = st.sampled_from(["0", "1", "127", "128", "254", "255", "256", "01", "", "1_0", "\u0661", "-1", "+1", " 1", "a"])
+LENGTH = st.sampled_from(["7", "8", "08", "008", "24", "25", "29", "30", "31", "32", "", "+8", " 8", "\u0668", "2_4"])
+
+
+@given(st.lists(OCTET, min_size=3, max_size=5), st.none() | LENGTH)
+def test_an_address_is_what_the_library_takes_for_one(octets, length):
+    text = ".".join(octets) + ("" if length is None else f"/{length}")
+    try:
+        there = ipaddress.IPv4Interface(text)
+        good = length in ("8", "08", "24", "25", "29", "30")
+        good = good and there.ip not in (there.network.network_address, there.network.broadcast_address)
+    except ValueError:
+        good = False
+    try:
+        assert conf._address(text) == there and good
+    except UsageError:
+        assert not good
+
+
+@given(st.sampled_from([key for key, item in conf.KEYS.items() if item.check]), st.text("/.1a 2", max_size=12))
+def test_what_is_only_checked_has_a_value(key, text):
+    """The check of a text that becomes a value later must refuse what would not."""
+    item = conf.KEYS[key]
+    with contextlib.suppress(UsageError):
+        made = conf.Conf(**dict([conf._assignment("x:1", f'{key}="{text}"')]))
+        assert getattr(made, item.name) == item.kind(text)
+
+
+def test_a_place_is_the_path_as_text(write):
+    made = conf.load(write('DRE_CORE_RUN_DIR="/x//y/"\n'))
+    assert [made.place("core_run_dir"), str(made.core_run_dir), made.place("core_run_dir")] == ["/x/y"] * 3
+    assert made.place("core_state_dir") == str(conf.Conf().core_state_dir)
+    with pytest.raises(TypeError, match="no_such"):
+        conf.Conf(no_such=1)

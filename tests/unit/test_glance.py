@@ -35,7 +35,7 @@ def store(app, **changes):
 def both(app):
     """The row by the quick look, which must not have needed the thorough one, and is what that finds."""
     notes = f"{app.conf.place('core_run_dir')}/app/web1"
-    row = glance._row("web1", str(app.home), str(app.directory), notes, glance.Sockets())
+    row = glance._row("web1", str(app.home), str(app.directory), notes, glance.Host())
     assert [row] == [app.brief()] == list(glance.rows(app.conf))
     return row
 
@@ -70,7 +70,7 @@ def test_what_does_not_run(web1, record, state):
 @pytest.mark.parametrize(("held", "state"), [(False, "running"), (True, "frozen")])
 def test_what_runs(web1, monkeypatch, held, state):
     web1.remember({"wanted": True, "kept": False, "crashes": 0, "starting": True, "monitor": ME, "init": ME})
-    monkeypatch.setattr(glance, "_frozen", lambda pid: pid == ME[0] and held)
+    monkeypatch.setattr(glance.Host, "holds", lambda self, pid: pid == ME[0] and held)
     assert both(web1) == {"name": "web1", "state": state, "ip": ["10.231.0.11"], "pid": ME[0]}
 
 
@@ -86,7 +86,7 @@ def test_without_files_it_is_partial(web1):
 )
 def test_what_looks_unlike_ours_is_left_to_the_thorough_look(web1, text):
     (web1.home / "app.json").write_text(text)
-    assert glance._row("web1", str(web1.home), str(web1.directory), "/nowhere/web1", glance.Sockets()) is None
+    assert glance._row("web1", str(web1.home), str(web1.directory), "/nowhere/web1", glance.Host()) is None
     assert list(glance.rows(web1.conf)) == [web1.brief()]
     store(web1)
     web1.record_file.write_text(json.dumps({"wanted": True, "init": GONE}, indent=1))

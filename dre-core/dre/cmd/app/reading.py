@@ -31,8 +31,8 @@ def add(table: Any) -> None:
 def _list(ctx: Context) -> None:
     cli.need_root("dre-app list")
     if ctx.out.as_json:
-        sockets = glance.Sockets()
-        ctx.out.table((App(ctx.conf, name).row(sockets) for name in apps.names(ctx.conf)), listing.COLUMNS)
+        host = glance.Host()
+        ctx.out.table((App(ctx.conf, name).row(host) for name in apps.names(ctx.conf)), listing.COLUMNS)
     else:
         ctx.out.table(glance.rows(ctx.conf), listing.COLUMNS)
 
