@@ -48,6 +48,7 @@ demo-stop:
 	demo/run --stop
 
 bench:
+	bench/start
 	bench/run
 	bench/dbox
 	bench/life

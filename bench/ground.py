@@ -29,6 +29,27 @@ def call(*argv, stdin=b"", check=True):
     return done.stdout
 
 
+def cost(*argv):
+    """Seconds that a program takes, and those of processors that it and its children use."""
+    null = os.open(os.devnull, os.O_RDWR)
+    begun = time.monotonic()
+    actions = [(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)]
+    pid = os.posix_spawnp(str(argv[0]), [str(word) for word in argv], ENVIRONMENT, file_actions=actions)
+    os.close(null)
+    _, status, used = os.wait4(pid, 0)
+    seconds = time.monotonic() - begun
+    return os.waitstatus_to_exitcode(status), seconds, used.ru_utime + used.ru_stime
+
+
+def costs_of(programs, rounds):
+    """Run all *programs*, argument lists, in turn *rounds* times after one warm-up; for each round the cost of each."""
+    first = [cost(*argv)[0] for argv in programs]
+    found = [[cost(*argv) for argv in programs] for _ in range(rounds)]
+    if any([status for status, _, _ in turn] != first for turn in found):
+        raise SystemExit("bench: what ended one way ended another way the next time")
+    return [[(seconds, used) for _, seconds, used in turn] for turn in found]
+
+
 def timed(work):
     """Seconds that *work* takes."""
     begun = time.monotonic()
@@ -74,7 +95,6 @@ class Ground:
 
     def __init__(self, scratch, program="dre-app"):
         self.scratch = scratch
-        self.port = port = free_port()
         self.app = program
         self.conf = scratch / "dre.conf"
         self.conf.write_text(
@@ -83,9 +103,18 @@ class Ground:
             f'DRE_MONITOR_SINK="{scratch}/run/events.sock"\n'
             f'DRE_BRIDGE_IF="drebench0"\nDRE_BRIDGE_ADDRESS="10.231.109.1/24"\nDRE_BRIDGE_NAT="no"\n'
             f'DRE_BRIDGE_DNS="no"\nDRE_BRIDGE_DHCP="no"\n'
-            f'DRE_DBOX_LISTEN="127.0.0.1:{port}"\nDRE_DBOX_URL="https://localhost:{port}"\n'
-            f'DRE_DBOX_DATABASE="sqlite:{scratch}/state/dbox/dbox.sqlite"\nDRE_DBOX_CERTS_DIR="{scratch}/certs"\n'
         )
+
+    def set_dbox(self):
+        """Settings for a D-Box as well; returns the port it is to listen on."""
+        port = free_port()
+        with self.conf.open("a") as stream:
+            stream.write(
+                f'DRE_DBOX_LISTEN="127.0.0.1:{port}"\nDRE_DBOX_URL="https://localhost:{port}"\n'
+                f'DRE_DBOX_DATABASE="sqlite:{self.scratch}/state/dbox/dbox.sqlite"\n'
+                f'DRE_DBOX_CERTS_DIR="{self.scratch}/certs"\n'
+            )
+        return port
 
     def ours(self, program, *argv, **kwargs):
         """Call one of our programs with the settings of the bench."""
