@@ -205,3 +205,15 @@ def children(pid):
         for child in map(int, (task / "children").read_text().split()):
             found += [child, *children(child)]
     return found
+
+
+def found(store, **wanted):
+    """The entries that a search of an open database gives, at most 1000."""
+    from dboxlib import searching
+
+    return list(searching.find(store, wanted, 1000))
+
+
+def told(store, **wanted):
+    """The data of the events among them."""
+    return [json.loads(store.payload(row["index"])[1])["data"] for row in found(store, **wanted)]

@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl
 from dre import dbox, evidence, handover, units
 from dre.errors import UsageError
 
-from dboxlib import anchoring, clients, rotation
+from dboxlib import anchoring, clients, rotation, searching
 from dboxlib.anchors import Anchors
 from dboxlib.clients import Client
 from dboxlib.log import Log
@@ -188,7 +188,7 @@ def search(request: Request) -> Answer:
     if not re.fullmatch("[0-9a-f]{64}", query.get("digest", "0" * 64)):
         raise Refused("400 Bad Request", "digest: expected SHA-256 in hex")
     limit = min(_count(query, "limit", PAGE), PAGE)
-    return b"".join(_json(row) for row in request.store.search(wanted, limit)), LINES
+    return b"".join(_json(row) for row in searching.find(request.store, wanted, limit)), LINES
 
 
 def status(request: Request) -> Answer:

@@ -4,7 +4,6 @@
 import functools
 import hashlib
 import itertools
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 

@@ -18,7 +18,7 @@ from cryptography import x509
 from dre import event, evidence, files, handover, trust
 from dre.errors import DreError, MissingError
 
-from dboxlib import pki, places
+from dboxlib import pki, places, searching
 from dboxlib.keystore import KeyStore
 from dboxlib.log import Log
 from dboxlib.places import Places
@@ -85,7 +85,7 @@ def handovers(store: Store) -> Iterator[tuple[int, str]]:
     """Index and time of the entries of all changes of the sign key."""
     after = -1
     while True:
-        rows = list(store.search({"stream": handover.STREAM, "type": HANDED_OVER, "after": after}, 1000))
+        rows = list(searching.find(store, {"stream": handover.STREAM, "type": HANDED_OVER, "after": after}, 1000))
         for row in rows:
             if "more" not in row:
                 yield int(row["index"]), str(row["time"])

@@ -29,8 +29,7 @@ VERSION = migrations.VERSION
 TAG = 8  # octets kept of a leaf hash
 BLOCK = 256  # entries of which one row tells that a source or type is among them
 TYPES = 10_000  # different ones that can be searched for: writers invent them
-SCAN = 200_000  # entries that one search looks through at most
-_SOURCE, _TYPE = 0, 1  # kinds of `present`
+SOURCE, TYPE = 0, 1  # kinds of `present`
 _CLIENT = "number, fingerprint, name, role, time, streams, local, until"
 _ENTRY = "number, source, seq, time, type, digest, leaf, octets, salt"
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.(\d{3})Z")
@@ -241,9 +240,9 @@ class Store:
                 source = self._number(key)
             kind = self._type(row.octets)
             block = row.number // BLOCK
-            present.add((_SOURCE, source, block))
+            present.add((SOURCE, source, block))
             if kind is not None:
-                present.add((_TYPE, kind, block))
+                present.add((TYPE, kind, block))
             leaf, salt = row.leaf[:TAG], row.salt or None
             columns.append((row.number, source, row.seq, row.time, kind, row.digest, leaf, row.octets, salt))
         return columns, present
@@ -408,7 +407,7 @@ class Store:
         if row is None:
             return None
         header = self._checked(number, row)
-        fields: dict[str, Any] = {**self._named(row[:5]), "header": header.decode()}
+        fields: dict[str, Any] = {**self.named(row[:5]), "header": header.decode()}
         if row[7] is None:
             query = "SELECT time, reason, first, second FROM erased WHERE entry = ?"
             fields["erased"] = dict(
@@ -434,100 +433,13 @@ class Store:
         except TamperedError:
             return self._header(number, row), row[8] or b""
 
-    def search(self, wanted: Mapping[str, str | int], limit: int) -> Iterator[dict[str, Any]]:
-        """Entries whose fields are as *wanted*, in order.
-
-        Terms: stream, type, writer, digest (hex), text (in the octets), after and before (numbers), since and until
-        (times). A search looks through SCAN entries at most; when it ends early, the last row is
-        `{"index": N, "more": True}` and the next search goes on after N.
-        """
-        blocks = self._blocks(wanted)
-        terms, values = self._terms(wanted)
-        first = int(wanted["after"]) + 1 if "after" in wanted else 0
-        if "since" in wanted:
-            first = max(first, self._at(milliseconds(str(wanted["since"]))))
-        end = self.entries()
-        if "before" in wanted:
-            end = min(end, int(wanted["before"]))
-        if "until" in wanted:
-            end = min(end, self._at(milliseconds(str(wanted["until"])) + 1))
-        looked = 0
-        for start, stop in _spans(blocks, first, end):
-            if looked >= SCAN and limit:
-                yield {"index": start - 1, "more": True}
-                return
-            looked += stop - start
-            query = f"SELECT number, source, seq, time, type FROM entry WHERE number >= ? AND number < ?{terms}"
-            query += " ORDER BY number LIMIT ?"
-            for row in self.engine.rows(query, (start, stop, *values, limit)):
-                yield self._named(row)
-                limit -= 1
-            if limit <= 0:
-                return
-
-    def _terms(self, wanted: Mapping[str, str | int]) -> tuple[str, list[Any]]:
-        """The conditions that single entries must meet."""
-        text, values = "", list[Any]()
-        sources = self._wanted_sources(wanted)
-        if sources is not None:
-            text += f" AND source IN ({','.join(map(str, sources)) or '-1'})"
-        if "type" in wanted:
-            text += " AND type = ?"
-            values.append(self._type_number(str(wanted["type"])))
-        if "digest" in wanted:
-            text += " AND digest = ?"
-            values.append(bytes.fromhex(str(wanted["digest"])))
-        if "text" in wanted:
-            text += " AND instr(octets, ?) > 0"
-            values.append(str(wanted["text"]).encode())
-        return text, values
-
-    def _wanted_sources(self, wanted: Mapping[str, str | int]) -> list[int] | None:
-        if "writer" not in wanted and "stream" not in wanted:
-            return None
-        self._read_sources()
-        return [
-            number
-            for number, (writer, stream) in self._sources.items()
-            if wanted.get("writer", writer) == writer and wanted.get("stream", stream) == stream
-        ]
-
-    def _type_number(self, name: str) -> int:
-        row = self._one("SELECT number FROM type WHERE name = ?", (name,))
-        return int(row[0]) if row else -1
-
-    def _blocks(self, wanted: Mapping[str, str | int]) -> list[int] | None:
-        """The blocks in which to look; None: all."""
-        found: set[int] | None = None
-        sources = self._wanted_sources(wanted)
-        if sources is not None:
-            values = ",".join(map(str, sources)) or "-1"
-            query = f"SELECT DISTINCT block FROM present WHERE kind = {_SOURCE} AND value IN ({values})"
-            found = {block for (block,) in self.engine.rows(query)}
-        if "type" in wanted:
-            query = f"SELECT block FROM present WHERE kind = {_TYPE} AND value = ?"
-            these = {block for (block,) in self.engine.rows(query, (self._type_number(str(wanted["type"])),))}
-            found = these if found is None else found & these
-        return None if found is None else sorted(found)
-
-    def _at(self, time: int) -> int:
-        """The number of the first entry at *time* or later; times never fall, so it can be halved for."""
-        low, high = 0, self.entries()
-        while low < high:
-            middle = (low + high) // 2
-            row = self._one("SELECT time FROM entry WHERE number = ?", (middle,))
-            if row is not None and row[0] < time:
-                low = middle + 1
-            else:
-                high = middle
-        return low
-
     def entries(self) -> int:
         """How many entries there are."""
         row = self._one("SELECT max(number) FROM entry")
         return 0 if row[0] is None else int(row[0]) + 1
 
-    def _named(self, row: Sequence[Any]) -> dict[str, Any]:
+    def named(self, row: Sequence[Any]) -> dict[str, Any]:
+        """The fields of number, source, seq, time and type as they are told."""
         number, source, seq, time, kind = row
         writer, stream = self.source(source)
         if kind is not None and kind not in self._types:
@@ -576,8 +488,16 @@ class Store:
         return [(row[0], row[1]) for row in rows]
 
     def first_at(self, time: int) -> int:
-        """The number of the first entry at *time* (milliseconds) or later."""
-        return self._at(time)
+        """The number of the first entry at *time* (milliseconds) or later; times never fall, so it is halved for."""
+        low, high = 0, self.entries()
+        while low < high:
+            middle = (low + high) // 2
+            row = self._one("SELECT time FROM entry WHERE number = ?", (middle,))
+            if row is not None and row[0] < time:
+                low = middle + 1
+            else:
+                high = middle
+        return low
 
     def erase(self, numbers: Sequence[int]) -> None:
         """Remove octets and salts whose reasons are kept already; their account may be another one."""
@@ -648,21 +568,6 @@ class _Lengths(dict[int, int]):
 
     def __missing__(self, number: int) -> int:
         return self.store.length(number)
-
-
-def _spans(blocks: Sequence[int] | None, first: int, end: int) -> Iterator[tuple[int, int]]:
-    """Ranges of entries to look through: 16 neighbouring blocks at a time, or those of *blocks* alone."""
-    if blocks is None:
-        blocks = range(first // BLOCK, (end + BLOCK - 1) // BLOCK)
-    at = 0
-    while at < len(blocks):
-        last = at
-        while last + 1 < len(blocks) and last - at < 15 and blocks[last + 1] == blocks[last] + 1:
-            last += 1
-        start, stop = max(blocks[at] * BLOCK, first), min((blocks[last] + 1) * BLOCK, end)
-        if start < stop:
-            yield start, stop
-        at = last + 1
 
 
 def event_type(octets: bytes) -> str | None:

@@ -3,9 +3,9 @@
 
 import concurrent.futures
 import contextlib
-import json
 import threading
 
+import dboxkit
 import mariadbkit
 from test_dbox_storage import log_of, reader
 
@@ -98,6 +98,6 @@ def test_page_and_dbox_init_at_once_leave_one(either):
                 if not path.exists():
                     path.write_bytes(octets)
         log.log_clients()
-        told = [json.loads(store.payload(row["index"])[1])["data"] for row in store.search({"stream": "client"}, 1000)]
+        told = dboxkit.told(store, stream="client")
         rows = store.clients(0)
     assert [(data["client"], data["role"]) for data in told] == [(row[2], row[3]) for row in rows], "all are entries"

@@ -197,7 +197,7 @@ def test_full_disk_refuses_and_loses_nothing():
                     assert sum(1 for _ in store.walk()) == log.newest()[0].size
                     known = store.known(one.writer, "app", 1, 10**9)
                     assert {seq: known[seq].number for seq in one.acknowledged} == one.acknowledged
-                    kinds = [row["type"] for row in store.search({"stream": "dbox"}, 100)]
+                    kinds = [row["type"] for row in dboxkit.found(store, stream="dbox")]
                     assert "dbox.refused" in kinds, kinds
     finally:
         dboxkit.remove(box)
@@ -220,7 +220,7 @@ def test_the_reserve_is_for_the_d_box_itself():
                 status = log.status()
                 assert status["refused"] >= 13 and status["disk"]["free"] < 6 * 2 * 1024 * 1024 + 100_000
             with reader(box) as store, log_of(box):
-                assert "dbox.refused" in [row["type"] for row in store.search({"stream": "dbox"}, 100)]
+                assert "dbox.refused" in [row["type"] for row in dboxkit.found(store, stream="dbox")]
     finally:
         dboxkit.remove(box)
 

@@ -12,7 +12,7 @@ import time
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "dbox"))
-from dboxlib import store  # noqa: E402
+from dboxlib import searching, store  # noqa: E402
 from dre import evidence  # noqa: E402
 
 SCHEMA = """
@@ -79,7 +79,7 @@ def same(path, kept):
         assert found == kept
         assert with_all.client("f") == (1, "f", "writer", "writer", "2026-01-01T00:00:00.000Z", "", "", "")
         assert with_all.signature(3) == ("abc", "2026-01-01T00:00:00.000Z", b"\1")
-        rows = list(with_all.search({"stream": "script", "type": "app.1"}, 5000))
+        rows = list(searching.find(with_all, {"stream": "script", "type": "app.1"}, 5000))
         expected = [
             number
             for number, (header, octets) in enumerate(kept)

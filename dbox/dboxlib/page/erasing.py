@@ -7,7 +7,7 @@ from typing import Any
 from dre import event, trust
 from dre.errors import DreError
 
-from dboxlib import clients
+from dboxlib import clients, searching
 
 ASKED = "dbox.erase.asked"
 WAITS = 7 * 86_400  # seconds for the second administrator to agree, as in the API
@@ -29,7 +29,7 @@ def waiting(store: Any) -> list[Wanted]:
     terms = {"stream": "dbox", "type": ASKED, "since": event.stamp(event.seconds(now) - WAITS)}
     own = trust.fingerprint(trust.certificates(store.certificate("owner").encode(), "owner")[0])
     found: dict[tuple[int, str], Wanted] = {}
-    for row in store.search(terms, MOST):
+    for row in searching.find(store, terms, MOST):
         wanted = _read(store, row["index"], now) if row.get("writer") == own else None
         if wanted is not None:
             found.setdefault((wanted.index, wanted.by.fingerprint), wanted)

@@ -12,6 +12,8 @@ from typing import Any
 from dre import event, units
 from dre.errors import UsageError
 
+from dboxlib import searching
+
 ROWS = 25  # of one page
 STEP = 1_000  # entries of one step while there is something in them
 WIDEST = 128_000  # entries of one step where nothing is found; the store looks through more at a time
@@ -86,7 +88,7 @@ def find(store: Any, size: int, asked: Wanted, before: int | None, octets: bool)
             found.before, found.cut = high, True
             return found
         low = max(high - width, 0)
-        rows = list(store.search({**terms, "after": low - 1, "before": high}, STEP))
+        rows = list(searching.find(store, {**terms, "after": low - 1, "before": high}, STEP))
         if any("more" in row for row in rows) or (len(rows) == STEP and width > STEP):
             width = STEP  # there may be more of them than we were given: look closer
             continue
