@@ -78,7 +78,9 @@ class Page:
         self.driver.get(self.base + path)
 
     def one(self, selector):
-        return self.driver.find_element("css selector", selector)
+        found = self.driver.find_elements("css selector", selector)
+        assert found, f"no {selector} at {self.driver.current_url}: {self.driver.page_source[:2000]}"
+        return found[0]
 
     @property
     def words(self):
