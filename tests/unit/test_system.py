@@ -5,6 +5,7 @@ import base64
 import ipaddress
 import json
 import sys
+import threading
 import types
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from dre import conf
 from dre.errors import DreError, UsageError
-from dre.system import address, domain, identity, partition, saved
+from dre.system import address, domain, identity, partition, saved, virt
 from dre.system.agent import Agent
 from dre.system.domain import Extra, Hardware
 from dre.system.spec import Spec
@@ -200,3 +201,24 @@ def test_of_saved_states_it_is_known_which_was_there_before_the_other():
     parents = {"a": None, "b": "a", "c": "b", "d": "a", "lost": "gone"}
     assert [saved.ancestors(tag, parents) for tag in ("a", "b", "c", "d", "lost")] == [0, 1, 2, 1, 1]
     assert saved.ancestors("x", {"x": "y", "y": "x"}) == 2  # a circle, which libvirt does not make, has an end
+
+
+def test_a_slow_libvirt_is_told_of_once_and_only_where_kvm_may_be_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(virt, "KVM", tmp_path)
+    told, heard = [], threading.Event()
+
+    def say(text):
+        told.append(text)
+        heard.set()
+
+    with virt.patience("s1", "qemu", say, after=0.01):
+        assert heard.wait(60)
+    assert (len(told), told[0].startswith("s1: "), "chmod 600" in told[0]) == (1, True, True)
+    with virt.patience("s1", "qemu", say, after=3600):
+        pass
+    for kind, device in (("kvm", tmp_path), ("qemu", tmp_path / "none")):
+        monkeypatch.setattr(virt, "KVM", device)
+        with virt.patience("s1", kind, say, after=3600):
+            timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+            assert not [timer for timer in timers if not timer.finished.is_set()]
+    assert len(told) == 1

@@ -85,6 +85,7 @@ class Wanted:
         self.image, self.virt, self.memory, self.vcpus, self.size = image, virt_kind, memory, vcpus, size
         self.extras, self.bridges, self.iso, self.uefi = extras, bridges, iso, uefi
         self.dedicated = False  # a processor of the host for each of its own
+        self.say: Callable[[str], object] = str  # is told why it takes long
         self.warm: str | None = None  # a warm state, whose disk the first one is layered on
         # Brings the disks into the home of the system, in place of an empty one on the image; returns them.
         self.fill: Callable[[Path], list[Path]] | None = None
@@ -124,7 +125,8 @@ def _build(system: System, spec: Spec, wanted: Wanted) -> None:
     with hypervisor.translated(f"{system.name}: cannot be defined"):
         top = definitions.render(hardware)
         partition.pin(top, spec.dedicated, connection.getCPUMap()[1])
-        connection.defineXML(definitions.to_xml(top))
+        with virt.patience(system.name, wanted.virt, wanted.say):
+            connection.defineXML(definitions.to_xml(top))
 
 
 def _below(system: System, wanted: Wanted) -> Image | None:

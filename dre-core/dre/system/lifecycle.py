@@ -16,7 +16,7 @@ from dre import bridge, dnsmasq, network
 from dre.errors import DreError, TimedOutError
 from dre.spec import DHCP
 from dre.system import domain as definitions
-from dre.system import hypervisor, identity, isolation, limits
+from dre.system import hypervisor, identity, isolation, limits, virt
 from dre.system.agent import Agent
 from dre.system.model import System
 from dre.system.spec import Spec
@@ -77,7 +77,7 @@ def destroy(system: System) -> list[str]:
 
 
 def start(system: System, say: Callable[[str], object] = str) -> bool:
-    """Start the system; False when it runs already. *say* is told where a warm start had to become a cold one."""
+    """Start the system; False when it runs already. *say* is told what makes it slow."""
     domain = system.need()
     state = system.state()
     if state == "frozen":
@@ -87,7 +87,7 @@ def start(system: System, say: Callable[[str], object] = str) -> bool:
         return False
     prepare(system)
     if not _warmly(system, say):
-        _boot(system, domain)
+        _boot(system, domain, say)
     try:
         complete(system)
     except DreError:
@@ -97,12 +97,14 @@ def start(system: System, say: Callable[[str], object] = str) -> bool:
     return True
 
 
-def _boot(system: System, domain: Any) -> None:
+def _boot(system: System, domain: Any, say: Callable[[str], object]) -> None:
     import libvirt
 
     with hypervisor.translated(f"{system.name}: cannot start"):
+        kind = definitions.parse(domain.XMLDesc(0)).get("type", "")
         try:
-            domain.create()
+            with virt.patience(system.name, kind, say):
+                domain.create()
         except libvirt.libvirtError as error:
             # A start that was killed goes on in libvirt, which has let us in only now that it has ended.
             if hypervisor.code(error) != libvirt.VIR_ERR_OPERATION_INVALID or not domain.isActive():

@@ -167,7 +167,7 @@ def take(
             raise DreError(f"{system.name}: the archive is damaged: {error}") from None
         return made
 
-    wanted.fill = fill
+    wanted.fill, wanted.say = fill, say
     building.need_free(system)
     made = building.create(system, spec, _address(described), wanted)
     system.emit("imported", was=incoming.name)

@@ -5,9 +5,11 @@ That /dev/kvm opens, that libvirt lists the domain type kvm, and QEMU's own `acc
 where no guest ever gets beyond its first instructions, as under some hypervisors that emulate KVM.
 """
 
+import contextlib
 import json
 import os
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ KVM = Path("/dev/kvm")
 DEADLINE = 15.0  # seconds for a kernel to come to its end; on working KVM it needs about one
 # Without a disk each kernel ends by this panic, having set up memory, processors and timers.
 _MARK = b"Unable to mount root fs"
+PATIENCE = 5.0  # seconds for libvirt to begin with a system, which takes it less than one
 # libvirt 9 keeps what it has found out of QEMU only where it found KVM, or where QEMU's user may not open the device.
-_REMEDY = f"libvirt tries it anew at each create, for a minute or more, unless you chmod 600 {KVM}"
+_REMEDY = f"libvirt is slow; it may be trying KVM, as it does each time where that does not work: chmod 600 {KVM}"
 
 
 def choose(conf: Conf, kernel: Path | None) -> tuple[str, str]:
@@ -40,7 +43,25 @@ def choose(conf: Conf, kernel: Path | None) -> tuple[str, str]:
     if conf.sys_virt == "kvm":
         return "kvm", "DRE_SYS_VIRT says so"
     works, why = _tried(conf, kernel)
-    return ("kvm", why) if works else ("qemu", f"{why}; {_REMEDY}")
+    return ("kvm", why) if works else ("qemu", why)
+
+
+@contextlib.contextmanager
+def patience(name: str, kind: str, say: Callable[[str], object], after: float = PATIENCE) -> Iterator[None]:
+    """Tell *say* once what would help, where libvirt is longer than *after* seconds at this block, and KVM may be why.
+
+    *kind* is libvirt's domain type of the system *name*.
+    """
+    import threading
+
+    timer = threading.Timer(after, say, [f"{name}: {_REMEDY}"])
+    timer.daemon = True
+    if kind == "qemu" and KVM.exists():
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _tried(conf: Conf, kernel: Path | None) -> tuple[bool, str]:

@@ -78,7 +78,7 @@ def _create(ctx: Context) -> None:
         building.need_free(system)  # before what is wanted is looked at: all of it may be right but for the name
         image = _image(ctx)
         wanted = _wanted(ctx, system, image)
-        wanted.dedicated = args.dedicated_cpus
+        wanted.dedicated, wanted.say = args.dedicated_cpus, ctx.say
         if args.warm:
             wanted.warm = _warmed(ctx, image, wanted)
         fields: dict[str, Any] = {"ssh_keys": _default_keys(ctx), **given}
