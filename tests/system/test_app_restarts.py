@@ -199,6 +199,19 @@ def test_a_keeper_killed_in_the_pause_is_followed_by_another(app):
             second.kill()
 
 
+def test_the_end_of_all_is_the_end_of_one_that_is_to_be_started_again(app):
+    create(app, "on-failure:3")
+    app("start", NAME)
+    assert wait_for(lambda: keeper(app))
+    end_keeper(app)  # as long as none is there it stays between crash and start
+    os.kill(init(app), signal.SIGKILL)
+    assert wait_for(lambda: state(app) == "crashed")
+    app("autostop")
+    assert state(app) == "stopped"
+    app("recover")
+    assert state(app) == "stopped"
+
+
 def test_a_chatty_program_does_not_fill_the_disk(run, settings, tmp_path):
     limit = 1 << 20
     with Ground(run, settings, DRE_APP_LOG_MAX="1M") as app:

@@ -94,5 +94,11 @@ def _spec_says_autostart(app: App) -> bool:
 
 
 def _autostop(ctx: Context) -> None:
-    alive = ("running", "frozen", "starting")
-    stop_in_order(ctx, [name for name in apps.names(ctx.conf) if App(ctx.conf, name).state() in alive])
+    stop_in_order(ctx, [name for name in apps.names(ctx.conf) if _at_work(App(ctx.conf, name))])
+
+
+def _at_work(app: App) -> bool:
+    """Whether the app runs, or crashed and is to be started again in a moment."""
+    state, record = app.state(), app.record()
+    waits = state == "crashed" and record.get("kept") and not record.get("gave_up")
+    return bool(waits) or state in ("running", "frozen", "starting")
