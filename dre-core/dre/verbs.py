@@ -32,6 +32,8 @@ class VerbParser(cli.Parser):
         if "--" in words:
             words, tail = words[: words.index("--")], words[words.index("--") + 1 :]
         found, rest = super().parse_known_args(self._options_first(words), namespace)
+        if getattr(found, "command", None):
+            self.error(f"unexpected {found.command[0]!r}: a command comes after --")
         if tail:
             if not hasattr(found, "command"):
                 self.error("this verb takes no command after --")
@@ -52,10 +54,12 @@ class VerbParser(cli.Parser):
                 continue
             action = self._option_string_actions.get(word)
             if action is not None and action.nargs == "?":
-                # Joined, else it would take what is put after it.
+                # Joined, for the same reason as below.
                 word += f"={left.pop() if left and not left[-1].startswith('-') else action.const}"
             options.append(word)
-            if action is not None and action.nargs is None and left:
+            if action is not None and action.nargs is None:
+                if not left:  # else it would take what is put after it
+                    self.error(f"argument {word}: expected one argument")
                 options.append(left.pop())
         return [*options, *others]
 
@@ -200,6 +204,11 @@ def add_name(verb: argparse.ArgumentParser) -> None:
 def add_names(verb: argparse.ArgumentParser) -> None:
     """The positional NAME…, at least one."""
     verb.add_argument("names", nargs="+", metavar="NAME", type=name)
+
+
+def add_command(verb: argparse.ArgumentParser, help: str) -> None:
+    """CMD, which may be left out; see VerbParser."""
+    verb.add_argument("command", nargs="*", default=[], metavar="CMD", help=help)
 
 
 def add_timeout(verb: argparse.ArgumentParser, default: float) -> None:

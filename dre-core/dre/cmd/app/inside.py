@@ -14,7 +14,7 @@ def add(table: Any) -> None:
     """Add these verbs to *table*."""
     execute = cli.verb(table, "exec", _exec, "run a program in a running app; its exit status passes through")
     verbs.add_name(execute)
-    execute.add_argument("command", nargs="*", metavar="CMD", help="after --: the program and its arguments")
+    verbs.add_command(execute, "after --: the program and its arguments")
     push = verbs.changing(table, "push", _push, "copy a file into an app")
     verbs.add_name(push)
     push.add_argument("source", metavar="SRC", help="file of the host; -: standard input")

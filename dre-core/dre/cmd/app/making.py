@@ -21,13 +21,13 @@ def add(table: Any) -> None:
     spec.add_options(create)
     text = "its root is a user of the host (default with a tree as base)"
     create.add_argument("--unprivileged", action="store_true", default=None, help=text)
-    create.add_argument("command", nargs="*", metavar="CMD", help="after --: its program (default: idle)")
+    verbs.add_command(create, "after --: its program (default: idle)")
     take = verbs.changing(table, "adopt", _adopt, "make a stopped LXC container an app")
     verbs.add_name(take)
     text = "its address (default: what it had, or the next free one)"
     take.add_argument("--ip", metavar="ADDR/LEN|dhcp|none", help=text)
     take.add_argument("--privileged", action="store_true", help="its root is root of the host")
-    take.add_argument("command", nargs="*", metavar="CMD", help="after --: its program in place of its own init")
+    verbs.add_command(take, "after --: its program in place of its own init")
     destroy = verbs.changing(table, "destroy", _destroy, "remove stopped apps and their snapshots")
     destroy.add_argument("--force", action="store_true", help="stop them first")
     verbs.add_names(destroy)

@@ -24,7 +24,7 @@ def add(table: Any) -> None:
     execute.add_argument("--timeout", type=verbs.kind(units.duration), metavar="S", help=text)
     execute.add_argument("--env", action="append", default=[], metavar="K=V", help="environment of the program")
     verbs.add_name(execute)
-    execute.add_argument("command", nargs="*", metavar="CMD", help="after --: the program and its arguments")
+    verbs.add_command(execute, "after --: the program and its arguments")
     push = verbs.changing(table, "push", _push, "copy a file into a running system")
     verbs.add_name(push)
     push.add_argument("source", metavar="SRC", help="file of the host; -: standard input")
