@@ -39,8 +39,11 @@ def compressor(out: IO[bytes], compress: bool) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def _zstd(options: list[str], **streams: Any) -> Iterator["subprocess.Popen[bytes]"]:
-    """zstd at work. Raises MissingError, and DreError when it ends badly, which is the reason for a broken pipe too."""
+def _zstd(options: list[str], about: str = "", **streams: Any) -> Iterator["subprocess.Popen[bytes]"]:
+    """zstd at work. Raises MissingError, and DreError when it ends badly, which is the reason for a broken pipe too.
+
+    *about* begins what that says.
+    """
     child = subprocess.Popen([run.need("zstd"), *options], stderr=subprocess.PIPE, **streams)
     broken: Exception | None = None
     with child:
@@ -59,8 +62,10 @@ def _zstd(options: list[str], **streams: Any) -> Iterator["subprocess.Popen[byte
         said = child.stderr.read().decode(errors="replace").strip()
         # What is read no more ends zstd by SIGPIPE; then ours is the reason.
         if child.wait() > 0 and said:
-            words = said.splitlines()[-1].removeprefix("zstd: ").replace("/*stdin*\\: ", "")
-            raise DreError(f"zstd: {words}") from broken
+            words = said.splitlines()[-1].removeprefix("zstd: ")
+            for place in ("/*stdin*\\: ", "/*stdin*\\ : "):  # as it calls what has no name
+                words = words.removeprefix(place)
+            raise DreError(f"{about}zstd: {words}") from broken
         if broken:
             raise broken
 
@@ -126,7 +131,7 @@ def opened(name: str, standard: IO[bytes], *formats: str) -> Iterator[Incoming]:
     with contextlib.ExitStack() as stack:
         source = standard if name == "-" else stack.enter_context(open(name, "rb"))
         # With -f it passes on what is not compressed.
-        child = stack.enter_context(_zstd(["-q", "-d", "-c", "-f"], stdin=source, stdout=subprocess.PIPE))
+        child = stack.enter_context(_zstd(["-q", "-d", "-c", "-f"], f"{name}: ", stdin=source, stdout=subprocess.PIPE))
         try:
             tar = stack.enter_context(tarfile.open(fileobj=child.stdout, mode="r|", tarinfo=archive.Member))
             first = tar.next()
