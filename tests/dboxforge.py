@@ -31,10 +31,11 @@ class Keys:
         from dre import trust
 
         self.origin = origin
-        self.root = pki.authority("root", "B1", 3, None, 20)
-        self.centre = pki.authority("centre", "B1", 2, self.root, 20)
-        self.manufacturer = pki.authority("manufacturer", "B1", 1, self.centre, 20)
-        self.owner = pki.authority("owner", "B1", 0, self.manufacturer, 20)
+        bits = 2048  # larger keys take seconds to make
+        self.root = pki.authority("root", "B1", 3, None, 20, bits)
+        self.centre = pki.authority("centre", "B1", 2, self.root, 20, bits)
+        self.manufacturer = pki.authority("manufacturer", "B1", 1, self.centre, 20, bits)
+        self.owner = pki.authority("owner", "B1", 0, self.manufacturer, 20, bits)
         self.sign = pki.sign_key(self.owner, "B1", origin)
         self.note = pki.note_key(self.owner, "B1", origin)
         names = ("centre", "manufacturer", "owner", "sign", "note")

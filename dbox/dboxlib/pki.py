@@ -35,9 +35,9 @@ class Issued:
     certificate: x509.Certificate
 
 
-def authority(name: str, box: str, length: int, issuer: Issued | None, years: int) -> Issued:
+def authority(name: str, box: str, length: int, issuer: Issued | None, years: int, bits: int = 3072) -> Issued:
     """A CA certificate that may stand above *length* others; without *issuer* a root."""
-    key = rsa.generate_private_key(public_exponent=65537, key_size=3072)
+    key = rsa.generate_private_key(public_exponent=65537, key_size=bits)
     extensions = [
         x509.BasicConstraints(ca=True, path_length=None if issuer is None else length),
         _usage(key_cert_sign=True, crl_sign=True, digital_signature=issuer is not None and length == 0),
