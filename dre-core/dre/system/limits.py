@@ -34,12 +34,18 @@ class Limits:
 
 
 def read(system: System) -> Limits:
-    """The limits that the system has, as libvirt tells. *memory* is never None: a system has what it was made with."""
+    """The limits that the system has, as libvirt tells. *memory* is never None: a system has what it was made with.
+
+    It is what was asked for: a guest takes its time to give memory back, and may refuse.
+    """
+    import libvirt
+
     domain = system.need()
     spec = system.spec()
     with hypervisor.translated(system.name):
         top = definitions.parse(domain.XMLDesc(0))
-        return Limits(cpu(domain), _cpus(top), _memory(top), _io(domain, top), spec.net if spec else None)
+        lasting = definitions.parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)) if domain.isPersistent() else top
+        return Limits(cpu(domain), _cpus(top), _memory(lasting), _io(domain, top), spec.net if spec else None)
 
 
 def cpu(domain: Any) -> float | None:
