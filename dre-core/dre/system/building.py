@@ -160,11 +160,3 @@ def _extra(system: System, number: int, word: str) -> Extra:
     run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), str(units.size(word))])
     path.chmod(0o600)
     return Extra(path, "qcow2")
-
-
-def kind_of_virt(system: System, image: Image | None, say: Callable[[str], None]) -> str:
-    """libvirt's domain type for a new system; *say* is told once when that is the emulator."""
-    chosen, why = virt.choose(system.conf, image.kernel if image else None)
-    if chosen != "kvm":
-        say(f"{system.name}: runs under QEMU's emulator (TCG), which is slow: {why}")
-    return chosen

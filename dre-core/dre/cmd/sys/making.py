@@ -10,7 +10,7 @@ from dre.cli import Context
 from dre.cmd.sys.running import STOP_WAIT, each_held
 from dre.errors import DreError, NotFoundError, UsageError
 from dre.images import Image
-from dre.system import building, domain, lifecycle, limits, order, recovery, spec
+from dre.system import building, domain, lifecycle, limits, order, recovery, spec, virt
 from dre.system.building import Wanted
 from dre.system.model import RUNNING, System
 from dre.system.spec import Spec
@@ -77,7 +77,8 @@ def _create(ctx: Context) -> None:
             return  # done by the call that was killed before it could say so
         building.need_free(system)  # before what is wanted is looked at: all of it may be right but for the name
         image = _image(ctx)
-        wanted = _wanted(ctx, system, image)
+        wanted = _wanted(ctx, image)
+        wanted.virt, why = virt.choose(ctx.conf, image.kernel if image else None)
         wanted.dedicated, wanted.say = args.dedicated_cpus, ctx.say
         if args.warm:
             wanted.warm = _warmed(ctx, image, wanted)
@@ -96,6 +97,8 @@ def _create(ctx: Context) -> None:
         building.create(system, order.check(system, made), args.ip, wanted)
         if args.cpu is not None:
             _limit(system, args.cpu)
+        if wanted.virt != "kvm":
+            ctx.say(f"{system.name}: runs under QEMU's emulator (TCG), which is slow: {why}")
 
 
 def _limit(system: System, percent: float) -> None:
@@ -115,7 +118,8 @@ def _image(ctx: Context) -> Image | None:
     return images.find(ctx.conf, args.base or ctx.conf.sys_default_base)
 
 
-def _wanted(ctx: Context, system: System, image: Image | None) -> Wanted:
+def _wanted(ctx: Context, image: Image | None) -> Wanted:
+    """What the options say; what runs it is chosen later, for that may take a trial."""
     args = ctx.args
     iso = Path(args.iso).absolute() if args.iso else None
     if iso is not None and not iso.is_file():
@@ -132,7 +136,7 @@ def _wanted(ctx: Context, system: System, image: Image | None) -> Wanted:
             spec.disk_size(word)
     return Wanted(
         image,
-        building.kind_of_virt(system, image, ctx.say),
+        "",
         args.memory or ctx.conf.sys_default_memory,
         args.vcpus,
         spec.disk_size(args.disk_size) if args.disk_size else None,
