@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 
+import dboxforge
 import dboxkit
 import pytest
 
@@ -213,17 +214,28 @@ def keys_now(box):
     return (box.state / "sign.key").read_bytes()
 
 
+def foreign_owner(path):
+    """Options with the owner of another D-Box."""
+    from dboxlib import pki
+
+    keys = dboxforge.keys("h7.example/dbox/another")
+    above = [one.certificate for one in (keys.manufacturer, keys.centre, keys.root)]
+    for name, octets in (("owner.p12", pki.pack_owner(keys.owner, above, b"word")), ("owner.pass", b"word")):
+        (path / name).write_bytes(octets)
+        (path / name).chmod(0o400)
+    return ["--owner", path / "owner.p12", "--passphrase-file", path / "owner.pass"]
+
+
 def test_refused(box):
     assert box.run("dbox-rotate", "--owner", "x").returncode == 2
     other = dboxkit.place()
     made = dboxkit.Box(other)
     assert made.run("dbox-rotate").returncode == 2
-    made.good("dbox-init")
     (box.state / "sign.crt.next").unlink()
-    foreign = ["--owner", made.certs / "owner.p12", "--passphrase-file", made.certs / "owner.pass"]
+    foreign = foreign_owner(other)
     done = box.run("dbox-rotate", "--prepare", *foreign)
     assert done.returncode == 2 and b"not the owner of the log" in done.stderr
-    wrong = ["--owner", made.certs / "owner.p12", "--passphrase-file", box.certs / "owner.pass"]
+    wrong = [*foreign[:2], "--passphrase-file", box.certs / "owner.pass"]
     done = box.run("dbox-rotate", "--prepare", *wrong)
     assert done.returncode == 1 and done.stderr.endswith(b"owner.p12: wrong passphrase\n")
     dboxkit.remove(made)
