@@ -55,13 +55,12 @@ def test_plain_is_one_line():
 
 
 class Rows:
-    """A store whose search is the real one's promise, in a list."""
+    """What stands for `dboxlib.searching` below the page: the promise of its search, over a list."""
 
     def __init__(self, matching, cut=10**9):
-        self.matching, self.cut, self.asked = matching, cut, 0
+        self.matching, self.cut = matching, cut
 
-    def search(self, wanted, limit):
-        self.asked += 1
+    def find(self, store, wanted, limit):
         found = [one for one in self.matching if wanted["after"] < one < wanted["before"]]
         yield from ({"index": one} for one in found[:limit])
         if wanted["before"] - wanted["after"] > self.cut and len(found) < limit:
@@ -70,20 +69,22 @@ class Rows:
 
 @given(st.sets(st.integers(0, 20_000), max_size=200), st.sampled_from([10**9, 5_000]))
 def test_search_backwards_finds_all_once(numbers, cut):
-    store, seen, before = Rows(sorted(numbers), cut), [], None
-    while True:
-        found = find.find(store, 20_001, find.Wanted(), before, True)
-        assert len(found.rows) <= find.ROWS and not found.cut
-        seen += [row["index"] for row in found.rows]
-        before = found.before
-        if before is None:
-            break
+    seen, before = [], None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(find, "searching", Rows(sorted(numbers), cut))
+        while True:
+            found = find.find(None, 20_001, find.Wanted(), before, True)
+            assert len(found.rows) <= find.ROWS and not found.cut
+            seen += [row["index"] for row in found.rows]
+            before = found.before
+            if before is None:
+                break
     assert seen == sorted(numbers, reverse=True)
 
 
 def test_search_ends_when_it_takes_too_long(monkeypatch):
     monkeypatch.setattr(find, "PATIENCE", -1)
-    found = find.find(Rows([3]), 10_000, find.Wanted(text="x"), None, True)
+    found = find.find(None, 10_000, find.Wanted(text="x"), None, True)
     assert (found.cut, found.before, found.rows) == (True, 10_000, [])
 
 
