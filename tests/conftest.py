@@ -84,3 +84,25 @@ def settings(tmp_path):
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def app_settings(settings, tmp_path):
+    """Settings for dre-app on scratch directories, with a tree to stand on at tmp_path/tree."""
+    (tmp_path / "lxc").mkdir()
+    (tmp_path / "tree/bin").mkdir(parents=True)
+    (tmp_path / "tree/bin/sh").touch()
+    return settings(DRE_APP_LXC_PATH=tmp_path / "lxc", DRE_BRIDGE_ADDRESS="10.231.101.1/24")
+
+
+@pytest.fixture
+def app(run, app_settings):
+    """dre-app on them: what it printed, or said when it failed."""
+
+    def call(*argv, code=0, stderr=False):
+        done = run("dre-app", "--config", app_settings, *argv)
+        said = done.stderr.decode()
+        assert done.returncode == code and "Traceback" not in said, f"{argv}: {done.returncode}: {said}"
+        return said if code or stderr else done.stdout.decode()
+
+    return call

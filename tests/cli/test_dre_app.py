@@ -13,21 +13,6 @@ from conftest import nobody
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: dre-app makes overlays and devices")
 
 
-@pytest.fixture
-def app(run, settings, tmp_path):
-    (tmp_path / "lxc").mkdir()
-    (tmp_path / "tree/bin").mkdir(parents=True)
-    (tmp_path / "tree/bin/sh").touch()
-    config = settings(DRE_APP_LXC_PATH=tmp_path / "lxc", DRE_BRIDGE_ADDRESS="10.231.101.1/24")
-
-    def call(*argv, code=0):
-        done = run("dre-app", "--config", config, *argv)
-        assert done.returncode == code, f"{argv}: {done.returncode}: {done.stderr.decode()}"
-        return (done.stderr if code else done.stdout).decode()
-
-    return call
-
-
 @pytest.mark.parametrize(
     ("argv", "reason"),
     [

@@ -11,19 +11,9 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: dre-app m
 
 
 @pytest.fixture
-def app(run, settings, tmp_path):
-    (tmp_path / "lxc").mkdir()
-    (tmp_path / "tree/bin").mkdir(parents=True)
-    (tmp_path / "tree/bin/sh").touch()
-    config = settings(DRE_APP_LXC_PATH=tmp_path / "lxc", DRE_BRIDGE_ADDRESS="10.231.101.1/24")
-
-    def call(*argv, code=0):
-        done = run("dre-app", "--config", config, *argv)
-        assert done.returncode == code, f"{argv}: {done.returncode}: {done.stderr.decode()}"
-        return (done.stderr if code else done.stdout).decode()
-
+def app(app, tmp_path):
     options = ("--privileged", "--memory", "64M", "--env", "A=b", "--bind", f"{tmp_path}/tree:/srv:ro", "--autostart")
-    call("create", "web1", "--base", tmp_path / "tree", *options, "--publish", "8080:80", "--", "httpd", "-f")
+    app("create", "web1", "--base", tmp_path / "tree", *options, "--publish", "8080:80", "--", "httpd", "-f")
     delta = tmp_path / "lxc/web1/delta"
     (delta / "etc/ssh").mkdir(parents=True)
     (delta / "etc/machine-id").write_text("0" * 32 + "\n")
@@ -32,7 +22,7 @@ def app(run, settings, tmp_path):
     os.mknod(delta / "etc/ssh/ssh_host_dsa_key", 0o20000, 0)
     (delta / "opaque").mkdir()
     os.setxattr(delta / "opaque", "trusted.overlay.opaque", b"y")
-    return call
+    return app
 
 
 def spec(tmp_path, name):

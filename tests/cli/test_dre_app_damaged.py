@@ -12,22 +12,11 @@ BROKEN = ["", "{", "[]", "null", '{"x": 1}', DEEP]
 
 
 @pytest.fixture
-def app(run, settings, tmp_path):
-    (tmp_path / "lxc").mkdir()
-    (tmp_path / "tree/bin").mkdir(parents=True)
-    (tmp_path / "tree/bin/sh").touch()
-    config = settings(DRE_APP_LXC_PATH=tmp_path / "lxc")
-
-    def call(*argv, code=0):
-        done = run("dre-app", "--config", config, *argv)
-        said = done.stderr.decode()
-        assert done.returncode == code and "Traceback" not in said, f"{argv}: {done.returncode}: {said}"
-        return said if code else done.stdout.decode()
-
+def app(app, tmp_path):
     for name in ("web1", "web2"):
-        call("create", name, "--base", tmp_path / "tree", "--ip", "none")
-        call("snapshot", "save", name, "good")
-    return call
+        app("create", name, "--base", tmp_path / "tree", "--ip", "none")
+        app("snapshot", "save", name, "good")
+    return app
 
 
 @pytest.fixture

@@ -12,18 +12,13 @@ root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: verbs of dre-ap
 
 
 @pytest.fixture
-def serve(run, settings, tmp_path):
-    (tmp_path / "lxc").mkdir()
-    (tmp_path / "tree/bin").mkdir(parents=True)
-    (tmp_path / "tree/bin/sh").touch()
-    config = settings(DRE_APP_LXC_PATH=tmp_path / "lxc", DRE_BRIDGE_ADDRESS="10.231.101.1/24")
-
+def serve(run, app_settings):
     def call(*requests, options=(), prefix=()):
         lines = b"".join(
             request if isinstance(request, bytes) else json.dumps({"id": number, "argv": request}).encode() + b"\n"
             for number, request in enumerate(requests)
         )
-        done = run("dre-app", "--config", config, "--serve", *options, stdin=lines, prefix=prefix)
+        done = run("dre-app", "--config", app_settings, "--serve", *options, stdin=lines, prefix=prefix)
         assert done.returncode == 0, done.stderr.decode()
         return [json.loads(line) for line in done.stdout.decode().splitlines()]
 

@@ -10,19 +10,9 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: dre-app m
 
 
 @pytest.fixture
-def app(run, settings, tmp_path):
-    (tmp_path / "lxc").mkdir()
-    (tmp_path / "tree/bin").mkdir(parents=True)
-    (tmp_path / "tree/bin/sh").touch()
-    config = settings(DRE_APP_LXC_PATH=tmp_path / "lxc")
-
-    def call(*argv, code=0, stderr=False):
-        done = run("dre-app", "--config", config, *argv)
-        assert done.returncode == code, f"{argv}: {done.returncode}: {done.stderr.decode()}"
-        return (done.stderr if code or stderr else done.stdout).decode()
-
-    call("create", "web1", "--base", tmp_path / "tree", "--ip", "none")
-    return call
+def app(app, tmp_path):
+    app("create", "web1", "--base", tmp_path / "tree", "--ip", "none")
+    return app
 
 
 def tags(app):
