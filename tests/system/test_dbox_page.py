@@ -75,11 +75,15 @@ class Page:
         self.driver.quit()
 
     def open(self, path):
-        self.driver.get(self.base + path)
+        """Load a page; again where Chromium gave up because somebody else's bridge or app came or went meanwhile."""
+        for _ in range(20):
+            self.driver.get(self.base + path)
+            if "ERR_NETWORK_CHANGED" not in self.driver.page_source:
+                return
 
     def one(self, selector):
         found = self.driver.find_elements("css selector", selector)
-        assert found, f"no {selector} at {self.driver.current_url}: {self.driver.page_source[:2000]}"
+        assert found, f"no {selector} at {self.driver.current_url}: {self.driver.title}: {self.words[:1000]}"
         return found[0]
 
     @property
