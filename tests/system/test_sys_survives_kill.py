@@ -158,6 +158,25 @@ def after(host, verb, before):
     host.dre("destroy", "--force", NAME)
 
 
+@pytest.mark.parametrize("left", [[], [".intent.json.4711.tmp"]])
+def test_a_create_killed_at_its_first_step_leaves_nothing(host, left):
+    """Between the directory, the half written intent and the intent is a moment that a kill seldom meets."""
+    home = host.place / "state/sys/state" / NAME
+    for verb in (["recover"], victim(host, "create")):
+        home.mkdir(parents=True)
+        for name in left:
+            (home / name).write_text('{"verb": "crea')
+        host.dre(*verb)
+        assert home.exists() == (verb != ["recover"])
+    host.dre("destroy", NAME)
+    home.mkdir()
+    (home / "disk.qcow2").touch()  # what somebody may want is never taken for a rest
+    host.dre("recover")
+    assert (home / "disk.qcow2").exists()
+    (home / "disk.qcow2").unlink()
+    home.rmdir()
+
+
 def popen(host, *argv):
     words = [*host.inside, program("dre-sys"), "--config", host.conf, *argv]
     # A session of its own: killing its group kills the command and its children, not libvirt and QEMU.

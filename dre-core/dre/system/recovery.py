@@ -116,11 +116,16 @@ _ENDS = {
 
 
 def _without_intent(system: System) -> str | None:
-    """A create killed before its intent, or a destroy after it, leaves an empty directory."""
-    if system.home.exists() and not any(system.home.iterdir()):
-        system.home.rmdir()
-        return "destroy"
-    return None
+    """A create killed before its intent, or a destroy after it, leaves an empty directory, or half an intent in it."""
+    if not system.home.exists():
+        return None
+    left = list(system.home.iterdir())
+    if not all(path.name.startswith(".intent.json.") for path in left):
+        return None
+    for path in left:
+        path.unlink()
+    system.home.rmdir()
+    return "destroy"
 
 
 def unsettled(conf: Conf) -> list[str]:
