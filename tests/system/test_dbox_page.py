@@ -62,6 +62,13 @@ class Page:
 
     def __init__(self, port, width=1280, account="carol", **how):
         self.base, self.driver = f"https://localhost:{port}", chromium(width, **how)
+        try:
+            self.log_in(account)
+        except BaseException:
+            self.driver.quit()
+            raise
+
+    def log_in(self, account):
         self.open("/d_box_main.html")
         self.one("#name").send_keys(account)
         self.one("#password").send_keys(PASSWORD)
