@@ -223,7 +223,8 @@ def test_memory_and_disk_go_back_together(host, system):
         host.dre("checkpoint", "save", system, tag)
     assert host.virsh("snapshot-list", system, "--name").split() == tags
     guest(host, system, "echo later >/root/tag; touch /root/later; sync")
-    later = counted(host)[1]
+    # Further than it comes from the last of them before it is asked again.
+    later = wait_for(lambda: (number := counted(host)[1]) > counts[-1] + 300 and number, 120)
     for tag, count in [*zip(tags, counts, strict=True)][::-1]:
         host.dre("checkpoint", "restart", system, tag)
         again = wait_for(lambda: _counted(host))
