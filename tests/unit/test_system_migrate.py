@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a system can be sent to, what of a file is sent, and what another host's paths make of a definition."""
 
+import contextlib
 import os
+import types
 from xml.etree import ElementTree
 
 import pytest
-from dre.errors import TimedOutError, UsageError
+from dre.errors import DreError, TimedOutError, UsageError
 from dre.system import carrying, migrate, remote
 
 
@@ -94,3 +96,39 @@ def test_a_move_that_is_too_late_ends():
     meter = carrying.Meter("s1", None, 0.0, lambda _: None)
     with pytest.raises(TimedOutError):
         meter(1)
+
+
+class There:
+    """A libvirt that takes what is sent, tells of no error, and has *kept* of it, in blocks of *allocated* octets."""
+
+    def __init__(self, kept, allocated, size):
+        self.kept, self.allocated, self.size = kept, allocated, size
+        self.way, self.connection = types.SimpleNamespace(host="there"), self
+        self.translated = lambda name: contextlib.nullcontext()
+        self.newStream = self.storageVolLookupByName = lambda *_: self
+        self.upload = self.download = self.finish = self.abort = lambda *_: None
+        self.send, self.name = len, lambda: "disk"
+
+    def recv(self, _):
+        piece, self.kept = self.kept, b""
+        return piece
+
+    def info(self):
+        return [0, self.size, self.allocated]
+
+    def infoFlags(self, _):
+        return [0, self.size, self.size]
+
+
+def test_an_error_that_libvirt_lost_is_found(tmp_path):
+    octets = os.urandom(1 << 20)
+    (tmp_path / "disk").write_bytes(octets)
+    for kept, allocated, whole in (
+        (octets, 1 << 20, True),
+        (octets, 1 << 19, True),  # a file system that compresses
+        (octets[: 1 << 19] + bytes(1 << 19), 1 << 19, False),
+    ):
+        there = There(kept, allocated, len(octets))
+        directory = remote.Directory(there, tmp_path, there)
+        with contextlib.nullcontext() if whole else pytest.raises(DreError, match="No space"):
+            directory.fill(there, tmp_path / "disk", lambda _: None)
