@@ -10,8 +10,10 @@ from typing import Any
 from dre.audit import Anchor, Chunk, Key
 from dre.evidence import TamperedError
 
-from dboxlib.sources import CHUNK, OWN, by_size, event_of, own_writers
+from dboxlib.sources import OWN, by_size, event_of, own_writers
 from dboxlib.store import TAG, Store, text_time
+
+TOGETHER = 1024  # entries looked at together: they should fit into the processor's cache
 
 
 class Database:
@@ -47,7 +49,7 @@ class Database:
             "SELECT number, source, seq, time, digest, leaf, octets, salt FROM entry WHERE number >= ? ORDER BY number"
         )
         rows = self.store.engine.walk(query, (first,))
-        while block := list(itertools.islice(rows, CHUNK)):
+        while block := list(itertools.islice(rows, TOGETHER)):
             chunk = self._whole(first, block, names)
             if chunk is not None:
                 yield chunk
@@ -76,11 +78,11 @@ class Database:
         for (source, time), run in itertools.groupby(zip(sources, times, strict=True)):
             end = begin + sum(1 for _ in run)
             stamp = text_time(time)
-            head = f"\0{self.store._prefix(0, source)}{stamp}\nseq "
-            leaves += [
-                sha256(f"{head}{seq}\nlength {len(part)}\ndigest sha256 {digest.hex()}\n".encode()).digest()
-                for seq, part, digest in zip(seqs[begin:end], octets[begin:end], digests[begin:end], strict=True)
-            ]
+            copy = sha256(f"\0{self.store._prefix(0, source)}{stamp}\nseq ".encode()).copy  # their leaves begin so
+            for seq, part, digest in zip(seqs[begin:end], octets[begin:end], digests[begin:end], strict=True):
+                leaf = copy()
+                leaf.update(f"{seq}\nlength {len(part)}\ndigest sha256 {digest.hex()}\n".encode())
+                leaves.append(leaf.digest())
             keys += [names[source]] * (end - begin)
             stamps += [stamp] * (end - begin)
             begin = end
