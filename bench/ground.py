@@ -18,6 +18,10 @@ import tempfile
 import time
 
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+IMAGE_PACKAGES = (  # of the default image of dre-base, for debvm-create
+    "systemd-sysv,dbus,udev,openssh-server,qemu-guest-agent,iproute2,iputils-ping,procps,kmod,netbase,ca-certificates,"
+    "initramfs-tools,zstd,systemd-resolved"
+)
 PROGRAMS = ("sh", "sleep", "true", "cat", "mkdir", "rm")
 
 
@@ -48,6 +52,12 @@ def costs_of(programs, rounds):
     if any([status for status, _, _ in turn] != first for turn in found):
         raise SystemExit("bench: what ended one way ended another way the next time")
     return [[(seconds, used) for _, seconds, used in turn] for turn in found]
+
+
+def debvm_create(path, suite="bookworm"):
+    """A disk of 2 GiB by debvm-create, with the packages of dre-base's default image."""
+    argv = ["-r", suite, "-z", "2G", "-o", path]
+    call("debvm-create", *argv, "--", f"--include={IMAGE_PACKAGES}", "--variant=minbase")
 
 
 def timed(work):
