@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 
 import pytest
 from grounds import pytest_collection_modifyitems
@@ -17,8 +18,10 @@ from programs import DIRECTORIES, ROOT, environment, program
 # Tests have them from here, and pytest its hook.
 __all__ = ["DIRECTORIES", "ROOT", "environment", "nobody", "program", "pytest_collection_modifyitems"]
 
-# A shell's background job is born with SIGINT ignored, and so would be every program that a test starts.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell's background job is born with SIGINT ignored, and so would be every program that a test starts. A worker of
+# pytest-xdist, which may load this in another thread, has it from the process that started it.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 with contextlib.suppress(ImportError):  # only unit tests need it
     import hypothesis

@@ -18,6 +18,7 @@ def ground(path):
     return word if word in GROUNDS else OTHERS
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items):
     """Mark each system test with its ground; in order of grounds, and within one as collected."""
     order = {name: number for number, name in enumerate((*GROUNDS, OTHERS))}
