@@ -2,8 +2,8 @@
 """What lxc-attach runs in an app ends with it, also when it is killed: LXC leaves it running, with the app's limits
 used up by what nobody waits for, and no checkpoint possible.
 
-Who is about to become lxc-attach forks a guard first. It is no jailer: what the program put into a session of its own,
-or into the background of the app before it ended, goes on as the app's.
+Who is about to become lxc-attach forks a guard first; who serves has a dre.supervisor. Neither is a jailer: what the
+program put into a session of its own, or into the background of the app before it ended, goes on as the app's.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from dre import run
@@ -52,13 +52,8 @@ def guard(init: int | None, owner: int | None = None, mend: Callable[[], None] |
 
 def _stand(fds: Sequence[int], mark: str, inside: str, session: int, mend: Callable[[], None] | None) -> None:
     """The guard's work: wait for the end of the processes behind *fds*, the first of which becomes lxc-attach."""
-    os.setsid()  # what is sent to the session, or to a group in it, is not for us
+    stand_apart(fds)
     os.chdir("/")
-    Path("/proc/self/comm").write_text("dre-app guard")  # for people
-    low = 3
-    for fd in (*fds, os.sysconf("SC_OPEN_MAX")):
-        os.closerange(low, fd)
-        low = fd + 1
     ended = select.select(fds, [], [])[0]
     if fds[0] not in ended:
         with contextlib.suppress(ProcessLookupError):
@@ -76,6 +71,16 @@ def _stand(fds: Sequence[int], mark: str, inside: str, session: int, mend: Calla
         pause = min(pause * 2, 1.0)
     if mend and fds[-1] in ended:
         mend()
+
+
+def stand_apart(fds: Iterable[int]) -> None:
+    """In a process that was forked: let go of what it has of its parent's, but its standard streams and *fds*."""
+    os.setsid()  # what is sent to the session, or to a group in it, is not for us
+    Path("/proc/self/comm").write_text("dre-app guard")  # for people
+    low = 3
+    for fd in (*sorted(fds), os.sysconf("SC_OPEN_MAX")):
+        os.closerange(low, fd)
+        low = fd + 1
 
 
 def _left(mark: str, inside: str, session: int) -> tuple[list[int], set[int]]:

@@ -9,7 +9,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -49,7 +48,7 @@ PACKAGES = {
     "virsh": "libvirt-clients",
     "xorriso": "xorriso",
 }
-_PDEATHSIG = 1  # linux/prctl.h
+_PDEATHSIG, _SUBREAPER = 1, 36  # linux/prctl.h
 
 
 def die_with(parent: int) -> None:
@@ -59,6 +58,13 @@ def die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before that
         os._exit(1)
+
+
+def adopt() -> None:
+    """Be given, in place of the first process of the host, what loses its parent among those that we start."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_SUBREAPER, 1)
 
 
 def children(pid: int) -> list[int]:
@@ -170,24 +176,28 @@ class Captured:
     cut: bool  # it printed more than was kept
 
 
-def captured(argv: Sequence[str], stdin: bytes, limit: int, first: Callable[[int], None]) -> Captured:
-    """Run *argv* until it ends, without a deadline, and keep at most *limit* octets of each of its outputs.
+def captured(begin: Callable[[Sequence[int]], int], end: Callable[[], int], stdin: bytes, limit: int) -> Captured:
+    """What a program prints of *stdin* until it ends, without a deadline; at most *limit* octets of each output.
 
-    *first* is called in its process before that becomes it, with ours.
-
-    What it leaves in the background may hold the outputs open; that is not waited for. Raises MissingError.
+    *begin* starts it on three descriptors, its standard streams, and returns one that becomes readable when it has
+    ended; *end* then tells how, as subprocess has it. What it leaves in the background may hold the outputs open; that
+    is not waited for.
     """
-    pipe = subprocess.PIPE
+    theirs, ours = [], []
     try:
-        before = partial(first, os.getpid())
-        child = subprocess.Popen(list(argv), stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0, preexec_fn=before)
-    except FileNotFoundError:
-        raise missing(argv[0]) from None
-    with child:
-        assert child.stdin and child.stdout and child.stderr
-        outputs = [_Kept(child.stdout.fileno(), limit), _Kept(child.stderr.fileno(), limit)]
-        _converse(child, stdin, outputs)
-        status = child.wait()
+        for fd in (0, 1, 2):
+            ends = os.pipe()
+            theirs.append(ends[fd > 0])
+            ours.append(ends[fd == 0])
+        ended = begin(theirs)
+        while theirs:
+            os.close(theirs.pop())
+        outputs = [_Kept(fd, limit) for fd in ours[1:]]
+        _converse(ended, ours, stdin, outputs)
+        status = end()
+    finally:
+        for fd in (*theirs, *ours):
+            os.close(fd)
     octets = [bytes(output.octets) for output in outputs]
     return Captured(status if status >= 0 else 128 - status, octets[0], octets[1], any(item.cut for item in outputs))
 
@@ -209,37 +219,32 @@ class _Kept:
         return bool(octets)
 
 
-def _converse(child: subprocess.Popen[bytes], stdin: bytes, outputs: Sequence[_Kept]) -> None:
-    """Feed *stdin* to *child* and take its outputs until it has ended."""
-    assert child.stdin
+def _converse(ended: int, streams: list[int], stdin: bytes, outputs: Sequence[_Kept]) -> None:
+    """Feed *stdin* to the first of *streams*, which is taken away when that is closed, and take the outputs."""
     given = memoryview(stdin)
-    os.set_blocking(child.stdin.fileno(), False)
-    ended = os.pidfd_open(child.pid)
-    try:
-        with selectors.DefaultSelector() as selector:
-            selector.register(ended, selectors.EVENT_READ)
-            selector.register(child.stdin, selectors.EVENT_WRITE)
-            for output in outputs:
-                selector.register(output.fd, selectors.EVENT_READ, output)
-            running = True
-            while running:
-                for key, _ in selector.select():
-                    if key.fd == ended:
-                        running = False
-                    elif key.data is not None:
-                        if not key.data.read():
-                            selector.unregister(key.fd)
-                    else:
-                        given = _feed(key.fd, given)
-                        if not given:
-                            selector.unregister(key.fd)
-                            child.stdin.close()
-            for output in outputs:  # what it printed last
-                os.set_blocking(output.fd, False)
-                with contextlib.suppress(BlockingIOError):
-                    output.read()
-    finally:
-        os.close(ended)
+    os.set_blocking(streams[0], False)
+    with selectors.DefaultSelector() as selector:
+        selector.register(ended, selectors.EVENT_READ)
+        selector.register(streams[0], selectors.EVENT_WRITE)
+        for output in outputs:
+            selector.register(output.fd, selectors.EVENT_READ, output)
+        running = True
+        while running:
+            for key, _ in selector.select():
+                if key.fd == ended:
+                    running = False
+                elif key.data is not None:
+                    if not key.data.read():
+                        selector.unregister(key.fd)
+                else:
+                    given = _feed(key.fd, given)
+                    if not given:
+                        selector.unregister(key.fd)
+                        os.close(streams.pop(0))
+        for output in outputs:  # what it printed last
+            os.set_blocking(output.fd, False)
+            with contextlib.suppress(BlockingIOError):
+                output.read()
 
 
 def _feed(fd: int, octets: memoryview) -> memoryview:

@@ -27,6 +27,7 @@ from typing import IO, Any, NoReturn
 from dre import cli, conf, event, run
 from dre.cli import Before, Context
 from dre.errors import DONE, FAILED, TIMED_OUT, USAGE, DreError, NotPermittedError, UsageError
+from dre.supervisor import Supervisor
 
 LINE = 1 << 20  # octets of a request or an answer, without its end
 ROWS = LINE - (32 << 10)  # of them for the rows, which leaves room for id and error
@@ -58,11 +59,15 @@ class Served(Context):
     """What a verb gets here: rows are collected, and a program that takes the verb's place is captured."""
 
     stdin: bytes = b""
+    supervisor: Supervisor = field(default_factory=Supervisor)
     more: dict[str, Any] = field(default_factory=dict)
 
     def become(self, first: Before, program: str, *words: str, keep_files: bool = False) -> int:
-        """Run *program* to its end; how it ended and what it printed become part of the answer."""
-        done = run.captured((program, *words), self.stdin, CAPTURED, first)
+        """Run *program* to its end; how it ended and what it printed become part of the answer.
+
+        The supervisor ends it with us, in place of the guard that *first* begins.
+        """
+        done = self.supervisor.run((program, *words), self.stdin, CAPTURED)
         return self.pass_on(done.status, done.stdout, done.stderr, done.cut)
 
     def given(self) -> bytes:
@@ -206,6 +211,7 @@ class Server:
         self.prog, self.made, self.config, self.deadline = prog, made, config, deadline
         self.allow, self.names = allow, names
         self.child: Child | None = None
+        self.supervisor = Supervisor()  # of the child
         # Kept for the protocol alone: what a verb, or a program it calls, reads or prints must not get into it.
         self.requests, self.answers = os.dup(0), os.dup(1)
         null = os.open(os.devnull, os.O_RDONLY)
@@ -285,7 +291,8 @@ class Server:
             with contextlib.redirect_stderr(said):
                 args = self._parsed(request.argv)
                 # As for a single call, the settings are those of this moment.
-                ctx = Served(self.prog, args, conf.load(self.config), cli.Output(True, rows), request.stdin)
+                settings = conf.load(self.config)
+                ctx = Served(self.prog, args, settings, cli.Output(True, rows), request.stdin, self.supervisor)
                 code = args.function(ctx) or DONE
                 more = ctx.more
             error = ""
@@ -358,7 +365,7 @@ def _received(fd: int, deadline: float) -> bytes | None:
     while not answer.endswith(b"\n"):
         if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
             return None
-        octets = os.read(fd, 1 << 20)
+        octets = os.read(fd, 1 << 16)
         if not octets:
             return b""
         answer += octets

@@ -133,6 +133,19 @@ def test_deadline_ends_the_program_in_the_app(serve, tree):
     assert outputs(serve("exec", NAME, "--", "true"))[0] == 0
 
 
+def test_what_a_killed_lxc_attach_ran_ends_with_it(serve, tree):
+    serve("create", NAME, "--ip", "none", "--base", tree)
+    serve("start", NAME)
+    serve.send("exec", NAME, "--", "sh", "-c", "sleep 3473; true")
+    assert app_ground.wait_for(lambda: host_pids(b"3473"))
+    (attached,) = set(host_pids(b"--clear-env")) & set(host_pids(NAME.encode()))
+    os.kill(attached, signal.SIGKILL)
+    assert outputs(json.loads(serve.process.stdout.readline()))[0] == 137
+    assert app_ground.wait_for(lambda: not host_pids(b"3473"))
+    assert outputs(serve("exec", NAME, "--", "true"))[0] == 0
+    serve("stop", NAME)
+
+
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
 def test_deadline_leaves_what_the_next_verb_ends(serve, tree, part):
     before = app_ground.picture(NAME)
