@@ -6,6 +6,7 @@ by dre.lifecycle and dre.snapshot.
 """
 
 import contextlib
+import functools
 import importlib
 import json
 from collections.abc import Iterator
@@ -42,42 +43,42 @@ class App:
     conf: Conf
     name: str
 
-    @property
+    @functools.cached_property
     def directory(self) -> Path:
         """LXC's directory of the container, with config, lower, delta, work, rootfs and command."""
         return self.conf.app_lxc_path / self.name
 
-    @property
+    @functools.cached_property
     def home(self) -> Path:
         """Our directory: app.json, intent.json, snapshot/TAG/."""
         return state_dir(self.conf) / self.name
 
-    @property
+    @functools.cached_property
     def delta(self) -> Path:
         """What the app changed of its base."""
         return self.directory / "delta"
 
-    @property
+    @functools.cached_property
     def rootfs(self) -> Path:
         """Where the overlay is mounted while the app runs."""
         return self.directory / "rootfs"
 
-    @property
+    @functools.cached_property
     def log(self) -> Path:
         """What the app's program wrote to stdout and stderr since the last start."""
         return self.conf.core_log_dir / "app" / f"{self.name}.log"
 
-    @property
+    @functools.cached_property
     def status(self) -> Path:
         """Where the app's shell writes the exit status of its program, when the app is to be restarted."""
         return self.directory / "status"
 
-    @property
+    @functools.cached_property
     def record_file(self) -> Path:
         """The processes of the last start; in /run, because a reboot ends them."""
         return self.conf.core_run_dir / "app" / f"{self.name}.json"
 
-    @property
+    @functools.cached_property
     def lease_file(self) -> Path:
         """The address that DHCP gave, with its length; in /run, because it ends with the app."""
         return self.conf.core_run_dir / "app" / f"{self.name}.lease"
@@ -111,9 +112,13 @@ class App:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DreError(f"{path}: damaged: {error}") from None
 
-    def store(self, spec: Spec, durable: bool = True) -> None:
-        """Make *spec* the app's, in our file and in what is derived anew at each start."""
-        files.write_atomic(self.home / "app.json", spec.to_json(), 0o600, durable)
+    def store(self, spec: Spec) -> None:
+        """Make *spec* the app's, in our file and in what is derived from it."""
+        files.write_atomic(self.home / "app.json", spec.to_json(), 0o600)
+        self.derive(spec)
+
+    def derive(self, spec: Spec) -> None:
+        """Make what an app of this *spec* has beside our file."""
         if spec.restart != "no":
             self.status.touch(mode=0o600)
         self.refresh(spec)

@@ -96,6 +96,10 @@ class Group:
                 found[controller] = top / freezer.group(path)
         return found
 
+    def is_same(self, other: "Group") -> bool:
+        """Whether both are groups of one container."""
+        return self._membership == other._membership or self.paths == other.paths
+
     @classmethod
     def of(cls, pid: int) -> Self:
         """The groups of process *pid*. Raises OSError when it is gone."""

@@ -119,7 +119,7 @@ def _build(app: App, spec: Spec, fill: Callable[[Path], None] | None) -> None:
         lxcconfig.hide(app.conf, app.delta)
     app.log.parent.mkdir(parents=True, exist_ok=True)
     app.log.touch(mode=0o640)
-    app.store(spec, durable=False)
+    app.derive(spec)
     names.write(app, spec)
     if spec.unprivileged:  # where it cannot be, say so now
         try:
@@ -297,7 +297,7 @@ def _lost(process: str, title: bytes) -> bool:
 
 def stop(app: App, timeout: float) -> bool:
     """Send TERM to all processes of the app, kill them after *timeout* seconds; False when it was stopped already."""
-    app.need()
+    spec = app.need()
     state = _steady(app)
     if state not in ("running", "frozen"):
         sweep(app)
@@ -306,17 +306,16 @@ def stop(app: App, timeout: float) -> bool:
     if init is not None:
         _note_stop(app, init)
         with contextlib.suppress(OSError), _watched(apps.monitor(init)) as monitor:  # ended by itself just now
-            _end(app, init, monitor, timeout, frozen=state == "frozen")
+            if state == "frozen":
+                _unfreeze(app, init)  # a frozen process cannot obey
+            _end(app, init, monitor, spec.halt, timeout)
     sweep(app)
     app.emit("stopped")
     return True
 
 
-def _end(app: App, init: int, monitor: int, timeout: float, frozen: bool) -> None:
-    if frozen:
-        _unfreeze(app, init)  # a frozen process cannot obey
+def _end(app: App, init: int, monitor: int, halt: int | None, timeout: float) -> None:
     # Not left to init.lxc, which would kill one second after its TERM: a database may need longer.
-    halt = app.spec().halt
     if halt is None:
         terminate(init)
     else:
@@ -339,7 +338,7 @@ def terminate(init: int) -> None:
             fd = os.pidfd_open(pid)
             try:
                 # The number may be another process's by now; this descriptor is for one process.
-                if cgroup.Group.of(pid).paths == group.paths:
+                if cgroup.Group.of(pid).is_same(group):
                     signal.pidfd_send_signal(fd, signal.SIGTERM)
             except FileNotFoundError:
                 pass

@@ -73,13 +73,15 @@ def _destroy(ctx: Context) -> None:
             if ctx.args.again:
                 return
             raise
-        if not ctx.args.force and app.state() in ("running", "frozen"):
+        state = app.state()
+        if not ctx.args.force and state in ("running", "frozen"):
             raise DreError(f"{app.name}: is running; stop it, or use --force")
         others = [] if ctx.args.force else [name for name in order.dependents(ctx.conf, app.name) if name not in named]
         if others:
             raise DreError(f"{app.name}: {', '.join(others)} is after it; change that, or use --force")
         adopt.need_unshared(app)
-        lifecycle.stop(app, 0.0 if ctx.args.force else STOP_WAIT)
+        if state not in ("stopped", "crashed"):
+            lifecycle.stop(app, 0.0 if ctx.args.force else STOP_WAIT)
         lifecycle.destroy(app)
 
     named = ctx.args.names
