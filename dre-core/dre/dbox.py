@@ -261,9 +261,15 @@ class Recorder:
         """
         return self.spool.append(stream, [octets], [request] if request else ())[0]
 
-    def record_all(self, stream: str, parts: Sequence[bytes], requests: Sequence[str] = ()) -> list[int]:
-        """Make several records durable at once, which is much faster; see `record`."""
-        return self.spool.append(stream, parts, requests)
+    def record_all(
+        self, stream: str, parts: Sequence[bytes], requests: Sequence[str] = (), *, durable: bool = True
+    ) -> list[int]:
+        """Make several records durable at once, which is faster; see `record`, and for *durable* `Spool.append`."""
+        return self.spool.append(stream, parts, requests, durable=durable)
+
+    def sync(self) -> None:
+        """Make durable what `record_all` recorded without. Raises DreError."""
+        self.spool.sync()
 
     def pending(self) -> int:
         """How many records wait for delivery."""

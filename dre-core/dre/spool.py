@@ -81,10 +81,13 @@ class Spool:
         self._known = _Known(0, 0, {}, None)
         self._requests = _Requests(directory / "requests")
 
-    def append(self, stream: str, parts: Sequence[bytes], requests: Sequence[str] = ()) -> list[int]:
+    def append(
+        self, stream: str, parts: Sequence[bytes], requests: Sequence[str] = (), *, durable: bool = True
+    ) -> list[int]:
         """Make *parts* durable as the next records of *stream*; their numbers. Raises DreError.
 
         *requests* names what each came from, "-" nothing: one that is here already under its name keeps its number.
+        What is not *durable* survives the death of this process, and that of the host only after `sync`.
         """
         units.name(stream)
         for octets in parts:
@@ -101,12 +104,18 @@ class Spool:
             try:
                 numbers, frames, chain = self._frames(known, stream, parts, requests)
                 if frames:
-                    end = _append(self._path(known.file), known.end, frames)
+                    end = _append(self._path(known.file), known.end, frames, durable)
                     self._known = _Known(known.file, end, {**known.last, stream: max(numbers)}, chain)
             except BaseException:
                 self._requests.forget()  # what was remembered is not on the disk
                 raise
             return numbers
+
+    def sync(self) -> None:
+        """Make durable what was appended without. Raises DreError."""
+        if self.directory.exists():
+            with files.lock(self._lock):
+                _sync(self._path(self.state().file))
 
     def _frames(
         self, known: _Known, stream: str, parts: Sequence[bytes], requests: Sequence[str]
@@ -154,10 +163,14 @@ class Spool:
             yield from records(self._path(state.file), state.offset, state.chain)
 
     def next(self) -> tuple[State, list[Record]]:
-        """The next records that can go in one batch, and the state to hand to `delivered`."""
+        """The next records that can go in one batch, durable by now, and the state to hand to `delivered`."""
         with files.lock(self._lock):
             state = self.state()
-            return state, _run(records(self._path(state.file), state.offset, state.chain))
+            path = self._path(state.file)
+            run = _run(records(path, state.offset, state.chain))
+            if run:
+                _sync(path)  # the D-Box must not have what a power cut takes from here
+            return state, run
 
     def delivered(self, state: State, run: Sequence[Record]) -> None:
         """Remember that *run* is in the D-Box. Only one process at a time delivers; records may come in meanwhile."""
@@ -330,8 +343,22 @@ def _short(octets: bytes) -> str:
     return hashlib.sha256(octets).hexdigest()[:32]
 
 
-def _append(path: Path, end: int, frames: Sequence[bytes]) -> int:
-    """Put *frames* at *end* of the file, cutting off a torn rest; the new end. Durable on return, else as before."""
+def _sync(path: Path) -> None:
+    """Make durable what *path* holds, if it is there. Raises DreError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    try:
+        os.fdatasync(fd)
+    except OSError as error:
+        raise DreError(f"{path}: cannot record: {error.strerror}") from None
+    finally:
+        os.close(fd)
+
+
+def _append(path: Path, end: int, frames: Sequence[bytes], durable: bool) -> int:
+    """Put *frames* at *end* of the file, cutting off a torn rest; the new end. On an error the file is as before."""
     new, octets = not path.exists(), b"".join(frames)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -341,7 +368,8 @@ def _append(path: Path, end: int, frames: Sequence[bytes]) -> int:
             while view:
                 written = os.pwrite(fd, view, end + len(octets) - len(view))
                 view = view[written:]
-            os.fdatasync(fd)
+            if durable:
+                os.fdatasync(fd)
         except OSError as error:
             os.ftruncate(fd, end)
             raise DreError(f"{path}: cannot record: {error.strerror}") from None

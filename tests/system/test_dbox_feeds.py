@@ -24,7 +24,7 @@ EXAMPLE = ROOT / "dbox/examples/dre-dbox.conf"
 @pytest.fixture(scope="module")
 def box():
     made = dboxkit.copy()
-    for name in ("syslog", "journal"):
+    for name in ("syslog", "journal", "killed"):
         made.good("dbox-init", "--client", name, "--role", "writer")
     yield made
     dboxkit.remove(made)
@@ -49,6 +49,36 @@ def wait(what, seconds=30):
 
 
 # --- rsyslog ---
+
+
+def test_what_omprog_answered_outlives_it(box):
+    """rsyslog sends again what had no answer, and no other message of the transaction."""
+    argv = [dboxkit.program("dbox-put"), "--config", box.conf, "--client", "killed", "--stream", "killed"]
+    with subprocess.Popen([*argv, "--omprog"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()) as put:
+        assert put.stdout.readline() == b"OK\n"
+        for line, answer in (
+            (b"BEGIN TRANSACTION", b"OK"),
+            (b"id1 one", b"DEFER_COMMIT"),
+            (b"id2 two", b"DEFER_COMMIT"),
+        ):
+            put.stdin.write(line + b"\n")
+            put.stdin.flush()
+            assert put.stdout.readline() == answer + b"\n"
+        put.kill()
+    again = b"BEGIN TRANSACTION\nid2 two\nid3 three\nCOMMIT TRANSACTION\n"
+    done = subprocess.run([*argv, "--omprog", "--timeout", "0.1"], input=again, capture_output=True, env=environment())
+    assert done.stdout == b"OK\nOK\nDEFER_COMMIT\nDEFER_COMMIT\nOK\n"
+    waiting = subprocess.run([*argv, "--pending"], capture_output=True, env=environment(), check=True).stdout
+    assert [line.split() for line in waiting.splitlines()] == [
+        [b"killed", b"1", b"3"],
+        [b"killed", b"2", b"3"],
+        [b"killed", b"3", b"5"],
+    ]
+    box.start()
+    subprocess.run([*argv, "--drain"], env=environment(), check=True)
+    box.stop()
+    assert entries(box, "killed") == [b"one", b"two", b"three"]
+
 
 UNPACKED = ROOT / "build/checkers/rsyslog"
 
@@ -104,10 +134,17 @@ class Syslog:
             sender.connect(str(self.socket))
             sender.send(b"<14>Nov 26 10:00:00 test: " + text)
 
+    def unread(self):
+        """The octets that wait in the socket."""
+        done = subprocess.run(["ss", "-xaH", "src", self.socket], capture_output=True, check=True)
+        (line,) = done.stdout.splitlines()
+        return int(line.split()[2])
+
     def pids(self):
         return [int(word) for word in (self.path / "pids").read_text().split()] if (self.path / "pids").exists() else []
 
     def stop(self):
+        wait(lambda: self.unread() == 0)  # these it never had
         self.daemon.terminate()
         assert self.daemon.wait(60) is not None
 
