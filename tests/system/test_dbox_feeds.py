@@ -24,7 +24,7 @@ EXAMPLE = ROOT / "dbox/examples/dre-dbox.conf"
 @pytest.fixture(scope="module")
 def box():
     made = dboxkit.copy()
-    for name in ("syslog", "journal", "killed"):
+    for name in ("syslog", "journal", "answered"):
         made.good("dbox-init", "--client", name, "--role", "writer")
     yield made
     dboxkit.remove(made)
@@ -53,7 +53,7 @@ def wait(what, seconds=30):
 
 def test_what_omprog_answered_outlives_it(box):
     """rsyslog sends again what had no answer, and no other message of the transaction."""
-    argv = [dboxkit.program("dbox-put"), "--config", box.conf, "--client", "killed", "--stream", "killed"]
+    argv = [dboxkit.program("dbox-put"), "--config", box.conf, "--client", "answered", "--stream", "answered"]
     with subprocess.Popen([*argv, "--omprog"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()) as put:
         assert put.stdout.readline() == b"OK\n"
         for line, answer in (
@@ -70,14 +70,14 @@ def test_what_omprog_answered_outlives_it(box):
     assert done.stdout == b"OK\nOK\nDEFER_COMMIT\nDEFER_COMMIT\nOK\n"
     waiting = subprocess.run([*argv, "--pending"], capture_output=True, env=environment(), check=True).stdout
     assert [line.split() for line in waiting.splitlines()] == [
-        [b"killed", b"1", b"3"],
-        [b"killed", b"2", b"3"],
-        [b"killed", b"3", b"5"],
+        [b"answered", b"1", b"3"],
+        [b"answered", b"2", b"3"],
+        [b"answered", b"3", b"5"],
     ]
     box.start()
     subprocess.run([*argv, "--drain"], env=environment(), check=True)
     box.stop()
-    assert entries(box, "killed") == [b"one", b"two", b"three"]
+    assert entries(box, "answered") == [b"one", b"two", b"three"]
 
 
 UNPACKED = ROOT / "build/checkers/rsyslog"
