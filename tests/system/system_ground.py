@@ -30,6 +30,26 @@ COUNTER = bytes.fromhex(
     "b80103b90200ba8000bb0080cd13ebc2"
 )
 
+# Runs a program that goes into the background, and is the parent of what that starts and leaves. libvirt waits until a
+# QEMU that has ended is gone; the first process of a container may look for such ones only every two seconds.
+PARENT = """
+import ctypes, os, subprocess, sys
+begun, tell = os.pipe()
+if os.fork():
+    os.close(tell)
+    sys.exit(not os.read(begun, 1))
+ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+subprocess.run(sys.argv[1:], check=True)
+os.write(tell, b"1")
+for number in range(3):
+    os.dup2(os.open(os.devnull, os.O_RDWR), number)
+try:
+    while True:
+        os.wait()
+except ChildProcessError:
+    pass
+"""
+
 
 def need(*programs):
     """Skip, saying why, where a program is missing."""
@@ -134,7 +154,8 @@ class Host:
 
     def begin_libvirt(self, *options):
         """Start libvirt, and wait until it answers."""
-        self.call("libvirtd", "-d", "--pid-file", self.seen / "libvirtd.pid", *options)
+        words = ("libvirtd", "-d", "--pid-file", self.seen / "libvirtd.pid", *options)
+        self.call("/usr/bin/python3", "-c", PARENT, *words)
         deadline = time.monotonic() + 60
         while self.call("virsh", "version", check=False).returncode != 0:
             assert time.monotonic() < deadline, "libvirtd does not answer"
