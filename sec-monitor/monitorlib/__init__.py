@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""D-Application Monitor: the modules behind dre-ingest, dre-reorder, dre-watch, dre-rules and dre-monitor."""
+"""D-Application Monitor: the modules behind dre-ingest, -reorder, -correlate, -watch, -rules, -monitor."""

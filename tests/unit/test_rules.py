@@ -29,6 +29,22 @@ def check(**changes):
 def test_plain_rules_are_acceptable():
     assert check() == []
     assert check(type="Pair", ptype2="SubStr", pattern2="z", desc2="d", action2="none", window="10") == []
+    assert check(type="Jump", action=None, cfset="set$1", constset="no", varmap="x=1; y=2") == []
+    assert (
+        check(ptype="TValue", pattern="true", action="create A 10 (write %script (a; b); set B - (none)); assign %x $1")
+        == []
+    )
+
+
+def test_labels_and_options_are_no_rules():
+    text = (
+        "type=Options\njoincfset=a b\n\ntype=Single\nptype=SubStr\npattern=a\ncontinue=GoTo L\ndesc=x\naction=none\n\n"
+    )
+    book = rulecheck.parse("f", text + "label=L\n\ntype=Single\nptype=SubStr\npattern=b\ndesc=x\naction=none\n", set())
+    assert (book.findings, len(book.rules), book.labels) == ([], 2, {"L": 1})
+    assert book.options["joincfset"] == "a b"
+    (finding,) = rulecheck.check("f", text + "label=M\n", set())
+    assert finding.line == 7 and "label" in finding.reason
 
 
 @pytest.mark.parametrize(
@@ -77,7 +93,25 @@ def test_plain_rules_are_acceptable():
         {"action": "sigemul TERM"},
         {"action": ""},
         {"action": "none;"},
-        {"varmap": "x=1"},
+        {"action": "create A 10 ( none ; create B 1 (spawn id) )"},
+        {"action": "set A - (lcall %x -> ( sub { 1 } ))"},
+        {"action": "write %script (a; b); shellcmd id"},
+        {"action": "write %script (a"},
+        {"action": "assign %script x"},
+        {"action": "empty A %script"},
+        {"varmap": "x"},
+        {"varmap": "x=1; y=(2)"},
+        {"type": "Jump", "action": None, "cfset": "a;b"},
+        {"type": "Options", "joincfset": "x"},
+        {"window": "10"},
+        {"type": "SingleWithSuppress", "window": "0"},
+        {"type": "Pair"},
+        {"context": "[A"},
+        {"context": "A (B)"},
+        {"pattern": "(a+)+"},
+        {"pattern": "(a|ab|b)*x"},
+        {"pattern": r"a\Kb"},
+        {"pattern": "a(b"},
         {"continue": "GoTo x"},
         {"window": "1e9"},
         {"type": None},
