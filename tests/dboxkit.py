@@ -100,13 +100,13 @@ class Box:
 
     def sequencer(self):
         """The process id of the sequencer."""
-        from dboxlib import channel
+        from dboxlib import remote
 
-        remote = channel.Remote(self.path / "run/dbox/sequencer.sock")
+        asked = remote.Remote(self.path / "run/dbox/sequencer.sock")
         try:
-            return remote.hello()["pid"]
+            return asked.hello()["pid"]
         finally:
-            remote.close()
+            asked.close()
 
     def said(self):
         return (self.path / "dboxd.log").read_bytes()

@@ -124,7 +124,7 @@ def box(where=None, **keys):
     store.create(where.url(name), old.origin, old.box, rows)
     new = store.open(where.url(name), True)
     for client in old.clients(0):
-        new.register(*client[1:])
+        new.register(client)
     new.close()
     old.close()
     for path in made.state.glob(f"{made.database.name}*"):

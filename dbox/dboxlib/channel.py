@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log over a Unix socket: `Server` in the sequencer's process, `Remote` in everybody else's.
+"""The log over a Unix socket, on the sequencer's side; `dboxlib.remote` is everybody else's.
 
-A message is its length in 4 octets and then parts, each after its own length: the first one is JSON, the others are
-octets. A connection carries one question at a time. Who may connect is decided by the uid that the kernel tells; what
-comes is data and never code, and a message that is too long or not understood ends its connection.
+Who may connect is decided by the uid that the kernel tells; what comes is data and never code, and a message that is
+too long or not understood ends its connection.
 """
 
 import contextlib
 import functools
-import json
 import os
 import selectors
 import socket
@@ -17,82 +15,19 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-from dre import dbox, evidence
-from dre.conf import Conf
-from dre.errors import DreError, MissingError, NotFoundError, NotPermittedError, UsageError
-from dre.evidence import Head, Note, Receipt, TamperedError
+from dre import evidence
+from dre.errors import DreError
+from dre.evidence import Head, Note, TamperedError
 
-from dboxlib.log import BusyError, ConflictError, Outcome, QuotaError
+from dboxlib import message
+from dboxlib.log import Outcome, QuotaError
 from dboxlib.sequencer import Sequencer
 
-LARGEST = dbox.LARGEST + 4 * 1024 * 1024  # octets of a message
-CONNECTIONS = 256  # at once, for the server
-POOL = 64  # at once, for one Remote
+CONNECTIONS = 256  # at once
 READ = 256 * 1024
 WORKERS = 4  # threads for everything but new entries
-_LENGTH = struct.Struct(">I")
-_encode = json.JSONEncoder(separators=(",", ":")).encode
-_ERRORS: dict[str, Callable[[dict[str, Any]], Exception]] = {
-    "BusyError": lambda it: BusyError(it["text"]),
-    "ConflictError": lambda it: ConflictError(it["text"]),
-    "QuotaError": lambda it: QuotaError(it["text"], it["full"], it["retry_after"]),
-    "TamperedError": lambda it: TamperedError(it["index"], it["reason"]),
-    "NotPermittedError": lambda it: NotPermittedError(it["text"]),
-    "UsageError": lambda it: UsageError(it["text"]),
-    "NotFoundError": lambda it: NotFoundError(it["text"]),
-    "IndexError": lambda it: IndexError(it["text"]),
-}
-
-
-def place(conf: Conf) -> Path:
-    """Where the sequencer's socket is."""
-    return conf.core_run_dir / "dbox" / "sequencer.sock"
-
-
-def connect(conf: Conf) -> "Remote":
-    """The log of the settings. Raises MissingError when no sequencer answers."""
-    remote = Remote(place(conf))
-    remote.hello()
-    return remote
-
-
-# --- The form of messages ---
-
-
-def _message(fields: Mapping[str, Any], parts: Iterable[bytes] = ()) -> bytes:
-    body = dbox.frame([_encode(fields).encode(), *parts])
-    return _LENGTH.pack(len(body)) + body
-
-
-def _read(body: bytes) -> tuple[dict[str, Any], list[bytes]]:
-    """JSON and parts of a message. Raises DreError, ValueError."""
-    parts = dbox.unframe(body)
-    fields = json.loads(parts[0].decode()) if parts else None
-    if not isinstance(fields, dict):
-        raise ValueError("not a message")
-    return fields, parts[1:]
-
-
-def _failure(error: BaseException) -> bytes:
-    fields: dict[str, Any] = {"error": type(error).__name__, "text": str(error)}
-    for name in ("full", "retry_after", "index", "reason"):
-        if isinstance(error, QuotaError | TamperedError) and hasattr(error, name):
-            fields[name] = getattr(error, name)
-    return _message(fields)
-
-
-def _joined(path: Sequence[bytes] | None) -> bytes:
-    return b"".join(path or ())
-
-
-def _split(octets: bytes) -> tuple[bytes, ...]:
-    return tuple(octets[at : at + 32] for at in range(0, len(octets), 32))
-
-
-# --- The sequencer's side ---
 
 
 class _Connection:
@@ -106,19 +41,19 @@ class _Connection:
         self.asked = False
         self._lock = threading.Lock()
 
-    def answer(self, message: bytes) -> None:
+    def answer(self, octets: bytes) -> None:
         """Send the answer to the question; what the socket does not take at once goes when it can."""
         with self._lock:
             self.asked = False
             sent = 0
             if not self.leaving:
                 try:
-                    sent = self.sock.send(message, socket.MSG_DONTWAIT)
+                    sent = self.sock.send(octets, socket.MSG_DONTWAIT)
                 except BlockingIOError:
                     pass
                 except OSError:
                     return  # it is gone; its thread of the selector sees that too
-            self.leaving += message[sent:]
+            self.leaving += octets[sent:]
             if self.leaving:
                 self.server.wake(self)
 
@@ -230,14 +165,14 @@ class Server:
         come = connection.come
         if len(come) < 4:
             return
-        (length,) = _LENGTH.unpack_from(come)
-        if length > LARGEST:
+        (length,) = message.LENGTH.unpack_from(come)
+        if length > message.LARGEST:
             raise ValueError(f"a message of {length} octets")
         if len(come) < 4 + length:
             return
         if len(come) > 4 + length or connection.asked:
             raise ValueError("a second question before the first was answered")
-        fields, parts = _read(bytes(come[4:]))
+        fields, parts = message.read(bytes(come[4:]))
         come.clear()
         connection.asked = True
         if fields["call"] in ("submit", "append"):
@@ -265,7 +200,7 @@ class Server:
         elif whole:
             connection.answer(self._outcome(done.result()))
         else:
-            connection.answer(_message({}, [self.sequencer.receipt_of(done.result())]))
+            connection.answer(message.build({}, [self.sequencer.receipt_of(done.result())]))
 
     def _outcome(self, outcome: Outcome) -> bytes:
         note, octets = self._note
@@ -277,12 +212,12 @@ class Server:
         if numbers[-1] - numbers[0] != len(numbers) - 1 or len(set(numbers)) != len(numbers):
             fields["numbers"] = numbers
         if outcome.last is None:
-            return _message(fields, [octets])
+            return message.build(fields, [octets])
         fields["last"] = True
         fields["run"] = outcome.first is not None
         last = outcome.last
         more = [last.header, last.salt, _joined(last.path), _joined(outcome.first), _joined(outcome.salts)]
-        return _message(fields, [octets, *more])
+        return message.build(fields, [octets, *more])
 
     def _ask(self, connection: _Connection, fields: Mapping[str, Any], parts: Sequence[bytes]) -> None:
         try:
@@ -304,27 +239,27 @@ class Server:
         answer = [note.format().encode() if size is None else b""]
         for receipt in log.receipts([int(number) for number in fields["numbers"]], outcome):
             answer += [receipt.header, receipt.salt, _joined(receipt.path)]
-        return _message({}, answer)
+        return message.build({}, answer)
 
     def _clients(self, fields: Mapping[str, Any], parts: Sequence[bytes]) -> bytes:
         self.sequencer.log_clients()
-        return _message({"logged": self.sequencer.clients_logged})
+        return message.build({"logged": self.sequencer.clients_logged})
 
     def _register(self, fields: Mapping[str, Any], parts: Sequence[bytes]) -> bytes:
         words = [str(fields[name]) for name in ("fingerprint", "name", "role", "streams", "local")]
         self.sequencer.register(*words)
-        return _message({"logged": self.sequencer.clients_logged})
+        return message.build({"logged": self.sequencer.clients_logged})
 
     def _hello(self, fields: Mapping[str, Any], parts: Sequence[bytes]) -> bytes:
-        return _message({"pid": os.getpid(), "child": self.child, "logged": self.sequencer.clients_logged})
+        return message.build({"pid": os.getpid(), "child": self.child, "logged": self.sequencer.clients_logged})
 
     def _signature(self, fields: Mapping[str, Any], parts: Sequence[bytes]) -> bytes:
         key, time, value = self.sequencer.signature(int(fields["number"]))
-        return _message({"key": key, "time": time}, [value])
+        return message.build({"key": key, "time": time}, [value])
 
     def _md5_signature(self, fields: Mapping[str, Any], parts: Sequence[bytes]) -> bytes:
         found = self.sequencer.md5_signature(int(fields["number"]))
-        return _message({"key": found[0]}, [found[1]]) if found else _message({"key": None})
+        return message.build({"key": found[0]}, [found[1]]) if found else message.build({"key": None})
 
 
 @functools.lru_cache(maxsize=1024)
@@ -340,7 +275,7 @@ _Call = Callable[[Server, Mapping[str, Any], Sequence[bytes]], bytes]
 def _nothing(call: Callable[[Server, Mapping[str, Any], Sequence[bytes]], None]) -> _Call:
     def made(server: Server, fields: Mapping[str, Any], parts: Sequence[bytes]) -> bytes:
         call(server, fields, parts)
-        return _message({})
+        return message.build({})
 
     return made
 
@@ -352,9 +287,9 @@ _CALLS: dict[str, _Call] = {
     "receipts": Server._receipts,
     "signature": Server._signature,
     "md5": Server._md5_signature,
-    "newest": lambda it, _, __: _message({}, [it.sequencer.newest()[1].format().encode()]),
-    "inclusion": lambda it, ask, __: _message({}, it.sequencer.inclusion(int(ask["number"]), int(ask["size"]))),
-    "consistency": lambda it, ask, __: _message({}, it.sequencer.consistency(int(ask["old"]), int(ask["new"]))),
+    "newest": lambda it, _, __: message.build({}, [it.sequencer.newest()[1].format().encode()]),
+    "inclusion": lambda it, ask, __: message.build({}, it.sequencer.inclusion(int(ask["number"]), int(ask["size"]))),
+    "consistency": lambda it, ask, __: message.build({}, it.sequencer.consistency(int(ask["old"]), int(ask["new"]))),
     "own": lambda it, ask, __: it._outcome(it.sequencer.submit_own(str(ask["kind"]), dict(ask["data"]))),
     "erase": lambda it, ask, __: it._outcome(
         it.sequencer.erase(int(ask["number"]), str(ask["reason"]), str(ask["first"]), str(ask["second"]))
@@ -364,177 +299,17 @@ _CALLS: dict[str, _Call] = {
         lambda it, ask, parts: it.sequencer.anchor(str(ask["kind"]), parts[0], str(ask["name"]), ask["size"])
     ),
     "tampered": _nothing(lambda it, ask, _: it.sequencer.tampered(int(ask["number"]))),
-    "status": lambda it, _, __: _message({"status": it.sequencer.status()}),
+    "status": lambda it, _, __: message.build({"status": it.sequencer.status()}),
 }
 
 
-# --- Everybody else's side ---
+def _failure(error: BaseException) -> bytes:
+    fields: dict[str, Any] = {"error": type(error).__name__, "text": str(error)}
+    for name in ("full", "retry_after", "index", "reason"):
+        if isinstance(error, QuotaError | TamperedError) and hasattr(error, name):
+            fields[name] = getattr(error, name)
+    return message.build(fields)
 
 
-class Remote:
-    """A `log.Log` in another process. Threads may share it: each question takes a connection of a small pool."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.clients_logged = 0
-        self._idle: list[socket.socket] = []
-        self._free = threading.BoundedSemaphore(POOL)
-        self._pid = os.getpid()
-
-    def close(self) -> None:
-        """Close the connections that nobody uses."""
-        while self._idle:
-            self._idle.pop().close()
-
-    def hello(self) -> dict[str, Any]:
-        """Who answers."""
-        fields, _ = self._ask({"call": "hello"}, timeout=5.0)
-        self.clients_logged = max(self.clients_logged, int(fields["logged"]))
-        return fields
-
-    def submit(self, writer: str, stream: str, seq: int, parts: Sequence[bytes], timeout: float = 60.0) -> Outcome:
-        """Append entries and return when they are durable."""
-        return self._outcome({"call": "submit", "writer": writer, "stream": stream, "seq": seq}, parts, timeout)
-
-    def append(self, writer: str, stream: str, seq: int, octets: bytes) -> bytes:
-        """Append one entry; its receipt as it travels."""
-        return self._ask({"call": "append", "writer": writer, "stream": stream, "seq": seq}, [octets])[1][0]
-
-    def submit_own(self, kind: str, data: Mapping[str, object]) -> Outcome:
-        """Append an event of the D-Box itself."""
-        return self._outcome({"call": "own", "kind": kind, "data": dict(data)})
-
-    def log_clients(self) -> None:
-        """Append an entry for each registration that has none yet."""
-        self.clients_logged = int(self._ask({"call": "clients"})[0]["logged"])
-
-    def register(self, fingerprint: str, name: str, role: str, streams: str = "", local: str = "") -> None:
-        """Give a client a role, or another one; it is in the log on return."""
-        words = {"fingerprint": fingerprint, "name": name, "role": role, "streams": streams, "local": local}
-        self.clients_logged = int(self._ask({"call": "register", **words})[0]["logged"])
-
-    def newest(self) -> tuple[Head, Note]:
-        """The newest tree head."""
-        return _parsed(self._ask({"call": "newest"})[1][0])
-
-    def inclusion(self, number: int, size: int) -> list[bytes]:
-        """The path of entry *number* to the root of the first *size*."""
-        return self._ask({"call": "inclusion", "number": number, "size": size})[1]
-
-    def consistency(self, old: int, new: int) -> list[bytes]:
-        """The proof that the tree of *old* entries begins the one of *new*."""
-        return self._ask({"call": "consistency", "old": old, "new": new})[1]
-
-    def receipt(self, number: int, outcome: Outcome | None = None) -> Receipt:
-        """The receipt of an entry under the tree head of *outcome*, or the newest one."""
-        return self.receipts([number], outcome)[0]
-
-    def receipts(self, numbers: Sequence[int], outcome: Outcome | None = None) -> list[Receipt]:
-        """The receipts of several entries."""
-        if outcome is not None and outcome.last is not None and list(numbers) == [outcome.last.index]:
-            return [outcome.last]
-        size = outcome.head.size if outcome else None
-        _, parts = self._ask({"call": "receipts", "numbers": list(numbers), "size": size})
-        note = outcome.note if outcome else _parsed(parts[0])[1]
-        made = zip(numbers, parts[1::3], parts[2::3], parts[3::3], strict=True)
-        return [Receipt(header, number, _split(path), note, salt) for number, header, salt, path in made]
-
-    def signature(self, number: int) -> tuple[str, str, bytes]:
-        """The specification's signed digest of an entry."""
-        fields, parts = self._ask({"call": "signature", "number": number})
-        return fields["key"], fields["time"], parts[0]
-
-    def md5_signature(self, number: int) -> tuple[str, bytes] | None:
-        """The signature over MD5, where it is wanted."""
-        fields, parts = self._ask({"call": "md5", "number": number})
-        return (fields["key"], parts[0]) if parts else None
-
-    def erase(self, number: int, reason: str, first: str, second: str) -> Outcome:
-        """Remove octets and salt of an entry, as two admins want."""
-        return self._outcome({"call": "erase", "number": number, "reason": reason, "first": first, "second": second})
-
-    def rotate(self) -> None:
-        """Replace the sign key now."""
-        self._ask({"call": "rotate"})
-
-    def anchor(self, kind: str, octets: bytes, name: str = "", size: int | None = None) -> None:
-        """Keep what a third party said of a tree head."""
-        self._ask({"call": "anchor", "kind": kind, "name": name, "size": size}, [octets])
-
-    def tampered(self, number: int) -> None:
-        """Have an entry looked at."""
-        self._ask({"call": "tampered", "number": number})
-
-    def status(self) -> dict[str, Any]:
-        """The state of the log."""
-        found: dict[str, Any] = self._ask({"call": "status"})[0]["status"]
-        return found
-
-    def _outcome(self, fields: Mapping[str, Any], parts: Sequence[bytes] = (), timeout: float = 60.0) -> Outcome:
-        told, octets = self._ask(fields, parts, timeout)
-        head, note = _parsed(octets[0])
-        numbers = told.get("numbers") or list(range(told["first"], told["first"] + told["count"]))
-        if "last" not in told:
-            return Outcome(numbers, head, note)
-        _, header, salt, path, first, salts = octets
-        last = Receipt(header, numbers[-1], _split(path), note, salt)
-        return Outcome(numbers, head, note, last, _split(first) if told["run"] else None, _split(salts))
-
-    def _ask(
-        self, fields: Mapping[str, Any], parts: Sequence[bytes] = (), timeout: float = 60.0
-    ) -> tuple[dict[str, Any], list[bytes]]:
-        """One question and its answer; asked once more where an idle connection turns out to be dead."""
-        message = _message(fields, parts)
-        with self._free:
-            while True:
-                if self._pid != os.getpid():
-                    self._idle, self._pid = [], os.getpid()  # connections of a parent are not ours
-                try:
-                    sock, fresh = self._idle.pop(), False
-                except IndexError:
-                    sock, fresh = self._connect(), True
-                try:
-                    sock.settimeout(timeout)
-                    sock.sendall(message)
-                    answer = _receive(sock)
-                except TimeoutError:
-                    sock.close()
-                    raise BusyError(f"not written within {timeout:g} s; send the same again") from None
-                except OSError as error:
-                    sock.close()
-                    if fresh:
-                        raise DreError(f"the sequencer ended while it was asked: {error}") from None
-                    continue
-                self._idle.append(sock)
-                break
-        told, more = _read(answer)
-        if "error" in told:
-            raise _ERRORS.get(told["error"], lambda it: DreError(it["text"]))(told)
-        return told, more
-
-    def _connect(self) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.settimeout(5.0)
-            sock.connect(str(self.path))
-        except OSError as error:
-            sock.close()
-            raise MissingError(f"{self.path}: no sequencer answers: {error.strerror or error}") from None
-        return sock
-
-
-def _receive(sock: socket.socket) -> bytes:
-    octets = bytearray(sock.recv(65_536))
-    while len(octets) < 4 or len(octets) < 4 + _LENGTH.unpack_from(octets)[0]:
-        more = sock.recv(1024 * 1024)
-        if not more:
-            raise ConnectionError("no answer")
-        octets += more
-    return bytes(octets[4:])
-
-
-@functools.lru_cache(maxsize=8)
-def _parsed(octets: bytes) -> tuple[Head, Note]:
-    """A note and its tree head: one batch answers many."""
-    note = evidence.parse_note(octets.decode())
-    return evidence.parse_head(note.text), note
+def _joined(path: Sequence[bytes] | None) -> bytes:
+    return b"".join(path or ())

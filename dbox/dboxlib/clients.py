@@ -10,8 +10,8 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from dre import event, units
 from dre.errors import DreError, UsageError
@@ -60,32 +60,21 @@ class Client:
 class Table(Protocol):
     """What is asked of the store."""
 
-    def client(self, fingerprint: str) -> tuple[Any, ...] | None: ...
+    def client(self, fingerprint: str) -> Client | None: ...
 
-    def clients(self, after: int) -> list[tuple[Any, ...]]: ...
+    def clients(self, after: int) -> list[Client]: ...
 
-    def register(
-        self,
-        fingerprint: str,
-        name: str,
-        role: str,
-        time: str,
-        streams: str = "",
-        local: str = "",
-        until: str = "",
-        number: int | None = None,
-    ) -> None: ...
+    def register(self, client: Client) -> None: ...
 
 
 def find(table: Table, fingerprint: str) -> Client | None:
     """The registration of *fingerprint* that counts, whatever its role."""
-    row = table.client(fingerprint) if fingerprint else None
-    return Client(*row) if row else None
+    return table.client(fingerprint) if fingerprint else None
 
 
 def current(table: Table) -> list[Client]:
     """The registration that counts of every fingerprint, in order of the first."""
-    return _newest(Client(*row) for row in table.clients(0))
+    return _newest(table.clients(0))
 
 
 def _newest(rows: Iterable[Client]) -> list[Client]:
@@ -105,11 +94,10 @@ def change(table: Table, wanted: Client) -> None:
     if wanted.role != "writer" and wanted.streams:
         raise UsageError("only a writer is bound to streams")
     for _ in range(TRIES):
-        now, rows = event.stamp(), [Client(*row) for row in table.clients(0)]
+        now, rows = event.stamp(), table.clients(0)
         _judge(_newest(rows), wanted, now)
-        fields = (wanted.fingerprint, wanted.name, wanted.role, now, wanted.streams, wanted.local, wanted.until)
         with contextlib.suppress(DuplicateError):
-            return table.register(*fields, number=rows[-1].number + 1 if rows else 1)
+            return table.register(replace(wanted, number=rows[-1].number + 1 if rows else 1, time=now))
     raise DreError(f"client {wanted.name!r}: others register without a pause; nothing was changed")
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 from dre.conf import Conf
 
-from dboxlib import channel, store, wsgi
+from dboxlib import remote, store, wsgi
 
 
 @contextlib.contextmanager
 def application(conf: Conf) -> Iterator[wsgi.Application]:
     """The application of the settings. Raises MissingError while no sequencer answers."""
-    log = channel.connect(conf)
+    log = remote.connect(conf)
     with contextlib.closing(log), contextlib.closing(store.reading(conf)) as reading:
         yield wsgi.make(conf, reading, log)

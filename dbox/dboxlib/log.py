@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What front, page and tools may ask of the log's one writer, and how it refuses.
 
-`Log` is met by `sequencer.Sequencer` in its own process and by `channel.Remote` over a Unix socket, with the same
+`Log` is met by `sequencer.Sequencer` in its own process and by `remote.Remote` over a Unix socket, with the same
 exceptions. Reading what lies in the database is not asked here: see `store.open`.
 """
 

@@ -148,11 +148,11 @@ def show(ctx: cli.Context, where: Places) -> None:
 
 def told(ctx: cli.Context) -> None:
     """Let a running sequencer write the entries of what was registered now; without one it does so at its start."""
-    from dboxlib import channel
+    from dboxlib import message, remote
 
-    remote = channel.Remote(channel.place(ctx.conf))
-    with contextlib.suppress(MissingError), contextlib.closing(remote):
-        remote.log_clients()
+    sequencer = remote.Remote(message.place(ctx.conf))
+    with contextlib.suppress(MissingError), contextlib.closing(sequencer):
+        sequencer.log_clients()
 
 
 def _renew(ctx: cli.Context, where: Places, table: Any, name: str) -> None:

@@ -148,8 +148,7 @@ class Sequencer:
     def log_clients(self) -> None:
         """Append an entry for each registration that has none yet; nobody acts in a role the log does not tell of."""
         with self._logging:
-            for row in self.store.clients(self.clients_logged):
-                client = Client(*row)
+            for client in self.store.clients(self.clients_logged):
                 number, kind = client.number, "dbox.client.registered"
                 self.submit(self.appender.own, CLIENTS, number, [own_event(client.time, kind, client.fields())])
                 self.clients_logged = number
@@ -218,8 +217,8 @@ class Sequencer:
         if not 0 < len(reason) <= 500 or not reason.isprintable():
             raise DreError("expected a reason of 1 to 500 printable characters")
         for fingerprint in (first, second):
-            row = self.store.client(fingerprint)
-            if row is None or not Client(*row).holds(self.appender.now()) or Client(*row).role != "admin":
+            client = self.store.client(fingerprint)
+            if client is None or not client.holds(self.appender.now()) or client.role != "admin":
                 raise NotPermittedError("octets are erased by two admins only")
         if first == second:
             raise NotPermittedError("octets are erased by two different admins")

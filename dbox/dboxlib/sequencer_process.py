@@ -23,7 +23,7 @@ from dre import event, trust
 from dre.conf import Conf
 from dre.errors import DreError, MissingError, UsageError
 
-from dboxlib import channel, keystore, places, rotation, store
+from dboxlib import channel, keystore, message, places, remote, rotation, store
 from dboxlib.places import Places
 from dboxlib.sequencer import Sequencer
 from dboxlib.signer import Signer, load_key
@@ -45,7 +45,7 @@ def run(conf: Conf, ready: Callable[[], None], until: int | None = None) -> int:
         raise UsageError(f"{where.certs}: no keys of a D-Box; dbox-init makes them")
     note, keys = _read_key(where.certs / "note.key"), keystore.of(conf)
     _share(where)
-    listening = _listen(channel.place(conf))
+    listening = _listen(message.place(conf))
     allowed = _allowed()
     _drop()
     with contextlib.closing(listening):
@@ -171,13 +171,13 @@ def _listen(path: Path) -> socket.socket:
 
 def channel_answers(path: Path) -> dict[str, Any] | None:
     """What a sequencer says of itself on this socket; None when nobody is there."""
-    remote = channel.Remote(path)
+    asked = remote.Remote(path)
     try:
-        return remote.hello()
+        return asked.hello()
     except DreError:
         return None
     finally:
-        remote.close()
+        asked.close()
 
 
 def _allowed() -> set[int]:
@@ -213,7 +213,7 @@ def start(conf: Conf) -> Iterator[None]:
     One that is there already, as a service of its own, is left alone. Raises DreError with the reason of one that
     does not start.
     """
-    if _served(channel.place(conf)):
+    if _served(message.place(conf)):
         yield
         return
     life, ours = os.pipe()

@@ -12,7 +12,7 @@ import json
 import re
 import time as clock
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from dre.errors import DreError
 from dre.evidence import TamperedError
 
 from dboxlib import migrations, store_mysql, store_sqlite
+from dboxlib.clients import Client
 from dboxlib.storage import DuplicateError, Engine, FencedError, FullError, StorageError
 
 __all__ = ["DuplicateError", "FencedError", "FullError", "Row", "StorageError", "Store", "create", "open", "reading"]
@@ -513,34 +514,21 @@ class Store:
 
     # --- Clients and signatures ---
 
-    def client(self, fingerprint: str) -> tuple[Any, ...] | None:
-        """A client as registered last: the fields of `clients.Client`."""
+    def client(self, fingerprint: str) -> Client | None:
+        """A client as registered last."""
         row = self._one(
             f"SELECT {_CLIENT} FROM client WHERE fingerprint = ? ORDER BY number DESC LIMIT 1", (fingerprint,)
         )
-        return tuple(row) if row else None
+        return Client(*row) if row else None
 
-    def clients(self, after: int) -> list[tuple[Any, ...]]:
-        """The registrations after number *after*, in order: the fields of `clients.Client`."""
+    def clients(self, after: int) -> list[Client]:
+        """The registrations after number *after*, in order."""
         query = f"SELECT {_CLIENT} FROM client WHERE number > ? ORDER BY number"
-        return [tuple(row) for row in self.engine.rows(query, (after,))]
+        return [Client(*row) for row in self.engine.rows(query, (after,))]
 
-    def register(
-        self,
-        fingerprint: str,
-        name: str,
-        role: str,
-        time: str,
-        streams: str = "",
-        local: str = "",
-        until: str = "",
-        number: int | None = None,
-    ) -> None:
-        """Give the holder of a certificate a role. Raises DuplicateError where registration *number* is taken."""
-        self.engine.change(
-            f"INSERT INTO client ({_CLIENT}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (number, fingerprint, name, role, time, streams, local, until),
-        )
+    def register(self, client: Client) -> None:
+        """Keep a registration. Raises DuplicateError where its number is taken."""
+        self.engine.change(f"INSERT INTO client ({_CLIENT}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", astuple(client))
 
     def signature(self, number: int) -> tuple[str, str, bytes] | None:
         """Key, time and value of the signed digest of an entry, where it was made."""

@@ -26,8 +26,8 @@ class Meeting:
         self.barrier.abort()
         return found
 
-    def register(self, *fields, **more):
-        return self.table.register(*fields, **more)
+    def register(self, client):
+        return self.table.register(client)
 
 
 def admins(store):
@@ -65,7 +65,7 @@ def test_who_judged_by_what_is_over_judges_again(either):
             f"client {left.name!r} is the last admin: register another one first; nothing was changed",
             "removed",
         ]
-        assert [row[0] for row in table.clients(0)] == list(range(1, before + 2))
+        assert [one.number for one in table.clients(0)] == list(range(1, before + 2))
 
 
 def test_page_and_dbox_init_at_once_leave_one(either):
@@ -100,4 +100,5 @@ def test_page_and_dbox_init_at_once_leave_one(either):
         log.log_clients()
         told = dboxkit.told(store, stream="client")
         rows = store.clients(0)
-    assert [(data["client"], data["role"]) for data in told] == [(row[2], row[3]) for row in rows], "all are entries"
+    found = [(data["client"], data["role"]) for data in told]
+    assert found == [(one.name, one.role) for one in rows], "all are entries"

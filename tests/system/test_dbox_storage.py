@@ -17,7 +17,7 @@ WRITER = "a" * 64
 
 def open_log(box):
     """A started sequencer of its own, and the log it answers for."""
-    from dboxlib import channel
+    from dboxlib import remote
 
     log = (box.path / "sequencer.log").open("ab")
     end = log.tell()
@@ -30,7 +30,7 @@ def open_log(box):
             raise AssertionError(said.decode())
         assert time.monotonic() < deadline, said
         time.sleep(0.01)
-    return process, channel.connect(box.settings())
+    return process, remote.connect(box.settings())
 
 
 @contextlib.contextmanager

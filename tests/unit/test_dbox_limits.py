@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "dbox"))
 from dboxlib import api, clients, limits, redirect, wsgi  # noqa: E402
+from dboxlib.clients import Client  # noqa: E402
 from dboxlib.log import BusyError, ConflictError, QuotaError  # noqa: E402
 from dre.evidence import TamperedError  # noqa: E402
 
@@ -33,17 +34,17 @@ def test_memory_of_clients_is_bounded():
 
 
 class Table:
-    """Rows of clients; the newest of a fingerprint counts."""
+    """Registrations; the newest of a fingerprint counts."""
 
     def __init__(self, *rows):
         self.rows = list(rows)
 
     def client(self, fingerprint):
-        found = [row for row in self.rows if row[1] == fingerprint]
+        found = [row for row in self.rows if row.fingerprint == fingerprint]
         return found[-1] if found else None
 
     def clients(self, after):
-        return [row for row in self.rows if row[0] > after]
+        return [row for row in self.rows if row.number > after]
 
 
 class Log:
@@ -82,7 +83,7 @@ def request(app, method="POST", path="/v1/entries", body=b"x", **environ):
     return got
 
 
-WRITER = (1, "f", "n", "writer", "t", "", "", "")
+WRITER = Client(1, "f", "n", "writer", "t", "", "", "")
 
 
 @pytest.mark.parametrize(
@@ -120,12 +121,12 @@ def test_one_of_too_many_connections_hears_503():
     [
         (WRITER, {"DRE_CLIENT": "other"}),
         (WRITER, {"DRE_CLIENT": ""}),
-        ((1, "f", "n", "revoked", "t", "", "", ""), {}),
-        ((1, "f", "n", "writer", "t", "", "", "2020-01-01T00:00:00.000Z"), {}),
+        (Client(1, "f", "n", "revoked", "t", "", "", ""), {}),
+        (Client(1, "f", "n", "writer", "t", "", "", "2020-01-01T00:00:00.000Z"), {}),
         # A certificate that has the fingerprint of a local writer, and the other way round, is nobody.
-        ((1, "f", "n", "writer", "t", "", "root *", ""), {}),
-        ((1, clients.local_fingerprint("u", "*"), "n", "writer", "t", "", "", ""), {"DRE_LOCAL_USER": "u"}),
-        ((1, clients.local_fingerprint("", "*"), "n", "writer", "t", "", " *", ""), {"DRE_LOCAL_USER": ""}),
+        (Client(1, "f", "n", "writer", "t", "", "root *", ""), {}),
+        (Client(1, clients.local_fingerprint("u", "*"), "n", "writer", "t", "", "", ""), {"DRE_LOCAL_USER": "u"}),
+        (Client(1, clients.local_fingerprint("", "*"), "n", "writer", "t", "", " *", ""), {"DRE_LOCAL_USER": ""}),
     ],
 )
 def test_who_has_no_role_is_refused(row, environ):
@@ -135,8 +136,8 @@ def test_who_has_no_role_is_refused(row, environ):
 
 def test_the_exact_executable_comes_before_any():
     rows = [
-        (1, clients.local_fingerprint("u", "*"), "any", "writer", "t", "", "u *", ""),
-        (2, clients.local_fingerprint("u", "/x"), "x", "revoked", "t", "", "u /x", ""),
+        Client(1, clients.local_fingerprint("u", "*"), "any", "writer", "t", "", "u *", ""),
+        Client(2, clients.local_fingerprint("u", "/x"), "x", "revoked", "t", "", "u /x", ""),
     ]
     app = wsgi.Application(Table(*rows), Log(ConflictError("asked")))
     local = {"DRE_CLIENT": "f", "DRE_LOCAL_USER": "u"}

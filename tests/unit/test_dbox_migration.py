@@ -13,6 +13,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "dbox"))
 from dboxlib import searching, store  # noqa: E402
+from dboxlib.clients import Client  # noqa: E402
 from dre import evidence  # noqa: E402
 
 SCHEMA = """
@@ -77,7 +78,7 @@ def same(path, kept):
     try:
         found = [(header, with_all.payload(number)[1]) for number, header, *_ in with_all.walk()]
         assert found == kept
-        assert with_all.client("f") == (1, "f", "writer", "writer", "2026-01-01T00:00:00.000Z", "", "", "")
+        assert with_all.client("f") == Client(1, "f", "writer", "writer", "2026-01-01T00:00:00.000Z")
         assert with_all.signature(3) == ("abc", "2026-01-01T00:00:00.000Z", b"\1")
         rows = list(searching.find(with_all, {"stream": "script", "type": "app.1"}, 5000))
         expected = [
@@ -88,7 +89,7 @@ def same(path, kept):
         assert expected and [row["index"] for row in rows] == expected
         with pytest.raises(store.DuplicateError, match="only appended"):
             with_all.engine.change("UPDATE entry SET time = 0")
-        with_all.register("f", "writer", "revoked", "2026-01-02T00:00:00.000Z", "app")
+        with_all.register(Client(2, "f", "writer", "revoked", "2026-01-02T00:00:00.000Z", "app"))
     finally:
         with_all.close()
 

@@ -70,10 +70,10 @@ def _prepare(ctx: cli.Context, where: Places) -> None:
 
 def _replace(ctx: cli.Context) -> None:
     """Have the sequencer take the next key; where none is running, be it."""
-    from dboxlib import channel
+    from dboxlib import remote
 
     try:
-        log = channel.connect(ctx.conf)
+        log = remote.connect(ctx.conf)
     except MissingError:
         _offline(ctx)
     else:

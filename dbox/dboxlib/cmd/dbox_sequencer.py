@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from dre import cli
 
-from dboxlib import channel, sequencer_process
+from dboxlib import message, sequencer_process
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -24,6 +24,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(ctx: cli.Context) -> int:
     def ready() -> None:
-        sys.stderr.write(f"dbox-sequencer: listening on {channel.place(ctx.conf)}\n")
+        sys.stderr.write(f"dbox-sequencer: listening on {message.place(ctx.conf)}\n")
 
     return sequencer_process.run(ctx.conf, ready)

@@ -198,7 +198,7 @@ def _ask(ctx: cli.Context) -> int:
     from dre import event
 
     try:
-        from dboxlib import anchoring, anchors, channel, store
+        from dboxlib import anchoring, anchors, remote, store
     except ImportError as error:
         raise MissingError(f"--ask is for the D-Box: {error}; apt-get install dbox") from None
     conf = ctx.conf
@@ -208,7 +208,7 @@ def _ask(ctx: cli.Context) -> int:
         raise UsageError("nobody to ask: DRE_DBOX_WITNESSES names no URL, and DRE_DBOX_TSA_URL is empty")
     failed, forks = [], []
     with (
-        contextlib.closing(channel.connect(conf)) as log,
+        contextlib.closing(remote.connect(conf)) as log,
         contextlib.closing(store.open(conf.dbox_database, password_file=conf.dbox_database_password_file)) as opened,
     ):
         before = {name: size for kind, name, size, _, _ in opened.anchors() if kind == "witness"}
