@@ -50,6 +50,7 @@ demo-stop:
 bench:
 	bench/start
 	bench/run
+	bench/correlate
 	bench/dbox
 	bench/life
 	bench/many

@@ -91,11 +91,12 @@ class Correlator:
     def _prepare(self) -> None:
         index = self.rules.index
         self._always: dict[int, list[int]] = {}
-        for file, number in sorted(index.always):
+        jumps = {rule.place for rules in self.rules.files for rule in rules if rule.type == "Jump"}
+        for file, number in sorted(index.always | jumps):
             self._always.setdefault(file, []).append(number)
         self._words = {**index.by_word}
         self._words.setdefault(_WATERMARK, [])
-        self._is_silent = not any(file in self._always for file in self.rules.main) and not index.by_text
+        self._is_silent = not index.always and not index.by_text  # a line without a word of a rule concerns none
 
     # --- Lines ---
 
@@ -156,10 +157,10 @@ class Correlator:
     def _rule(self, rule: Ready, places: dict[int, set[int]], trace: set[bytes]) -> int:
         """Try one rule; the number of the rule that is next."""
         if (values := self._matches(rule, rule.pattern, *rule.context)) is not None:
-            self.memory.ids = self._evidence(rule.context[1], {} if rule.context[0] else values)
             if rule.type == "Jump":
                 return END if self._jump(rule, values, places, trace) else rule.goto
             if rule.type != "Suppress":
+                self.memory.ids = self._evidence(rule.context[1], {} if rule.context[0] else values)
                 self._act(rule, values)
             return rule.goto
         if rule.pattern2 and rule.place in self.operations and self._pairs(rule):
@@ -189,7 +190,8 @@ class Correlator:
             if name in trace:
                 continue
             trace.add(name)
-            ended = any(self._file(file, places, trace) for file in self.rules.sets.get(name, ()))
+            files = [file for file in self.rules.sets.get(name, ()) if file in places or file in self._always]
+            ended = any(self._file(file, places, trace) for file in files)
             trace.discard(name)
             if ended:
                 return True

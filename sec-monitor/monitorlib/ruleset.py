@@ -167,6 +167,8 @@ def compile(books: list[Book], pipes: set[str]) -> tuple[Ruleset, list[Finding]]
         for name in dict.fromkeys(book.options.get("joincfset", "").split()):
             made.sets.setdefault(name.encode(), []).append(number)
         for ready, rule in zip(rules, book.rules, strict=False):
+            if ready.type == "Jump":
+                continue  # of no effect where no rule of the file it goes to is concerned
             patterns.append((ready.place, _demands(rule.values["ptype"], rule.values["pattern"])))
             if ready.pattern2:
                 is_known = ready.pattern2.kind != "TValue" and not ready.pattern2.negated

@@ -58,7 +58,10 @@ def corpus_events(seed, count=400, seconds=150):
 
 
 class Maker:
-    """Rules and events at random. What is due in one second happens in no order in sec: such actions keep apart."""
+    """Rules and events at random.
+
+    What is due in one second, and pairs that one event ends, happen in no order in sec: such actions keep apart.
+    """
 
     FIRST = (
         ("RegExp", r'"source":"/host:(\w+)","type":"a\.up","sev":(\d)'),
@@ -92,7 +95,11 @@ class Maker:
         texts = (f"write %script T{n} $1 %s u=%u", f"write %script (t; {n} ${{1}} $$ %u)", "create E 3", "none")
         return "; ".join(self.some.choices(texts, k=2))
 
-    def actions(self, n, second=False):
+    def paired(self, n):
+        texts = (f"write %script S{n} %1 %{{2}} $1 %+{{host}} %s u=%u", "create F_%1 3 (write %script end %s)", "none")
+        return "; ".join(self.some.choices(texts, (4, 2, 1), k=2))
+
+    def actions(self, n):
         some = self.some
         texts = [
             f"write %script R{n} $1 $2 ${{1}} $+{{host}} $$ %s u=%u",
@@ -108,7 +115,7 @@ class Maker:
             "delete C_$1",
             "obsolete D",
             "assign %v x$1%%y",
-        ] + [f"write %script S{n} %1 %{{2}} $1 %+{{host}} %s u=%u"] * 4 * second
+        ]
         return "; ".join(some.choices(texts, k=some.randint(1, 3)))
 
     def rule(self, n, sets):
@@ -136,7 +143,7 @@ class Maker:
             keys.update(desc2="z $1", window2=some.randint(1, 5), thresh2=some.randint(0, 2))
         if type.startswith("Pair"):
             keys["ptype2"], keys["pattern2"] = some.choice(self.SECOND)
-            keys.update(desc2="%1 $1 z", action2=self.actions(n, True))
+            keys.update(desc2="%1 $1 z", action2=self.paired(n))
             keys["continue2"] = some.choice(["TakeNext", "DontCont", "EndMatch"])
             keys["context2"] = some.choice([None, None, "D", "!D", "C_%1", "[!D]", "C_h1 || !D"])
             if type == "Pair" and some.random() < 0.2:

@@ -2,11 +2,12 @@
 """dre-correlate: event lines from stdin, what SEC's rules recognise in them to the FIFOs that they name."""
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -38,8 +39,8 @@ def correlate(ctx: cli.Context) -> None:
     given = ctx.args.file or sorted(map(str, (ctx.conf.core_etc_dir / "rules.d").glob("*.sec")))
     pipes = [path.name for path in ctx.conf.monitor_pipes]
     correlator = Correlator(load(given, set(pipes), ctx.say), pipes, bool(ctx.args.explain))
-    watch(correlator)
-    _Loop(correlator, _Sink(ctx.conf.monitor_pipes, ctx.args.explain), ctx.say).run()
+    with watched(correlator):
+        _Loop(correlator, _Sink(ctx.conf.monitor_pipes, ctx.args.explain), ctx.say).run()
 
 
 def load(given: list[str], pipes: set[str], say: Callable[[str], None]) -> ruleset.Ruleset:
@@ -67,7 +68,8 @@ def load(given: list[str], pipes: set[str], say: Callable[[str], None]) -> rules
     return rules
 
 
-def watch(correlator: Correlator) -> None:
+@contextlib.contextmanager
+def watched(correlator: Correlator) -> Iterator[None]:
     """Give a pattern up that takes too long for one line; Python's re looks for signals while it searches."""
     last = -1
 
@@ -80,6 +82,10 @@ def watch(correlator: Correlator) -> None:
 
     signal.signal(signal.SIGVTALRM, alarm)
     signal.setitimer(signal.ITIMER_VIRTUAL, TOO_LONG, TOO_LONG)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)  # at its end Python takes the handler away first
 
 
 class _Sink:
