@@ -59,8 +59,9 @@ class Node(mariadbkit.Server):
 @pytest.fixture
 def cluster():
     mariadbkit.needed()
-    if shutil.which("rsync") is None:
-        pytest.skip("no rsync, by which a node gets its first copy")
+    for program in ("rsync", "wsrep_sst_rsync"):  # a node gets its first copy by them
+        if shutil.which(program) is None:
+            pytest.skip(f"no {program}: apt-get install mariadb-server galera-4 rsync")
     ports = [[dboxkit.free_port() for _ in range(3)] for _ in range(3)]
     nodes, members = [], []
     try:
