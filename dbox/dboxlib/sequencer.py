@@ -292,13 +292,14 @@ class Sequencer:
             self._settle(batch)
         return False
 
-    def _gather(self, first: Submission) -> tuple[list[Submission], Submission | Task | None]:
+    def _gather(self, first: Submission) -> tuple[list[Submission], Task | None]:
         """All that wait, up to the bounds of a batch; and what comes after them.
 
         Where many write at once, those who come while the others are read in go with them: a signature and a
         commit cost as much for one as for all.
         """
         batch, entries, octets = [first], len(first.parts), first.size
+        after: Task | None = Task(lambda: None)
         pauses = PAUSES if self._crowd > 1 else 0
         while entries < BATCH_ENTRIES and octets < BATCH_OCTETS:
             try:
@@ -312,11 +313,12 @@ class Sequencer:
                     break
                 continue
             if not isinstance(more, Submission):
-                return batch, more
+                after = more
+                break
             batch.append(more)
             entries, octets = entries + len(more.parts), octets + more.size
         self._crowd = len(batch)
-        return batch, Task(lambda: None)
+        return batch, after
 
     def _settle(self, batch: Sequence[Submission]) -> None:
         """Append a batch and answer everyone in it, also when it failed."""
