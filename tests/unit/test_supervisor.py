@@ -2,6 +2,7 @@
 """The supervisor of programs: what they print comes back, and nothing of them outlives the one that asked for them."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import pathlib
@@ -92,6 +93,14 @@ def test_programs_run_from_memory_that_nobody_can_write_to(supervisor, tmp_path)
     script = "import fcntl; print(fcntl.fcntl(open('/proc/self/exe', 'rb'), fcntl.F_GET_SEALS))"
     all_that_lxc_wants = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
     assert int(supervisor.run(("/usr/bin/python3", "-c", script), b"", LIMIT).stdout) == all_that_lxc_wants
+
+
+def test_programs_run_where_the_host_forbids_to_run_from_memory(supervisor, monkeypatch):
+    def forbidden(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "memfd_create", forbidden)
+    assert supervisor.run(("/usr/bin/readlink", "/proc/self/exe"), b"", LIMIT).stdout == b"/usr/bin/readlink\n"
 
 
 def test_no_descriptors_of_ours_are_in_programs(supervisor, tmp_path):
