@@ -82,7 +82,7 @@ class Correlator:
         self.lines = 0  # that were fed
         self.refused = 0  # of them, because they are no events
         self.trying: Ready | None = None  # its pattern is being matched just now
-        self._born = 0
+        self.born = 0
         self._head = b"-"
         self._line = b""
         self._about: list[bytes] = []  # contexts that an explanation is to show
@@ -271,8 +271,8 @@ class Correlator:
 
     def _start(self, rule: Ready, desc: bytes, values: Values) -> Operation | None:
         """Begin an operation; None when its second pattern cannot be made."""
-        self._born += 1
-        made = Operation(self.memory.now, rule.window, self._born, desc, secvars.given(rule.actions, values), [])
+        self.born += 1
+        made = Operation(self.memory.now, rule.window, self.born, desc, secvars.given(rule.actions, values), [])
         made.ids = list(self.memory.ids)
         second = rule.pattern2
         if not second:
@@ -286,9 +286,9 @@ class Correlator:
             made.actions2 = secvars.given(rule.actions2, values, sign)
             made.desc2 = secvars.matched(rule.desc2, values, sign) if values else rule.desc2
             made.context2 = secvars.renamed(rule.context2[1], values, sign) if values else rule.context2[1]
-        return made if self._keep(rule, made) else None
+        return made if self.keep(rule, made) else None
 
-    def _keep(self, rule: Ready, operation: Operation) -> bool:
+    def keep(self, rule: Ready, operation: Operation) -> bool:
         """Enter an operation into the books; False when its second pattern cannot be made."""
         name = operation.desc
         waiting = self.operations.setdefault(rule.place, _Waiting())

@@ -4,10 +4,13 @@
 What only sec does is refused here, with its line: patterns over several lines, and contexts of its own.
 """
 
+import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from monitorlib import perlre, ruleindex, secvars
@@ -77,6 +80,7 @@ class Ready:
     goto2: int
     sets: list[bytes] | None
     is_constant: bool
+    mark: str = ""  # the same as long as the rule says the same
     slow: int = 0  # times that its pattern took too long
 
     @property
@@ -162,6 +166,11 @@ def compile(books: list[Book], pipes: set[str]) -> tuple[Ruleset, list[Finding]]
         findings += found
         rules = [] if found else [_ready(book, rule, (number, n), pipes) for n, rule in enumerate(book.rules)]
         made.files.append(rules)
+        known: Counter[str] = Counter()
+        for ready, rule in zip(rules, book.rules, strict=False):
+            mark = hashlib.sha256(repr((Path(book.file).name, sorted(rule.values.items()))).encode()).hexdigest()[:16]
+            ready.mark = f"{mark}-{known[mark]}"
+            known[mark] += 1
         if book.options.get("procallin", "yes").lower() == "yes":
             made.main.append(number)
         for name in dict.fromkeys(book.options.get("joincfset", "").split()):

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 
-import correlate_ground as ground
+import correlatekit as ground
 import pytest
 from conftest import environment, program
 

@@ -6,20 +6,28 @@ import contextlib
 import json
 import os
 import signal
+import stat
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from dre import cli
+from dre import cli, files
 from dre.errors import DreError, UsageError
+from dre.event import LIMIT
 
-from monitorlib import rulecheck, ruleset
+from monitorlib import rulecheck, ruleset, snapshot
 from monitorlib.correlate import Correlator, TooLongError
+from monitorlib.inbox import Inbox, Mark, wait
 from monitorlib.memory import Output
 from monitorlib.pipes import write_lines
 
 BLOCK = 1 << 18
+STATE_OCTETS = 32 * 1024 * 1024  # of lines at most, and seconds at least, from one state to the next
+STATE_PERIOD = 10.0
+RECENT = 20_000  # lines that are remembered, and as many before them, to know those that come once more
+RECENT_OCTETS = 8 * 1024 * 1024  # of them that a new reader looks at
 TOO_LONG = 0.25  # seconds of processor time: a pattern that takes twice as long for one line is given up
 
 
@@ -29,6 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
         "dre-correlate", "Run rules of SEC in event time: event lines from stdin, detections to stdout."
     )
     parser.add_argument("file", metavar="FILE", nargs="*", help="rule files (default: all of /etc/dre/rules.d)")
+    parser.add_argument("--state", metavar="DIR", help="keep in DIR what a kill must not lose; stdin is a pipe or FIFO")
     parser.add_argument("--explain", metavar="FILE", help="append to FILE, as JSON Lines, why each line was written")
     parser.set_defaults(function=correlate)
     return parser
@@ -39,8 +48,17 @@ def correlate(ctx: cli.Context) -> None:
     given = ctx.args.file or sorted(map(str, (ctx.conf.core_etc_dir / "rules.d").glob("*.sec")))
     pipes = [path.name for path in ctx.conf.monitor_pipes]
     correlator = Correlator(load(given, set(pipes), ctx.say), pipes, bool(ctx.args.explain))
+    sink = _Sink(ctx.conf.monitor_pipes, ctx.args.explain)
     with watched(correlator):
-        _Loop(correlator, _Sink(ctx.conf.monitor_pipes, ctx.args.explain), ctx.say).run()
+        if ctx.args.state:
+            if not stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
+                raise UsageError("--state needs a pipe or a FIFO as stdin")
+            directory = Path(ctx.args.state)
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with files.lock(directory / "lock", timeout=5.0):
+                _Keeper(correlator, sink, ctx.say, directory).run()
+        else:
+            _Loop(correlator, sink, ctx.say).run()
 
 
 def load(given: list[str], pipes: set[str], say: Callable[[str], None]) -> ruleset.Ruleset:
@@ -98,15 +116,21 @@ class _Sink:
         if explain:
             self._explain = os.open(explain, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
 
-    def write(self, out: list[Output]) -> None:
-        """Write the lines in *out* in their order."""
-        begin = 0
-        for end in range(1, len(out) + 1):
-            if end == len(out) or out[end].pipe != out[begin].pipe:
-                lines = b"".join(item.text + b"\n" for item in out[begin:end])
-                write_lines(self._fd(out[begin].pipe), lines)
-                begin = end
-        if self._explain >= 0 and out:
+    def write(self, out: list[Output], written: Callable[[int], None]) -> None:
+        """Write the lines in *out* in their order, in pieces that a kill does not cut; tells how many each has."""
+        begin = size = 0
+        for end, item in enumerate(out):
+            if end > begin and (item.pipe != out[begin].pipe or size + len(item.text) >= LIMIT):
+                self._piece(out[begin:end], written)
+                begin, size = end, 0
+            size += len(item.text) + 1
+        if out[begin:]:
+            self._piece(out[begin:], written)
+
+    def _piece(self, out: list[Output], written: Callable[[int], None]) -> None:
+        write_lines(self._fd(out[0].pipe), b"".join(item.text + b"\n" for item in out))
+        written(len(out))
+        if self._explain >= 0:
             os.write(self._explain, b"".join(map(_explained, out)))
 
     def _fd(self, pipe: str) -> int:
@@ -145,17 +169,116 @@ class _Loop:
     def _take(self, lines: list[bytes]) -> None:
         memory = self.correlator.memory
         self.correlator.feed(lines)
-        self.sink.write(memory.out)
+        self.sink.write(memory.out, self._written)
         memory.out.clear()
         for text in memory.logged:
             self.say(cli.harmless(text.decode(errors="replace")))
         memory.logged.clear()
+
+    def _written(self, count: int) -> None:
+        """That many lines were written."""
 
     def _last_words(self) -> None:
         for rule in (rule for rules in self.correlator.rules.files for rule in rules if rule.slow):
             self.say(f"{rule.name}: the pattern took too long for {rule.slow} lines, which it did not match")
         if self.correlator.refused:
             self.say(f"left out {self.correlator.refused} lines that are no events")
+
+
+class _Keeper(_Loop):
+    """The same, so that a kill -9 at any moment loses nothing and doubles at most what was written last.
+
+    Lines are in the inbox before they leave the pipe. From time to time all that is known is written to `state`, with
+    how far it goes; a new reader takes it up and goes through the lines behind it again, without writing what was
+    written. What the writer of the pipe, killed itself, sends once more is left out.
+    """
+
+    def __init__(self, correlator: Correlator, sink: _Sink, say: Callable[[str], None], directory: Path) -> None:
+        super().__init__(correlator, sink, say)
+        self._state = directory / "state"
+        self._mark = Mark(directory / "mark")
+        self._inbox = Inbox(sys.stdin.fileno(), directory / "inbox", self._mark)
+        self._count = 0  # of lines put out since the state directory was made
+        self._saved = self._inbox.end  # the offset up to which the state goes
+        self._due = 0.0
+        self._recent: tuple[set[bytes], set[bytes]] = (set(), set())
+        self._ends = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def run(self) -> None:
+        """Until the end of input, or until SIGTERM or SIGINT and there is nothing in the pipe."""
+        signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        self._resume()
+        ended = False
+        while (lines := self._inbox.take()) is not None:
+            if lines:
+                self._take(self._new(lines))
+            elif ended:
+                break
+            if self._inbox.end - self._saved > STATE_OCTETS or time.monotonic() >= self._due:
+                self._save()
+            if not lines:
+                ended = self._wait() or ended
+        if lines is None and (half := self._inbox.close()):
+            self._take([half])
+        self._save()
+        self._last_words()
+
+    def _wait(self) -> bool:
+        """Wait for input; True when a signal asks for the end."""
+        if not wait(sys.stdin.fileno(), self._ends[0], self._due - time.monotonic()):
+            return False
+        return not {signal.SIGTERM, signal.SIGINT}.isdisjoint(os.read(self._ends[0], 4096))
+
+    def _written(self, count: int) -> None:
+        self._mark.written += count
+        self._mark.update()
+
+    def _take(self, lines: list[bytes]) -> None:
+        super()._take(lines)
+        self._count = self._mark.written
+
+    def _new(self, lines: list[bytes]) -> list[bytes]:
+        """*lines* without those that came a moment ago."""
+        new = []
+        for line in lines:
+            if line in self._recent[0] or line in self._recent[1]:
+                continue
+            if len(self._recent[0]) >= RECENT:
+                self._recent = (set(), self._recent[0])
+            self._recent[0].add(line)
+            new.append(line)
+        return new
+
+    def _resume(self) -> None:
+        """Take up what a reader before us knew, and go through what it may not have dealt with."""
+        try:
+            state = json.loads(self._state.read_bytes())
+        except FileNotFoundError:
+            self._count = self._mark.written
+            self._save()
+            return
+        except ValueError as error:
+            raise DreError(f"{self._state}: damaged: {error}; remove it to begin anew") from None
+        lost = snapshot.thaw(self.correlator, state)
+        if lost:
+            self.say(f"{lost} operations of rules that are no more were dropped")
+        self._saved, self._count = state["offset"], state["written"]
+        self._new(self._inbox.spooled(max(self._inbox.start, self._saved - RECENT_OCTETS), self._saved))
+        memory = self.correlator.memory
+        self.correlator.feed(self._new(self._inbox.spooled(self._saved, self._inbox.end)))
+        del memory.out[: max(0, self._mark.written - self._count)]
+        self._take([])
+        self._save()
+
+    def _save(self) -> None:
+        begun = time.monotonic()
+        state = {"offset": self._inbox.end, "written": self._count, **snapshot.freeze(self.correlator)}
+        files.write_atomic(self._state, json.dumps(state, separators=(",", ":")), mode=0o600)
+        self._saved = self._inbox.end
+        now = time.monotonic()
+        self._due = now + max(STATE_PERIOD, 20 * (now - begun))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

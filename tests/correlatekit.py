@@ -5,12 +5,10 @@ import os
 import pathlib
 import random
 import subprocess
-import sys
 
-from conftest import ROOT, environment, program
 from dre import event
+from programs import ROOT, environment, program
 
-sys.path.insert(0, str(ROOT / "sec-monitor"))
 CORPUS = sorted((ROOT / "tests" / "corpus").glob("*.sec"))
 START = 1795420800  # 2026-11-23T08:00:00Z
 TICK = "x.tick"  # an event in each second, which no rule sees: sec looks at its clock when a line comes
@@ -194,7 +192,7 @@ def by_sec(directory, paths, lines):
     """What the real sec writes, under a clock that shows the time of the events."""
     record = pathlib.Path(directory) / "record"
     record.write_text("".join(f"{item}\n" for item in lines))
-    clock = ROOT / "tests" / "system" / "sec_clock.pl"
+    clock = ROOT / "tests" / "sec_clock.pl"
     done = subprocess.run(
         ["perl", clock, "/usr/bin/sec", str(START), *sec_argv(directory, paths, f"--input={record}", "--notail")],
         capture_output=True,
