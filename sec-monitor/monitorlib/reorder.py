@@ -3,32 +3,46 @@
 
 The stamp of a line is its octets 9 to 33 (DESIGN: time comes first, with a fixed width), so nothing is parsed here,
 and octet order is time order. Live, a line is released when the wall clock has passed its time by the window: the
-largest time seen, as other systems have it, would let one fast clock mark everybody else late.
+largest time seen, as other systems have it, would let one fast clock mark everybody else late. No event is younger
+than its arrival (`seen`), and those of a source whose clock is wrong are ordered by it: see `clocks`.
 """
 
+import bisect
 import heapq
 import re
 from dataclasses import dataclass, field
 
 from dre import event
 
+from monitorlib.clocks import Clocks
+
 HEAD = b'{"time":"'
 BEGIN = len(HEAD)
 END = BEGIN + 24
 CLOSE = ord("}")
-_STAMP = re.compile(rb'\{"time":"\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-6]\d\.\d{3}Z","source":"')
+_STAMP = re.compile(
+    rb'\{"time":"\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-6]\d\.\d{3}Z","source":"([^"]*)"(?:.*"seen":"'
+    rb'(\d{4}-[^"]{18}Z)")?',
+    re.DOTALL,
+)
 _RESUME = re.compile(rb"#resume (\d{1,20})")
+_BUCKET = len("2026-11-23T08:00:00.1")  # the times of a tenth of a second are sorted together
+AHEAD = 0.1  # seconds
+MARK, DROP, DIVERT = "mark", "drop", "divert"
+Held = tuple[bytes, int, bytes]  # time, position in the input, line
 
 
 @dataclass
 class Stats:
-    """Since the last report."""
+    """Since the last report; *skewed* of the released ones were ordered by their arrival."""
 
     taken: int = 0
     released: int = 0
     late: int = 0
     dropped: int = 0
+    diverted: int = 0
     forced: int = 0
+    skewed: int = 0
     refused: int = 0
 
 
@@ -45,31 +59,99 @@ class Place:
     passed: bytes = b""
 
 
+class _Queue:
+    """The held lines, in buckets of a tenth of a second; a bucket is sorted when it is wanted."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._buckets: dict[bytes, list[Held]] = {}
+        self._order: list[bytes] = []  # a heap of the keys
+
+    def push(self, held: Held) -> None:
+        """Hold a line; of equal times and positions the line decides."""
+        key = held[0][:_BUCKET]
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = []
+            heapq.heappush(self._order, key)
+        bucket.append(held)
+        self.count += 1
+
+    def pop(self, limit: bytes) -> list[bytes]:
+        """Every line up to the time *limit*, in order."""
+        out: list[bytes] = []
+        last = limit[:_BUCKET]
+        while self._order and self._order[0] <= last:
+            bucket = self._first()
+            at = len(bucket)
+            if self._order[0] == last:
+                at = bisect.bisect_right(bucket, limit, key=_time)
+            out += [line for _, _, line in bucket[:at]]
+            if at < len(bucket):
+                del bucket[:at]
+                break
+            del self._buckets[heapq.heappop(self._order)]
+        self.count -= len(out)
+        return out
+
+    def first(self) -> bytes:
+        """The oldest time; there must be one."""
+        return self._first()[0][0]
+
+    def last(self) -> bytes:
+        """The newest time; there must be one."""
+        return max(self._buckets[max(self._order)])[0]
+
+    def oldest(self, otherwise: int) -> int:
+        """The least position, or *otherwise*."""
+        return min((held[1] for bucket in self._buckets.values() for held in bucket), default=otherwise)
+
+    def _first(self) -> list[Held]:
+        bucket = self._buckets[self._order[0]]
+        bucket.sort()
+        return bucket
+
+
 @dataclass
 class Reorder:
-    """The held lines, a heap of (time, position in the input, line): stable for equal times.
+    """Holds lines for *window* seconds, at most *most* of them: stable for equal times.
 
-    *passed* is the time up to which everything has been released. With *before* (the Place of the reader before us)
-    positions are those of the intake's spool, told by `#resume` lines; what was released already is left out.
+    *passed* is the time up to which everything has been released. Late lines are marked, dropped, or put into
+    *diverted* for the caller to take. With *early*, a line is released at once when every source that sent anything in
+    the last *idle* seconds has sent something younger. With *before* (the Place of the reader before us) positions are
+    those of the intake's spool, told by `#resume` lines; what was released already is left out.
     """
 
     window: float
     most: int = 1_000_000
-    late_drop: bool = False
+    late: str = MARK
     replay: bool = False
     before: Place | None = None
-    held: list[tuple[bytes, int, bytes]] = field(default_factory=list)
+    skew: float = 0.0
+    early: bool = False
+    idle: float = 10.0
     passed: bytes = b""
     position: int = 0
     stats: Stats = field(default_factory=Stats)
+    diverted: list[bytes] = field(default_factory=list)
+    clocks: Clocks = field(init=False)
+    _queue: _Queue = field(default_factory=_Queue)
     _newest: bytes = b""
+    _until: bytes = b""  # see _replayed
+    _bound: bytes = b""
     _had: int = 0  # every line before this position has come to us, in this process
     _waiting: bool = False  # for the first #resume line: what comes before is the rest of another reader's input
 
     def __post_init__(self) -> None:
+        self.clocks = Clocks(self.skew)
         if self.before:
             self.passed = self.before.passed
             self._waiting = True
+
+    @property
+    def held(self) -> int:
+        """How many lines are held."""
+        return self._queue.count
 
     @property
     def started(self) -> bool:
@@ -79,35 +161,78 @@ class Reorder:
     def take(self, lines: list[bytes], now: float) -> list[bytes]:
         """Take whole *lines* without their newlines; returns what must leave at once (late, or too many held)."""
         out: list[bytes] = []
-        latest = event.stamp(now).encode()
+        latest = b"" if self.replay else event.stamp(now).encode()
+        match, push, watched, replay = _STAMP.match, self._queue.push, bool(self.skew) or self.early, self.replay
         for line in lines:
             position = self.position
             self.position += len(line) + 1
-            if not _STAMP.match(line) or line[-1] != CLOSE or self._waiting:
+            found = match(line)
+            if found is None or line[-1] != CLOSE or self._waiting:
                 self._other(line)
                 continue
             stamp = line[BEGIN:END]
             if self.before and self._is_known(position, stamp, self.before):
                 continue
             self.stats.taken += 1
+            source, seen = found.groups()
+            if seen is None or (latest and seen > latest):
+                seen = latest
+            if seen and watched:
+                stamp, line = self._watched(source, stamp, seen, line)
+            elif seen and stamp > seen:
+                stamp = seen  # a clock ahead of ours must not hold its events back
+            if replay:
+                if stamp > self._newest:
+                    self._newest = stamp
+                if stamp > self._until or stamp <= self._bound:
+                    out += self._replayed(stamp)
             if stamp <= self.passed:
                 self._late(line, stamp, out)
                 continue
-            if not self.replay and stamp > latest:
-                stamp = latest  # a clock ahead of ours must not hold its events back
-            heapq.heappush(self.held, (stamp, position, line))
-            if self.replay and stamp > self._newest:
-                self._newest = stamp
-                out += self.due(now)  # line by line, so that the outcome does not depend on how the input is cut
-            if len(self.held) > self.most:
-                # All of the oldest time go: nothing released later may be as old as `passed`.
-                out += self.until(self.held[0][0])
-                self.stats.forced += 1
+            push((stamp, position, line))
+            if self._queue.count > self.most:
+                out += self._forced()
         return out
 
     def add(self, line: bytes) -> None:
         """Hold a *line* of our own, which takes no place in the input."""
-        heapq.heappush(self.held, (line[BEGIN:END], self.position, line))
+        self._queue.push((line[BEGIN:END], self.position, line))
+
+    def _watched(self, source: bytes, stamp: bytes, seen: bytes, line: bytes) -> tuple[bytes, bytes]:
+        """By which time a line is ordered, and how it is passed on."""
+        clock = self.clocks.clock(source)
+        if self.skew:
+            self.clocks.look(source, clock, stamp, seen)
+        if clock.skew:
+            self.stats.skewed += 1
+            stamp, line = seen, b'%s,"skew":%.3f}' % (line[:-1], clock.skew)
+        elif stamp > seen:
+            stamp = seen
+        clock.arrived = seen
+        if stamp > clock.last:
+            clock.last = stamp
+        return stamp, line
+
+    def _replayed(self, stamp: bytes) -> list[bytes]:
+        """What a line of the time *stamp* releases in a replay, before it is looked at itself.
+
+        Lines may be released later than they could be, as long as none comes between that is late. So the limit is
+        reckoned for a moment somewhat ahead: up to *_until* only lines up to *_bound* can be late, and these ask for
+        the exact one.
+        """
+        now = _seconds(self._newest)
+        if stamp > self._until:
+            self._until, self._bound = _stamp(now + AHEAD), _stamp(now + AHEAD - self.window)
+        return self.until(_stamp(now - self.window))
+
+    def _forced(self) -> list[bytes]:
+        """What leaves because there are too many; in a replay not what was due anyway."""
+        out = self.due(0.0) if self.replay else []
+        if self._queue.count > self.most:
+            # All of the oldest time go: nothing released later may be as old as `passed`.
+            out += self.until(self._queue.first())
+            self.stats.forced += 1
+        return out
 
     def _is_known(self, position: int, stamp: bytes, before: Place) -> bool:
         return position < self._had or (position < before.consumed and stamp <= before.passed)
@@ -130,12 +255,17 @@ class Reorder:
     def _late(self, line: bytes, stamp: bytes, out: list[bytes]) -> None:
         if stamp == self.passed:
             out.append(line)  # as old as the last one released, not older
-        elif self.late_drop:
+        elif self.late == DROP:
             self.stats.dropped += 1
             return
         else:
+            line = b'%s,"late":%.3f}' % (line[:-1], _seconds(self.passed) - _seconds(stamp))
+            if self.late == DIVERT:
+                self.stats.diverted += 1
+                self.diverted.append(line)
+                return
             self.stats.late += 1
-            out.append(b'%s,"late":%.3f}' % (line[:-1], _seconds(self.passed) - _seconds(stamp)))
+            out.append(line)
         self.stats.released += 1
 
     def due(self, now: float) -> list[bytes]:
@@ -144,29 +274,45 @@ class Reorder:
             return []  # what comes again must not find its time passed
         if self.replay:
             now = _seconds(self._newest)
-        return self.until(event.stamp(now - self.window).encode()) if now > self.window else []
+        out = self.until(_stamp(now - self.window))
+        if self.early and self._queue.count:
+            slowest = self.clocks.slowest(_stamp(now - self.idle))
+            if slowest > self.passed:
+                # Its own time may come again: only what is older is certain.
+                out += self.until(_stamp(_seconds(slowest) - 0.001))
+        return out
 
     def wait(self, now: float) -> float:
         """Seconds until something is due."""
-        return max(0.0, _seconds(self.held[0][0]) + self.window - now) if self.held else 1.0
+        return max(0.0, _seconds(self._queue.first()) + self.window - now) if self._queue.count else 1.0
+
+    def lag(self, now: float) -> float:
+        """Seconds since the oldest held line."""
+        return max(0.0, now - _seconds(self._queue.first())) if self._queue.count else 0.0
 
     def until(self, limit: bytes) -> list[bytes]:
         """Release every held line up to the time *limit*."""
-        out = []
-        held, pop = self.held, heapq.heappop
-        while held and held[0][0] <= limit:
-            out.append(pop(held)[2])
+        out = self._queue.pop(limit)
         self.passed = max(self.passed, limit)
         self.stats.released += len(out)
         return out
 
     def rest(self) -> list[bytes]:
         """Release everything: the input has ended."""
-        return self.until(max(self.held)[0]) if self.held else []
+        return self.until(self._queue.last()) if self._queue.count else []
 
     def oldest(self) -> int:
         """The position of the first line that is not released yet."""
-        return min((position for _, position, _ in self.held), default=self.position)
+        return self._queue.oldest(self.position)
+
+
+def _time(held: Held) -> bytes:
+    return held[0]
+
+
+def _stamp(seconds: float) -> bytes:
+    """The time *seconds* after the epoch; empty for one before it."""
+    return event.stamp(seconds).encode() if seconds > 0 else b""
 
 
 def _seconds(stamp: bytes) -> float:

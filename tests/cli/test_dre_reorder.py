@@ -5,6 +5,10 @@ import json
 import os
 import random
 import subprocess
+import time
+
+import pytest
+from dre import event
 
 
 def stream(count, seed=1):
@@ -48,3 +52,48 @@ def test_max_out_of_range_and_resume_with_replay_are_usage_errors(run, settings,
     assert run("dre-reorder", "--max", "0", "--config", settings()).returncode == 2
     assert run("dre-reorder", "--replay", "--resume", tmp_path / "r", "--config", settings()).returncode == 2
     assert run("dre-reorder", "--window", "soon", "--config", settings()).returncode == 2
+
+
+def test_late_events_go_to_a_file_descriptor(run, settings, tmp_path):
+    lines = stream(500)
+    kept = tmp_path / "late"
+    with kept.open("wb") as aside:
+        argv = ("--replay", "--window", "1s", "--late", "divert", aside.fileno(), "--config", settings())
+        done = run("dre-reorder", *argv, stdin=lines, pass_fds=[aside.fileno()])
+    late = [json.loads(line) for line in kept.read_bytes().splitlines()]
+    rest = [json.loads(line) for line in done.stdout.splitlines()]
+    assert late and all(item["late"] > 0 for item in late) and not any("late" in item for item in rest)
+    assert sorted(item["data"]["n"] for item in late + rest) == list(range(500))
+    assert f"diverted {len(late)}".encode() in done.stderr
+
+
+def test_a_wrong_clock_is_an_event(run, settings):
+    now = time.time()
+    lines = b""
+    for second in range(10):
+        seen = now - 20 + second
+        made = event.Event(event.stamp(seen - 60), "/host:old", "a.b", 6, {}, {"seen": event.stamp(seen)})
+        lines += event.format(made)
+    done = run("dre-reorder", "--window", "0s", "--config", settings(), stdin=lines)
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    (told,) = (item for item in events if item["type"] == "monitor.clock.skew")
+    assert told["data"] == {"source": "/host:old", "skew": 60.0} and told["sev"] == 4
+    assert [item.get("skew") for item in events if item["source"] == "/host:old"] == [None, None] + [60.0] * 8
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("--late", "divert"), b"--late divert: expected mark, drop, or divert and the number"),
+        (("--late", "divert", "x"), b"--late divert x: expected"),
+        (("--late", "mark", "3"), b"--late mark 3: expected"),
+        (("--late", "divert", "77"), b"--late divert 77: no such file descriptor is open"),
+        (("--late", "divert", "0"), b"--late divert 0: cannot be written to"),
+        (("--early", "--replay"), b"--early and --replay exclude each other"),
+        (("--idle", "3s"), b"--idle is for --early"),
+        (("--skew", "much"), b"'much' is not a duration"),
+    ],
+)
+def test_what_makes_no_sense_is_a_usage_error(run, settings, argv, said):
+    done = run("dre-reorder", *argv, "--config", settings(), stdin=b"")
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr

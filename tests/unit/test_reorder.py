@@ -3,8 +3,10 @@
 
 import json
 import pathlib
+import random
 import sys
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,7 +50,7 @@ def test_late_line_is_passed_at_once_and_says_by_how_much():
 
 
 def test_late_line_is_dropped_on_request_and_counted():
-    filter = Reorder(1.0, late_drop=True)
+    filter = Reorder(1.0, late="drop")
     filter.due(T0 + 5)
     assert filter.take([line(2)], T0 + 5) == []
     assert filter.stats.dropped == 1
@@ -142,3 +144,98 @@ def test_killed_intake_repeats_what_the_living_filter_has_and_it_is_left_out():
     again = len(lines[0]) + 1
     filter.take([b"", b"#resume %d" % again, *lines[1:]], T0)
     assert names(filter.rest()) == list(range(6))
+
+
+def arrived(offset, seen, source="/host:h", name="x"):
+    made = event.Event(event.stamp(T0 + offset), source, "t.e", 6, {"n": name}, {"seen": event.stamp(T0 + seen)})
+    return event.format(made).rstrip(b"\n")
+
+
+def test_late_lines_can_go_another_way():
+    filter = Reorder(1.0, late="divert")
+    filter.due(T0 + 5)
+    assert filter.take([line(2, "a"), line(4.5, "b")], T0 + 5) == []
+    assert names(filter.diverted) == ["a"] and json.loads(filter.diverted[0])["late"] == 2
+    assert (filter.stats.taken, filter.stats.diverted, filter.held) == (2, 1, 1)
+
+
+def test_no_event_is_younger_than_its_arrival_in_a_replay_either():
+    filter = Reorder(1.0, replay=True)
+    lines = [arrived(3600, 0, "/host:fast", "fast"), arrived(0.1, 0.2, name="a"), arrived(0.3, 0.4, name="b")]
+    out = filter.take(lines, 0.0) + filter.rest()
+    assert names(out) == ["fast", "a", "b"] and filter.stats.late == 0
+
+
+def test_a_clock_that_is_wrong_is_found_told_and_found_right_again():
+    filter = Reorder(0.5, skew=1.0)
+    out = []
+    for second in range(60):
+        off = -7.0 if second < 20 else 0.0
+        now = second + 0.25
+        out += filter.take([arrived(second + off, now, "/host:slow", second), arrived(second, now)], T0 + now)
+        out += filter.due(T0 + now)
+    slow = [item for item in map(json.loads, out) if item["source"] == "/host:slow"]
+    assert [item["data"]["n"] for item in slow if "late" in item] == [1], "the second, as two are no pattern"
+    skewed = [item for item in slow if "skew" in item]
+    assert {item["skew"] for item in skewed if item["data"]["n"] < 20} == {7.25}
+    assert [source for source, _ in filter.clocks.changed] == [b"/host:slow"] * 2
+    assert [skew for _, skew in filter.clocks.changed] == [7.25, 0.0]
+    assert skewed[-1]["data"]["n"] < 30 and filter.stats.skewed == len(skewed)
+
+
+def test_a_burst_after_a_stall_is_no_wrong_clock():
+    filter = Reorder(2.0, skew=1.0)
+    lines = [arrived(second, second + 0.1) for second in range(20)]
+    filter.take([*lines, *(arrived(20 + n / 10, 30.5) for n in range(100)), arrived(31, 31.1)], T0 + 31.2)
+    assert filter.clocks.changed == [] and filter.stats.skewed == 0
+
+
+def test_early_what_all_sources_have_passed_does_not_wait():
+    filter = Reorder(10.0, early=True, idle=5.0)
+    filter.take(
+        [arrived(0, 0.1, "/host:a", 1), arrived(1, 1.1, "/host:a", 2), arrived(0.5, 1.1, "/host:b", 3)], T0 + 1.1
+    )
+    assert names(filter.due(T0 + 1.1)) == [1]
+    filter.take([arrived(3, 3.1, "/host:b", 4)], T0 + 3.1)
+    assert names(filter.due(T0 + 3.1)) == [3], "what is as young as the last of a source may have company yet"
+    filter.take([arrived(7, 7.1, "/host:b", 5)], T0 + 7.1)
+    assert names(filter.due(T0 + 7.1)) == [2, 4], "a has been silent for too long to count"
+
+
+@pytest.mark.parametrize("replay", [True, False])
+@pytest.mark.parametrize("off", [3.0, -3.0])
+def test_a_hundred_thousand_events_with_delays_a_wrong_clock_and_a_stall(replay, off):
+    chance = random.Random(off)
+    window, wrong, stalled = 2.0, "/host:h3", "/host:h7"
+    sent = []
+    for number in range(100_000):
+        at, source = number / 500, f"/host:h{chance.randrange(10)}"
+        arrival = at + chance.expovariate(5)
+        if source == stalled and 80 < at < 90:
+            arrival = 90 + (arrival - at)
+        sent.append((arrival, at, source, number))
+    sent.sort()
+    filter, out = Reorder(window, replay=replay, skew=1.0), []
+    for start in range(0, len(sent), 10):
+        part = sent[start : start + 10]
+        lines = [arrived(at + off * (source == wrong), seen, source, n) for seen, at, source, n in part]
+        now = T0 + part[-1][0]
+        out += filter.take(lines, now) + filter.due(now)
+    out += filter.rest()
+    events = [json.loads(item) for item in out]
+    assert sorted(item["data"]["n"] for item in events) == list(range(len(sent)))
+    right = [item["data"]["n"] for item in events if "late" not in item and item["source"] != wrong]
+    assert right == sorted(right), "numbers are in the true order"
+    delay = {number: arrival - at for arrival, at, _, number in sent}
+    for item in events:
+        number = item["data"]["n"]
+        if item["source"] == wrong:  # the first three seconds it takes to know
+            assert "skew" in item or number < 500 * 4
+        elif "late" in item:
+            assert delay[number] > window - 0.1, "only who was held up for the window is late"
+        else:
+            assert delay[number] < window + 0.1
+    late, skewed = (sum(key in item for item in events) for key in ("late", "skew"))
+    told = filter.stats
+    assert (told.taken, told.released, told.late, told.skewed) == (len(sent), len(sent), late, skewed)
+    assert skewed > 9_000 and late > 300 and [source for source, _ in filter.clocks.changed] == [wrong.encode()]

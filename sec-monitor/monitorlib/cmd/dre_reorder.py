@@ -3,11 +3,12 @@
 
 import argparse
 import contextlib
+import fcntl
 import os
 import select
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from dre import cli, event, units
 from dre.errors import UsageError
 
 from monitorlib.pipes import write_lines
-from monitorlib.reorder import Place, Reorder, Stats
+from monitorlib.reorder import DIVERT, DROP, MARK, Place, Reorder, Stats
 
 BLOCK = 1 << 20
 STATS_PERIOD = 60.0
@@ -30,8 +31,17 @@ def make_parser() -> argparse.ArgumentParser:
         "--replay", action="store_true", help="time is that of the events (a recorded file), not the wall clock"
     )
     parser.add_argument(
-        "--late", choices=("mark", "drop"), default="mark", help='pass late events on with "late", or count and drop'
+        "--late",
+        metavar=("mark|drop|divert", "FD"),
+        nargs="+",
+        default=[MARK],
+        help='pass late events on with "late", drop them, or write them to the file descriptor FD',
     )
+    parser.add_argument(
+        "--skew", metavar="D", default="1s", help="by how much a clock may be wrong (default 1s; 0s: any)"
+    )
+    parser.add_argument("--early", action="store_true", help="do not wait when all sources have sent something younger")
+    parser.add_argument("--idle", metavar="D", help="for --early: how long a silent source counts (default 10s)")
     parser.add_argument("--max", metavar="N", type=int, default=1_000_000, help="most events held (default 1000000)")
     parser.add_argument("--resume", metavar="FILE", help="note in FILE how far we are, for dre-ingest --resume FILE")
     parser.set_defaults(function=reorder)
@@ -43,20 +53,50 @@ def reorder(ctx: cli.Context) -> None:
     window = ctx.conf.monitor_window if ctx.args.window is None else units.duration(ctx.args.window)
     if ctx.args.max < 1:
         raise UsageError(f"--max {ctx.args.max}: at least 1 is needed")
-    if ctx.args.resume and ctx.args.replay:
-        raise UsageError("--resume and --replay exclude each other")
+    for name in ("resume", "early"):
+        if getattr(ctx.args, name) and ctx.args.replay:
+            raise UsageError(f"--{name} and --replay exclude each other")
+    if ctx.args.idle and not ctx.args.early:
+        raise UsageError("--idle is for --early")
+    late, aside = _late(ctx.args.late)
     note = _Note(Path(ctx.args.resume)) if ctx.args.resume else None
-    filter = Reorder(window, ctx.args.max, ctx.args.late == "drop", ctx.args.replay, note.before if note else None)
-    _Loop(filter, note, ctx.say).run()
+    filter = Reorder(
+        window,
+        ctx.args.max,
+        late,
+        ctx.args.replay,
+        note.before if note else None,
+        skew=units.duration(ctx.args.skew),
+        early=ctx.args.early,
+        idle=units.duration(ctx.args.idle or "10s"),
+    )
+    _Loop(filter, note, ctx.say, aside).run()
+
+
+def _late(words: list[str]) -> tuple[str, int]:
+    """What happens to late events, and the file descriptor for them (-1: none). Raises UsageError."""
+    if words in ([MARK], [DROP]):
+        return words[0], -1
+    if words[0] != DIVERT or len(words) != 2 or not words[1].isdecimal():
+        raise UsageError(
+            f"--late {' '.join(words)}: expected mark, drop, or divert and the number of a file descriptor"
+        )
+    try:
+        if fcntl.fcntl(int(words[1]), fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise UsageError(f"--late divert {words[1]}: cannot be written to")
+    except (OSError, OverflowError):
+        raise UsageError(f"--late divert {words[1]}: no such file descriptor is open") from None
+    return DIVERT, int(words[1])
 
 
 class _Loop:
     """Reads, lets the filter decide, writes."""
 
-    def __init__(self, filter: Reorder, note: "_Note | None", say: Callable[[str], None]) -> None:
+    def __init__(self, filter: Reorder, note: "_Note | None", say: Callable[[str], None], aside: int) -> None:
         self.filter = filter
         self.note = note
         self.say = say
+        self.aside = aside  # the file descriptor for late events
         self.source = sys.stdin.fileno()
         self.out = sys.stdout.fileno()
 
@@ -70,7 +110,7 @@ class _Loop:
             if block:
                 lines = (half + block).split(b"\n")
                 half = lines.pop()
-                self._write(self.filter.take(lines, time.time()))
+                self._take(lines)
             self._write(self.filter.due(time.time()))
             if self.note:
                 self.note.update(self.filter)
@@ -78,7 +118,7 @@ class _Loop:
                 self._report()
                 report = time.monotonic() + STATS_PERIOD
         if half:
-            self._write(self.filter.take([half], time.time()))
+            self._take([half])
         self._write(self.filter.rest())
         self._last_words()
         if self.note:
@@ -92,16 +132,30 @@ class _Loop:
                 return None
         return os.read(self.source, BLOCK)
 
+    def _take(self, lines: list[bytes]) -> None:
+        self._write(self.filter.take(lines, time.time()))
+        if self.filter.diverted:
+            write_lines(self.aside, b"\n".join(self.filter.diverted) + b"\n")
+            self.filter.diverted.clear()
+        for source, skew in self.filter.clocks.changed:
+            self._clock(source.decode(errors="replace"), skew)
+        self.filter.clocks.changed.clear()
+
+    def _clock(self, source: str, skew: float) -> None:
+        """Tell that a clock is wrong, or (*skew* 0) right again."""
+        data = {"source": source, "skew": round(skew, 3)}
+        if self.filter.replay:
+            self.say(f"clock of {source}: {skew:+.3f} s behind" if skew else f"clock of {source}: right again")
+        else:
+            self.filter.add(_line("monitor.clock.skew", 4 if skew else 6, data))
+
     def _write(self, lines: list[bytes]) -> None:
         if lines:
             write_lines(self.out, b"\n".join(lines) + b"\n")
 
     def _stats_line(self, stats: Stats) -> bytes:
-        data = {**asdict(stats), "held": len(self.filter.held)}
-        made = event.Event(
-            event.stamp(), event.host() + "/monitor", "monitor.reorder.stats", 6, data, {"id": event.new_id()}
-        )
-        return event.format(made).rstrip(b"\n")
+        data = {**asdict(stats), "held": self.filter.held, "lag": round(self.filter.lag(time.time()), 3)}
+        return _line("monitor.reorder.stats", 6, data)
 
     def _report(self) -> None:
         if not self.filter.replay:
@@ -110,10 +164,16 @@ class _Loop:
 
     def _last_words(self) -> None:
         stats = self.filter.stats
-        if stats.late or stats.dropped or stats.forced or stats.refused:
+        if stats.late or stats.dropped or stats.diverted or stats.forced or stats.skewed or stats.refused:
             self.say(", ".join(f"{key} {value}" for key, value in asdict(stats).items()))
             if not self.filter.replay:
                 self._write([self._stats_line(stats)])
+
+
+def _line(type: str, sev: int, data: Mapping[str, object]) -> bytes:
+    """An event of our own, without its newline."""
+    made = event.Event(event.stamp(), event.host() + "/monitor", type, sev, data, {"id": event.new_id()})
+    return event.format(made).rstrip(b"\n")
 
 
 class _Note:
