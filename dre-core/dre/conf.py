@@ -227,6 +227,12 @@ def _virt(text: str) -> str:
     return text
 
 
+def _correlator(text: str) -> str:
+    if text not in ("sec", "dre"):
+        raise UsageError(f"expected sec or dre, got {text!r}")
+    return text
+
+
 def _word(text: str) -> str:
     if not _match(r"\S+", text):
         raise UsageError(f"expected one word, got {text!r}")
@@ -340,6 +346,7 @@ class Conf:
     monitor_sink: Path = _place("/run/dre/events.sock")
     monitor_pipes: tuple[Path, ...] = _key("/run/dre/script", _paths, _each_absolute)
     monitor_window: float = _key("200ms", units.duration)
+    monitor_correlator: str = _key("sec", _correlator)
 
     dbox_listen: tuple[str, int] | None = _key("127.0.0.1:8443", _maybe_listen)
     dbox_page_listen: tuple[str, int] | None = _key("127.0.0.1:8444", _maybe_listen)

@@ -18,7 +18,9 @@ from monitorlib.memory import CONTEXT, Context, Memory, id_of, kept, texts
 from monitorlib.ruleset import END, BytesAction, Pattern, Ready, Ruleset
 
 SECOND = 28  # the head of a line up to its second
-_LINE = re.compile(rb'\{"time":"(\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-6]\d)\.\d{3}Z","source":"')
+_TIME = rb"(\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d:[0-6]\d)\.\d{3}Z"
+_LINE = re.compile(rb'\{"time":"' + _TIME + b'","source":"')
+_SEEN = re.compile(rb'"seen":"' + _TIME + rb'"[^{}]*\}$')
 _WATERMARK = b"watermark"
 _IS_WATERMARK = re.compile(rb'.{35}"source":"[^"]*","type":"dre\.watermark"[,}]')
 Values = dict[bytes, bytes | None]
@@ -112,18 +114,17 @@ class Correlator:
                 self._event(line, found)
 
     def _clock(self, line: bytes) -> bool:
-        """Advance to the second of *line*; False when it is no event."""
-        match = _LINE.match(line)
+        """Advance to the second of *line*, or to that of its arrival if it tells of the future; False: no event."""
+        match, seen = _LINE.match(line), _SEEN.search(line)
         try:
-            now = int(datetime.datetime.fromisoformat(match[1].decode() + "+00:00").timestamp()) if match else 0
+            text = min(match[1], seen[1]) if match and seen else match[1] if match else b""
+            now = int(datetime.datetime.fromisoformat(text.decode() + "+00:00").timestamp())
         except ValueError:
-            match = None
-        if not match:
             self.refused += 1
             return False
         if now >= self.memory.now:
-            self._head = line[:SECOND]
             self._advance(now)
+            self._head = line[:SECOND] if match and text == match[1] else self._head
         return True
 
     def _event(self, line: bytes, found: set[bytes]) -> None:

@@ -70,6 +70,11 @@ class Timers:
             thing.queued = thing.due
             heapq.heappush(self._heap, (thing.due, place, name))
 
+    @property
+    def first(self) -> int | None:
+        """The second in which something may be over next."""
+        return self._heap[0][0] if self._heap else None
+
     def next(self, now: int) -> tuple[int, Place, bytes] | None:
         """The next entry up to the second *now*; whether that thing is over its `due` must tell."""
         return heapq.heappop(self._heap) if self._heap and self._heap[0][0] <= now else None

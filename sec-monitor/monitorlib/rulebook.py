@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules that sec runs with: what was checked, octet for octet, and what they want to be told again.
+"""The rules that sec or dre-correlate runs with: what was checked, octet for octet, and what they want told again.
 
-sec never reads /etc/dre/rules.d itself, where a file could change between the check and the load.
+Neither reads /etc/dre/rules.d itself, where a file could change between the check and the load.
 """
 
 import contextlib
@@ -88,6 +88,24 @@ def argv(conf: Conf, rules: list[Path]) -> list[str]:
     ]
 
 
+def correlate_argv(conf: Conf, config: list[str], rules: list[Path]) -> list[str]:
+    """The command line of dre-correlate, which knows the names of FIFOs by itself."""
+    directory = conf.core_state_dir / "correlate"
+    return [
+        str(Path(__file__).resolve().parents[1] / "dre-correlate"),  # installed beside us
+        *config,
+        f"--state={directory}",
+        "--live",
+        f"--explain={directory / 'explained.jsonl'}",
+        *map(str, rules[1:]),
+    ]
+
+
+def has_state(conf: Conf) -> bool:
+    """Whether a dre-correlate has been at work here before."""
+    return (conf.core_state_dir / "correlate" / "state").exists()
+
+
 def test(conf: Conf, rules: list[Path]) -> None:
     """Let sec itself read the rules, which were checked to hold no code. Raises DreError with what it says."""
     sec = argv(conf, rules)[0]
@@ -97,11 +115,14 @@ def test(conf: Conf, rules: list[Path]) -> None:
         raise DreError(f"rules refused by sec: {said[-1] if said else done.returncode}")
 
 
-def again(conf: Conf, remembered: dict[str, int], unread: bytes, now: float) -> list[bytes]:
+def again(
+    conf: Conf, remembered: dict[str, int], unread: bytes, now: float, recent: float = RECENT, room: int = BLOCK
+) -> list[bytes]:
     """What a new sec must be told, in time order: what the rules want to remember, what the old one may not have
     answered yet, and *unread*, which stood in its FIFO. Lines that the re-order filter still holds are left to it.
 
-    Some of it comes a second time, then; an event is the same when its id is.
+    What the old one may not have answered are the last *room* octets of the last *recent* seconds. Some of it comes a
+    second time, then; an event is the same when its id is.
     """
     directory = conf.core_state_dir / "spool" / "ingest"
     passed = _passed(directory / "reorder.resume")
@@ -111,9 +132,8 @@ def again(conf: Conf, remembered: dict[str, int], unread: bytes, now: float) -> 
         found = _lines(directory, b'"type":"%s"' % type.encode())
         lines.update((line, None) for line in found if since <= line[9:33] <= passed)
     waiting = [line for line in unread.split(b"\n") if line.startswith(b'{"time":"') and line.endswith(b"}")]
-    since = event.stamp(now - RECENT).encode()
+    since = event.stamp(now - recent).encode()
     until = min([passed, *(line[9:33] for line in waiting)])
-    room = BLOCK
     for line in sorted(spool.tail(directory, 1 << 20).split(b"\n"), key=_stamp, reverse=True):
         if since <= line[9:33] <= until and room > 0:
             room -= len(line) + 1
@@ -145,14 +165,16 @@ def _passed(note: Path) -> bytes:
 
 
 def prepare(conf: Conf, uid: int, gid: int) -> None:
-    """The places that sec, as its own user, writes to."""
-    home = conf.core_run_dir / "sec"
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """The places that sec or dre-correlate, as its own user, writes to."""
+    homes = (conf.core_run_dir / "sec", conf.core_state_dir / "correlate")
+    for home in homes:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
     conf.core_log_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
     fd = os.open(conf.core_log_dir / "sec.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o640)
     try:
         if os.geteuid() == 0:
             os.fchown(fd, uid, gid)
-            os.chown(home, uid, gid)
+            for home in homes:
+                os.chown(home, uid, gid)
     finally:
         os.close(fd)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start the stages of the monitor, start them again when they die, tell how they are, and stop them in order.
 
-    senders -> ingest -> (pipe) -> reorder -> (FIFO ordered) -> sec -> (FIFO script) -> dscript      and watch
+    senders -> ingest -> (pipe) -> reorder -> (FIFO ordered) -> sec or correlate -> (FIFO script) -> dscript
+                                                                                                 and watch
 
 The supervisor holds every pipe open at both ends, so the death of one stage is neither an end of file nor a broken
 pipe to its neighbours, and what stands in a pipe stays there. It never looks into the events that flow.
@@ -10,6 +11,7 @@ pipe to its neighbours, and what stands in a pipe stays there. It never looks in
 import contextlib
 import ctypes
 import fcntl
+import grp
 import json
 import os
 import pwd
@@ -30,11 +32,13 @@ from monitorlib import rulebook
 from monitorlib.intake import open_fifo
 from monitorlib.pipes import write_lines
 
-STAGES = ("sec", "reorder", "ingest", "watch")  # started in this order, stopped in the other
-OPTIONAL = ("sec", "watch")
+CORRELATORS = {"sec": "sec", "dre": "correlate"}  # the stage that DRE_MONITOR_CORRELATOR chooses
+STAGES = ("reorder", "ingest", "watch")  # started behind it in this order, stopped in the other
+OPTIONAL = ("sec", "correlate", "watch")
 BACK_OFF = (0.2, 5.0)  # seconds until a stage that died is started again: first, and most
 HEALTHY = 10.0  # seconds after which a stage counts as having come up, and back-off begins anew
 PIPE_SIZE = 1024 * 1024
+RECENT = 86400.0  # seconds back, at most, from which correlate is told what was lost with the FIFO
 PATIENCE = 3.0  # seconds that a stage gets to end when asked to
 _SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
 _PR_SET_PDEATHSIG = 1
@@ -69,14 +73,17 @@ class Supervisor:
     def __init__(self, conf: Conf, config: str | None, without: list[str], say: Callable[[str], None]) -> None:
         self.conf = conf
         self.say = say
-        self.stages = {name: Stage(name, state="left-out" if name in without else "waiting") for name in STAGES}
+        self._correlator = CORRELATORS[conf.monitor_correlator]
+        without = [self._correlator if name in CORRELATORS.values() else name for name in without]
+        names = (self._correlator, *STAGES)
+        self.stages = {name: Stage(name, state="left-out" if name in without else "waiting") for name in names}
         self._config = ["--config", config] if config else []
         self._remembered: dict[str, int] = {}
         self._sec_user = _user("dre-sec")
-        if self._sec_user is None and os.geteuid() == 0 and "sec" not in without:
-            say("there is no user dre-sec; sec runs as root")
-        if "sec" not in without:  # what is missing or refused is told before anything is started
-            rulebook.argv(conf, rulebook.load(conf)[0])
+        if self._sec_user is None and os.geteuid() == 0 and self._correlator not in without:
+            say(f"there is no user dre-sec; {self._correlator} runs as root")
+        if self._correlator not in without:  # what is missing or refused is told before anything is started
+            self._argv(self._correlator)
         self._ordered = open_fifo(conf.core_run_dir / "ordered", 0o600, owner="dre-sec")
         pipes = [open_fifo(path, 0o620, owner="dscript", group="dre-sec") for path in conf.monitor_pipes]
         self._pipe = os.pipe2(os.O_CLOEXEC)
@@ -93,6 +100,8 @@ class Supervisor:
             rules, self._remembered = rulebook.load(self.conf)
             rulebook.test(self.conf, rules)
             return rulebook.argv(self.conf, rules)
+        if name == "correlate":
+            return rulebook.correlate_argv(self.conf, self._config, rulebook.load(self.conf)[0])
         program = str(Path(__file__).resolve().parents[1] / f"dre-{name}")  # installed beside us
         resume = ["--resume", self._resume] if name in ("ingest", "reorder") else []
         return [program, *self._config, *resume]
@@ -108,8 +117,15 @@ class Supervisor:
             # A file description of its own: ours is in non-blocking mode.
             stdin, stdout = self._pipe[0], os.open(self.conf.core_run_dir / "ordered", os.O_WRONLY)
             opened.append(stdout)
-        elif stage.name == "sec":
-            self._tell_again()
+        elif stage.name == self._correlator:
+            if stage.name == "correlate":
+                stdin = os.open(self.conf.core_run_dir / "ordered", os.O_RDONLY)
+                opened.append(stdin)
+            if stage.name == "sec":
+                self._tell_again()
+            elif stage.restarts < 0 and rulebook.has_state(self.conf):
+                # When we were killed, what stood in the FIFO went with us; correlate knows what it has had already.
+                self._tell_again(RECENT, PIPE_SIZE)
             stdout = os.open(self.conf.monitor_pipes[0], os.O_WRONLY)
             opened.append(stdout)
         try:
@@ -129,10 +145,12 @@ class Supervisor:
         if name == "sec":
             # sec dumps its environment on request, and its clock should be that of the events.
             environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "TZ": "UTC"}
+        if name == self._correlator:
             uid, gid = self._sec_user or (os.geteuid(), os.getegid())
             rulebook.prepare(self.conf, uid, gid)
             if self._sec_user and os.geteuid() == 0:
-                user, group, others = uid, gid, list[int]()
+                user, group = uid, gid
+                others = _groups("dre-event") if name == "correlate" else list[int]()  # it asks the intake for the time
         return subprocess.Popen(
             argv,
             stdin=stdin,
@@ -145,13 +163,13 @@ class Supervisor:
             extra_groups=others,
         )
 
-    def _tell_again(self) -> None:
+    def _tell_again(self, recent: float = rulebook.RECENT, most: int = rulebook.BLOCK) -> None:
         """Put into the FIFO, in front of what stands there, what the new sec must know."""
         unread = b""
         with contextlib.suppress(BlockingIOError):
             while block := os.read(self._ordered, PIPE_SIZE):
                 unread += block
-        lines = rulebook.again(self.conf, self._remembered, unread, time.time())
+        lines = rulebook.again(self.conf, self._remembered, unread, time.time(), recent, most)
         room = fcntl.fcntl(self._ordered, fcntl.F_GETPIPE_SZ) - 65536
         kept: list[bytes] = []
         for line in reversed(lines):
@@ -162,7 +180,7 @@ class Supervisor:
         if kept:
             write_lines(self._ordered, b"\n".join(kept) + b"\n")
         if len(kept) < len(lines):
-            self._emit("monitor.dropped", {"count": len(lines) - len(kept), "where": "sec"}, 4)
+            self._emit("monitor.dropped", {"count": len(lines) - len(kept), "where": self._correlator}, 4)
 
     def _died(self, stage: Stage, status: int) -> None:
         assert stage.process is not None
@@ -224,9 +242,9 @@ class Supervisor:
         os.close(self._pipe[1])  # the filter's end of input: it releases what it holds
         self._end("reorder", ask=False)
         deadline = time.monotonic() + PATIENCE
-        while self.stages["sec"].process and _unread(self._ordered) and time.monotonic() < deadline:
+        while self.stages[self._correlator].process and _unread(self._ordered) and time.monotonic() < deadline:
             time.sleep(0.01)  # a FIFO has no way to tell that it has become empty
-        self._end("sec", ask=True)
+        self._end(self._correlator, ask=True)
         if unread := _unread(self._ordered):
             self._emit("monitor.dropped", {"octets": unread, "where": "ordered"}, 4)
         status_file(self.conf).unlink(missing_ok=True)
@@ -259,6 +277,13 @@ def _user(name: str) -> tuple[int, int] | None:
     except KeyError:
         return None
     return found.pw_uid, found.pw_gid
+
+
+def _groups(name: str) -> list[int]:
+    try:
+        return [grp.getgrnam(name).gr_gid]
+    except KeyError:
+        return []
 
 
 def _unread(fd: int) -> int:

@@ -122,6 +122,14 @@ def test_time_never_goes_back():
     assert seconds(run(made(text), line(20), line(5), line(31))) == [20, 31]
 
 
+def test_a_clock_that_is_ahead_or_a_forged_time_moves_time_to_the_arrival_only():
+    text = rule(action="create C 60 (write %script end); write %script x") + rule(pattern='"type":"b')
+    ahead = line(3000, "b.x")[:-1] + b',"seen":"2026-11-23T08:00:05.000Z","claimed":true}'
+    correlator = made(text)
+    assert seconds(run(correlator, line(0), ahead, line(6, "b.x"))) == [0, 5, 6]
+    assert correlator.memory.now % 3600 == 6
+
+
 def test_contexts_are_created_set_filled_copied_and_ended():
     text = rule(
         action="create C_$1 9 (write %script end %s); add C_$1 one; add C_$1 two $1; copy C_$1 %v; write %script <%v>"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from dre import cli, files
+from dre import cli, event, files
 from dre.errors import DreError, UsageError
 from dre.event import LIMIT
 
@@ -26,6 +26,8 @@ from monitorlib.pipes import write_lines
 BLOCK = 1 << 18
 STATE_OCTETS = 32 * 1024 * 1024  # of lines at most, and seconds at least, from one state to the next
 STATE_PERIOD = 10.0
+EXPLAINED = 16 * 1024 * 1024  # octets of the file of --explain
+ASK_PERIOD = 1.0  # seconds at least from one watermark that is asked for to the next
 RECENT = 20_000  # lines that are remembered, and as many before them, to know those that come once more
 RECENT_OCTETS = 8 * 1024 * 1024  # of them that a new reader looks at
 TOO_LONG = 0.25  # seconds of processor time: a pattern that takes twice as long for one line is given up
@@ -38,6 +40,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("file", metavar="FILE", nargs="*", help="rule files (default: all of /etc/dre/rules.d)")
     parser.add_argument("--state", metavar="DIR", help="keep in DIR what a kill must not lose; stdin is a pipe or FIFO")
+    parser.add_argument(
+        "--live", action="store_true", help="with --state: ask the intake for a dre.watermark when something is due"
+    )
     parser.add_argument("--explain", metavar="FILE", help="append to FILE, as JSON Lines, why each line was written")
     parser.set_defaults(function=correlate)
     return parser
@@ -50,13 +55,15 @@ def correlate(ctx: cli.Context) -> None:
     correlator = Correlator(load(given, set(pipes), ctx.say), pipes, bool(ctx.args.explain))
     sink = _Sink(ctx.conf.monitor_pipes, ctx.args.explain)
     with watched(correlator):
+        if ctx.args.live and not ctx.args.state:
+            raise UsageError("--live is for --state")
         if ctx.args.state:
             if not stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
                 raise UsageError("--state needs a pipe or a FIFO as stdin")
             directory = Path(ctx.args.state)
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             with files.lock(directory / "lock", timeout=5.0):
-                _Keeper(correlator, sink, ctx.say, directory).run()
+                _Keeper(correlator, sink, ctx.say, directory, ctx.conf.monitor_sink if ctx.args.live else None).run()
         else:
             _Loop(correlator, sink, ctx.say).run()
 
@@ -112,9 +119,9 @@ class _Sink:
     def __init__(self, pipes: tuple[Path, ...], explain: str | None) -> None:
         self._paths = {path.name: path for path in pipes}
         self._fds = {pipes[0].name: sys.stdout.fileno()}
-        self._explain = -1
-        if explain:
-            self._explain = os.open(explain, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        self._explain = explain
+        self._explained = -1
+        self._room = 0
 
     def write(self, out: list[Output], written: Callable[[int], None]) -> None:
         """Write the lines in *out* in their order, in pieces that a kill does not cut; tells how many each has."""
@@ -130,8 +137,21 @@ class _Sink:
     def _piece(self, out: list[Output], written: Callable[[int], None]) -> None:
         write_lines(self._fd(out[0].pipe), b"".join(item.text + b"\n" for item in out))
         written(len(out))
-        if self._explain >= 0:
-            os.write(self._explain, b"".join(map(_explained, out)))
+        if self._explain:
+            self._tell(self._explain, b"".join(map(_explained, out)))
+
+    def _tell(self, path: str, octets: bytes) -> None:
+        """Append to the file of --explain; when that is long, it becomes FILE.1 and another one begins."""
+        if self._explained >= 0 and self._room <= 0:
+            os.close(self._explained)
+            Path(path).replace(f"{path}.1")
+            self._explained = -1
+        if self._explained < 0:
+            self._explained = os.open(
+                path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640
+            )
+            self._room = EXPLAINED - os.fstat(self._explained).st_size
+        self._room -= os.write(self._explained, octets)
 
     def _fd(self, pipe: str) -> int:
         if pipe not in self._fds:
@@ -193,8 +213,12 @@ class _Keeper(_Loop):
     written. What the writer of the pipe, killed itself, sends once more is left out.
     """
 
-    def __init__(self, correlator: Correlator, sink: _Sink, say: Callable[[str], None], directory: Path) -> None:
+    def __init__(
+        self, correlator: Correlator, sink: _Sink, say: Callable[[str], None], directory: Path, intake: Path | None
+    ) -> None:
         super().__init__(correlator, sink, say)
+        self._intake = intake
+        self._asked = 0.0  # time.monotonic() of the last watermark that was asked for
         self._state = directory / "state"
         self._mark = Mark(directory / "mark")
         self._inbox = Inbox(sys.stdin.fileno(), directory / "inbox", self._mark)
@@ -227,9 +251,26 @@ class _Keeper(_Loop):
 
     def _wait(self) -> bool:
         """Wait for input; True when a signal asks for the end."""
-        if not wait(sys.stdin.fileno(), self._ends[0], self._due - time.monotonic()):
+        pause = min(self._due - time.monotonic(), self._ask())
+        if not wait(sys.stdin.fileno(), self._ends[0], pause):
             return False
         return not {signal.SIGTERM, signal.SIGINT}.isdisjoint(os.read(self._ends[0], 4096))
+
+    def _ask(self) -> float:
+        """Ask for a watermark when something is due and no event comes; seconds until that may be so.
+
+        It takes the way of all events, so it comes behind those before it, and stands in the record.
+        """
+        due = self.correlator.memory.timers.first
+        if due is None or not self._intake:
+            return STATE_PERIOD
+        pause = max(due - time.time(), self._asked + ASK_PERIOD - time.monotonic())
+        if pause > 0:
+            return pause
+        made = event.Event(event.stamp(), event.host() + "/monitor", "dre.watermark", 7, {}, {"id": event.new_id()})
+        event.send(self._intake, event.new_line(made))
+        self._asked = time.monotonic()
+        return ASK_PERIOD
 
     def _written(self, count: int) -> None:
         self._mark.written += count

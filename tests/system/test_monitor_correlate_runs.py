@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dre-monitor with DRE_MONITOR_CORRELATOR=dre: the same detections, in time though nothing comes, and over kills."""
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+
+import pytest
+from dre import event
+from test_monitor_recognises_overload import Monitor, until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the monitor sets owners and priorities")
+STAGES = ("correlate", "reorder", "ingest")
+LATE = r"""
+type=PairWithWindow
+ptype=RegExp
+pattern="source":"([^"]+)","type":"lab\.asked"
+desc=$1
+action=write %script {"time":"%.year-%.mon-%.mdayT%.hmsstr.000Z","source":"$1","type":"lab.silent"}
+ptype2=RegExp
+pattern2="source":"$1","type":"lab\.answered"
+desc2=x
+action2=write %script {"time":"%.year-%.mon-%.mdayT%.hmsstr.000Z","source":"%1","type":"lab.told"}
+window=1
+"""
+
+
+@pytest.fixture
+def monitor(settings, tmp_path):
+    # The correlator runs as its own user where that exists, and pytest's directories are root's alone.
+    for directory in (tmp_path, *tmp_path.parents):
+        directory.chmod(0o711)
+        if directory.name.startswith("pytest-of-"):
+            break
+    made = Monitor(settings(DRE_MONITOR_CORRELATOR="dre"), tmp_path)
+    yield made
+    made.stop()
+
+
+def test_a_release_then_slow_is_one_overload_and_is_explained(monitor):
+    monitor.start("--without", "watch")
+    source = event.host() + "/app:web1"
+    release = event.emit(monitor.conf, "shop.release", source, {"version": "7"})
+    until(lambda: monitor.events("shop.release"))
+    raised = {"script": "s", "id": "slow", "watch": "http", "value": 0.31, "limit": 0.3, "url": "http://h/"}
+    slow = event.emit(monitor.conf, "watch.raised", source, raised, 4)
+    (overload,) = until(lambda: monitor.events("shop.overload"))
+    assert overload["data"] == {"release": "7", "ids": f"{release},{slow}", "value": 0.31}
+    explained = monitor.conf.core_state_dir / "correlate" / "explained.jsonl"
+    rows = until(lambda: [json.loads(line) for line in explained.read_text().splitlines() if "overload" in line])
+    assert rows[0]["events"] == [release, slow] and rows[0]["rule"].startswith(
+        f"{monitor.conf.core_run_dir}/rules/shop"
+    )
+
+
+def test_what_is_due_happens_though_nothing_comes(monitor):
+    (monitor.conf.core_etc_dir / "rules.d" / "late.sec").write_text(LATE)
+    monitor.start("--without", "watch")
+    for name in ("a", "b"):
+        event.emit(monitor.conf, "lab.asked", event.host() + f"/{name}", {})
+    event.emit(monitor.conf, "lab.answered", event.host() + "/b", {})
+    begun = time.monotonic()
+    (silent,) = until(lambda: monitor.events("lab.silent"), 10)
+    assert silent["source"].endswith("/a") and len(silent["id"]) == 16
+    assert [item["source"][-2:] for item in monitor.events("lab.told")] == ["/b"]
+    assert time.monotonic() - begun < 5
+
+
+def test_kills_of_all_stages_lose_and_double_nothing(monitor):
+    monitor.start("--without", "watch")
+    some, sent, stop = random.Random(3), [], threading.Event()
+
+    def send():
+        while not stop.is_set():
+            sent.append(event.emit(monitor.conf, "shop.order", event.host() + "/app:web1", {"n": len(sent)}))
+            time.sleep(0.002)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    kills = dict.fromkeys(STAGES, 0)
+    try:
+        for n in range(18):
+            stage = STAGES[n % 3]
+            pid = until(lambda stage=stage: monitor.pid(stage))
+            time.sleep(some.uniform(0, 0.5))
+            os.kill(pid, signal.SIGKILL)
+            kills[stage] += 1
+            until(lambda stage=stage, pid=pid: monitor.pid(stage) not in (None, pid))
+    finally:
+        stop.set()
+        sender.join()
+    until(lambda: set(sent) <= {item["id"] for item in monitor.events("shop.order")}, 60)
+    got = [item["id"] for item in monitor.events("shop.order")]
+    doubles = len(got) - len(set(got))
+    print(f"kills {kills}: {len(sent)} sent, {len(set(got))} came, {doubles} lines a second time")
+    assert set(got) == set(sent)
+    assert doubles <= kills["correlate"] * 20  # its last write, of 4096 octets at most, with the same ids
+
+
+def test_the_monitor_killed_and_started_again_goes_on(monitor):
+    monitor.start("--without", "watch")
+    sent = [event.emit(monitor.conf, "shop.order", event.host(), {"n": n}) for n in range(300)]
+    monitor.process.kill()
+    monitor.process.wait()
+    sent += [event.emit(monitor.conf, "shop.order", event.host(), {"n": n}) for n in range(300, 310)]
+    monitor.start("--without", "watch")
+    until(lambda: set(sent) <= {item["id"] for item in monitor.events("shop.order")}, 30)
+    assert {row["stage"] for row in monitor.status()} == {"correlate", "reorder", "ingest", "watch"}
