@@ -23,13 +23,14 @@ from dre import event, files
 from dre.conf import Conf
 from dre.errors import DreError, TimedOutError
 
-from monitorlib import forward, spool, trust
+from monitorlib import forward, remotes, spool, trust
 
 CLIENTS = 256
 REMEMBERED = 65536  # ids; an emitter that missed the acknowledgement spools the same event once more
 HALF_LINE_AGE = 2.0  # seconds until the rest of a line on the FIFO is given up
 PERIOD = 1.0  # seconds between looks at the emitters' spool, and between reports
 CLAIMED = b',"claimed":true}\n'
+FULL = "spool: "  # how the reason begins when it is ours
 _KEPT_ID = re.compile(rb'"id":"([A-Za-z0-9._:-]{1,64})","seen":"')
 
 
@@ -60,6 +61,8 @@ class Intake:
     def __init__(self, conf: Conf, out: int, resume: Path | None, say: Callable[[str], None]) -> None:
         self._say = say
         self._users = trust.service_users()
+        self._web = remotes.web_users()
+        self._remotes = conf.core_etc_dir / "remotes"
         self._counts = Counts()
         self._recent: OrderedDict[tuple[str, bool], None] = OrderedDict()
         self._emitted = conf.core_state_dir / "spool" / "event"
@@ -118,14 +121,14 @@ class Intake:
 
     # --- Taking in ---
 
-    def _keep(self, lines: list[bytes], uid: int | None, where: str) -> str | None:
-        """Admit and spool *lines*; the reason of the last one that was not kept, or None."""
+    def _keep(self, lines: list[bytes], uid: int | None, where: str, remote: str | None = None) -> list[str | None]:
+        """Admit and spool *lines*; for each why it was not kept, or None."""
         seen = event.stamp()
         admitted: dict[tuple[str, bool], bytes] = {}
-        refused = None
+        reasons = []
         for line in lines:
-            reason, made = self._admit(line, uid, seen, where)
-            refused = reason or refused
+            reason, made = self._admit(line, uid, seen, where, remote)
+            reasons.append(reason)
             # A claimed event must not be able to hide a proven one that comes later with the same id.
             key = (made[0], made[1].endswith(CLAIMED))
             if made[1] and key not in self._recent:
@@ -133,20 +136,22 @@ class Intake:
         try:
             self._spool.append(b"".join(admitted.values()))
         except OSError as error:
-            refused = f"spool: {error.strerror}"
-            self._counts.add("monitor.dropped", where, refused, len(admitted))
-        else:
-            self._remember(admitted)
-        return refused
+            full = f"{FULL}{error.strerror}"
+            self._counts.add("monitor.dropped", where, full, len(admitted))
+            return [reason or full for reason in reasons]
+        self._remember(admitted)
+        return reasons
 
-    def _admit(self, line: bytes, uid: int | None, seen: str, where: str) -> tuple[str | None, tuple[str, bytes]]:
+    def _admit(
+        self, line: bytes, uid: int | None, seen: str, where: str, remote: str | None
+    ) -> tuple[str | None, tuple[str, bytes]]:
         """Why *line* is refused, or None; and the id and the line to keep, empty when there is nothing to keep."""
         try:
-            return None, trust.admit(line, uid, seen, self._users)
+            return None, trust.admit(line, uid, seen, self._users, remote)
         except event.EventError as error:
             self._counts.add("monitor.refused", where, str(error))
             with contextlib.suppress(event.EventError):
-                return str(error), trust.admit(trust.salvage(line), uid, seen, self._users)
+                return str(error), trust.admit(trust.salvage(line), uid, seen, self._users, remote)
             return str(error), ("", b"")
 
     def _remember(self, keys: Iterable[tuple[str, bool]]) -> None:
@@ -180,16 +185,29 @@ class Intake:
 
     def _answer(self, connection: socket.socket, uid: int) -> None:
         try:
-            line = connection.recv(event.LIMIT + 1)
-            if not line:
+            packet = connection.recv(remotes.PACKET)
+            if not packet:
                 return self._drop(connection)
-            refused = self._keep([line], uid, f"uid {uid}")
-            connection.send(b"ok" if refused is None else b"no: " + refused.encode("ascii", "backslashreplace")[:500])
+            if packet.startswith(remotes.FROM):
+                connection.send(self._handed_over(packet, uid))
+            else:
+                (refused,) = self._keep([packet], uid, f"uid {uid}")
+                connection.send(b"ok" if refused is None else _no(refused))
         except BlockingIOError:
             pass  # nothing sent yet, or the peer does not read its answers: it will take it for unacknowledged
         except OSError:
             self._drop(connection)
         return None
+
+    def _handed_over(self, packet: bytes, uid: int) -> bytes:
+        """Keep what the web server took from another host; the answer."""
+        name, lines = remotes.unpack(packet)
+        if uid not in self._web:
+            return _no(f"uid {uid} may not speak for other hosts")
+        if name not in remotes.allowed(self._remotes):
+            return _no(f"{name} is not in {self._remotes}")
+        reasons = self._keep(lines, None, f"host {name}", name)
+        return remotes.answer(reasons, next((one for one in reasons if one and one.startswith(FULL)), None))
 
     def _drop(self, connection: socket.socket) -> None:
         if connection in self._clients:
@@ -234,6 +252,10 @@ def _kept(lines: bytes) -> Iterable[tuple[str, bool]]:
     for line in lines.splitlines(keepends=True):
         if ids := _KEPT_ID.findall(line):
             yield ids[-1].decode(), line.endswith(CLAIMED)
+
+
+def _no(reason: str) -> bytes:
+    return b"no: " + reason.encode("ascii", "backslashreplace")[:500]
 
 
 def _owner(path: Path) -> int | None:

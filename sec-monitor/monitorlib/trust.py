@@ -48,8 +48,19 @@ def proven(type: str, uid: int | None, users: dict[str, frozenset[int]]) -> bool
     return uid is not None and uid in users.get(type.partition(".")[0], frozenset({0}))
 
 
-def admit(line: bytes, uid: int | None, seen: str, users: dict[str, frozenset[int]]) -> tuple[str, bytes]:
-    """The id and the line to keep of a *line* that *uid* sent. Raises EventError saying why it is refused.
+def proven_remotely(said: event.Event, name: str) -> bool:
+    """Whether an event from the holder of the certificate *name* is more than a claim: of its own host, and of no part
+    of ours, which only programs on this host may speak for."""
+    own = f"/host:{name}"
+    return said.type.partition(".")[0] not in SERVICES and (said.source == own or said.source.startswith(own + "/"))
+
+
+def admit(
+    line: bytes, uid: int | None, seen: str, users: dict[str, frozenset[int]], remote: str | None = None
+) -> tuple[str, bytes]:
+    """The id and the line to keep of a *line* that *uid* sent, or handed over for the certificate *remote*.
+
+    Raises EventError saying why it is refused.
 
     The line is written anew, so its keys stand in the fixed order that rules rely on: time source type sev data id
     seen goal claimed. A sender may call its own event claimed, never proven; `late` and `skew` are ours to say.
@@ -63,8 +74,9 @@ def admit(line: bytes, uid: int | None, seen: str, users: dict[str, frozenset[in
     optional = {"id": identity, "seen": seen}
     if goal is not None:
         optional["goal"] = goal
-    claims = bool(said.optional.get("claimed"))
-    kept: dict[str, object] = {**optional, **({"claimed": True} if claims or not proven(said.type, uid, users) else {})}
+    believed = proven(said.type, uid, users) if remote is None else proven_remotely(said, remote)
+    claims = bool(said.optional.get("claimed")) or not believed
+    kept: dict[str, object] = {**optional, **({"claimed": True} if claims else {})}
     made = event.format(event.Event(said.time, said.source, said.type, said.sev, said.data, kept))
     if len(made) > event.LIMIT - LATE_ROOM:
         raise event.EventError(f"event {said.type} is too long: {len(made)} octets with the intake's stamps")
