@@ -14,7 +14,7 @@ from typing import Any
 from dre import event
 
 from monitorlib import ruleindex, secvars
-from monitorlib.memory import CONTEXT, Context, Memory, id_of, kept, texts
+from monitorlib.memory import CONTEXT, MOST, Context, Memory, id_of, kept, texts
 from monitorlib.ruleset import END, BytesAction, Pattern, Ready, Ruleset
 
 SECOND = 28  # the head of a line up to its second
@@ -84,7 +84,8 @@ class Correlator:
         self.lines = 0  # that were fed
         self.refused = 0  # of them, because they are no events
         self.trying: Ready | None = None  # its pattern is being matched just now
-        self.born = 0
+        self.born = 0  # operations, ever
+        self.count = 0  # operations, now
         self._head = b"-"
         self._line = b""
         self._about: list[bytes] = []  # contexts that an explanation is to show
@@ -290,8 +291,11 @@ class Correlator:
         return made if self.keep(rule, made) else None
 
     def keep(self, rule: Ready, operation: Operation) -> bool:
-        """Enter an operation into the books; False when its second pattern cannot be made."""
+        """Enter an operation into the books; False when its second pattern cannot be made, or there are too many."""
         name = operation.desc
+        if self.count >= MOST:
+            self.memory.full += 1
+            return False
         waiting = self.operations.setdefault(rule.place, _Waiting())
         if rule.pattern2:
             try:
@@ -305,6 +309,7 @@ class Correlator:
             if words is None:
                 waiting.any[name] = None
         waiting.all[name] = operation
+        self.count += 1
         self.memory.timers.put(rule.place, name, operation)
         return True
 
@@ -312,6 +317,7 @@ class Correlator:
         name = operation.desc
         waiting = self.operations[rule.place]
         del waiting.all[name]
+        self.count -= 1
         waiting.patterns.pop(name, None)
         waiting.any.pop(name, None)
         for word in set(waiting.words.pop(name, None) or ()):
@@ -347,8 +353,9 @@ class Correlator:
     def _pairs(self, rule: Ready) -> bool:
         """Try the line as the second event of the pairs that wait for one."""
         waiting = self.operations[rule.place]
-        names = list(waiting.all)
-        if len(names) > 4:
+        if len(waiting.all) <= 4:
+            names = list(waiting.all)
+        else:
             words = waiting.by_word.keys() & set(ruleindex.words(self._line))
             some = {name for word in words for name in waiting.by_word[word]}.union(waiting.any)
             names = sorted(some, key=lambda name: waiting.all[name].born)

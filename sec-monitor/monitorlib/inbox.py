@@ -10,6 +10,7 @@ import ctypes
 import fcntl
 import os
 import select
+import signal
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ PIPE_SIZE = 1024 * 1024
 LONG = 65536  # octets without a newline that are no line any more
 _HALF = 0.01  # seconds until the pipe is looked at again for the rest of a line
 _NONBLOCK = 2  # SPLICE_F_NONBLOCK
+_PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -146,3 +148,10 @@ def wait(fd: int, wake: int, seconds: float) -> bool:
     poll.register(fd, select.POLLIN)
     poll.register(wake, select.POLLIN)
     return any(found == wake for found, _ in poll.poll(max(0.0, seconds) * 1000))
+
+
+def end_with_parent(parent: int) -> None:
+    """In a child: be killed when the *parent* dies, or now if it has died already."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -15,6 +15,7 @@ from monitorlib.ruleset import BytesAction
 
 HEAD = b'{"time":"'
 STORE = 10_000  # most lines that a context keeps
+MOST = 500_000  # contexts, and operations of rules, at most: what a flood of names begins has an end
 KEPT = 32  # most ids that an operation or a context remembers: the first and the latest
 CONTEXT = (-1, 0)  # stands before all rules: what is due in one second is done in this order
 _ID = re.compile(rb',"id":"([^"\\]*)"[^{}]*\}$')
@@ -95,6 +96,7 @@ class Memory:
         self.count = 0  # of the lines it has put out
         self.ids: list[bytes] = []  # of the events on which that rests
         self.why: dict[str, object] | None = None
+        self.full = 0  # contexts and operations that were not begun because there were too many
 
     def begin(self, cause: bytes) -> None:
         """Deal with the next line, or end of something."""
@@ -171,6 +173,9 @@ class Memory:
         if verb == "create" or (verb == "add" and not context):
             window = int(rest[0]) if verb == "create" else 0
             actions = rest[1] if verb == "create" else []
+            if not context and len(self.contexts) >= MOST:
+                self.full += 1
+                return
             if context:
                 context.time, context.window, context.actions, context.desc = self.now, window, actions, desc
                 context.lines, context.ids, context.rule = [], [], rule

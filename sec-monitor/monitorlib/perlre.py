@@ -8,6 +8,7 @@ Texts are str of one character for each octet; characters from VARIABLE on stand
 
 import re
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 VARIABLE = 0x100
@@ -55,7 +56,7 @@ class Node:
 
     kind: set (one character of *mask*; *text* in Python's form), cat and alt (of *parts*), rep (*parts*[0], *least* to
     *most* times, None without end), group (*parts*[0]; *text* is its opening), zero (*text* matches no character;
-    with *parts* it looks around), back (*text* refers to a group), variable (*text*).
+    with *parts* it looks around), back (refers to a group: *text*, or the number *least* - 1), variable (*text*).
     """
 
     kind: str
@@ -65,16 +66,24 @@ class Node:
     least: int = 1
     most: int | None = 1
 
-    def python(self) -> str:
-        """The form of Python's re."""
-        inner = [part.python() for part in self.parts]
+    def python(self, shift: int, start: str) -> str:
+        """The form of Python's re: *shift* groups stand before its own, and *start* is the beginning of the line."""
+        inner = [part.python(shift, start) for part in self.parts]
         if self.kind == "alt":
             return "|".join(inner)
         if self.kind == "group" or (self.kind == "zero" and inner):
             return f"{self.text}{inner[0]})"
+        if self.kind == "zero" and self.text in ("^", r"\A"):
+            return start or self.text
+        if self.kind == "back" and self.least > 1:
+            return f"(?:\\{self.least - 1 + shift})"
         if self.kind == "rep":
             return inner[0] + self.text
         return self.text + "".join(inner)
+
+    def any(self, test: Callable[["Node"], bool]) -> bool:
+        """Whether *test* is true of this part or of one within it."""
+        return test(self) or any(part.any(test) for part in self.parts)
 
 
 class Expression:
@@ -93,13 +102,28 @@ class Expression:
             raise RefusedError("a ')' without its '('")
         _judge(self.root)
         try:
-            re.compile(self.python().encode("latin-1", "replace"))
+            re.compile(re.sub(r"[^\0-\xff]", "x", self.python()).encode("latin-1"))
         except (re.error, OverflowError) as error:
             raise RefusedError(f"not a regular expression: {error}") from None
 
     def python(self) -> str:
         """The form of Python's re, for octets; variables stand in it as they are."""
-        return ("(?i)" if self._caseless else "") + self.root.python()
+        return ("(?i)" if self._caseless else "") + self.root.python(0, "")
+
+    def shared(self, count: int) -> str | None:
+        """One form for all values of its *count* variables, which stand before the line, each with a NUL behind it.
+
+        None when there is none: for what looks behind itself, and where a variable repeats.
+        """
+        if self.root.any(lambda node: node.text.startswith("(?<") and node.kind == "zero") or self.root.any(
+            lambda node: node.kind == "rep" and node.parts[0].kind == "variable"
+        ):
+            return None
+        body = self.root.python(count, r"(?<=\0)")
+        for number in range(count):
+            body = body.replace(chr(VARIABLE + number), f"(?:\\{number + 1})")
+        before = "([^\\0]*)\\0" * count
+        return ("(?i)" if self._caseless else "") + f"{before}(?s:.*?)(?:{body})"
 
     # --- Reading ---
 
@@ -182,7 +206,7 @@ class Expression:
             number = int(character + (digits[0] if digits else ""))
             if number > self.groups:
                 raise RefusedError(f"\\{number} refers to a group that is not there before it")
-            return Node("back", f"(?:\\{number})")
+            return Node("back", least=number + 1)
         if character == "k" and (match := re.compile(r"[<{']([A-Za-z_]\w*)[>}']").match(self._text, self._at)):
             self._at = match.end()
             if match[1] not in self.names:

@@ -6,20 +6,23 @@ fewest patterns demand; a line without it cannot match. What demands no whole wo
 demands, which costs a search for each; what demands nothing, or the absence of something, is always tried.
 """
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 
 from monitorlib.perlre import EDGE, Node
 
-WORD = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
+WORD = "A-Za-z0-9_-"
 BRANCHES = 64  # alternatives that are followed when words are looked for
-_MASK = sum(1 << ord(character) for character in WORD)
-CUT = bytes(code if chr(code) in WORD else ord(" ") for code in range(256))
-_EVERYWHERE = frozenset({"time", "source", "host", "type", "sev", "data", "id", "seen"})  # in every event
+CUT = bytes(code if re.match(f"[{WORD}]", chr(code)) else ord(" ") for code in range(256))
+GAP = "\1"  # in a way: an unknown text, perhaps empty
+SPLIT = "\2"  # in a way: the edge of the line, or something that no word goes across
+_MASK = sum(1 << code for code in range(256) if CUT[code] != ord(" "))
+_WHOLE = re.compile(f"(?<![{GAP}{WORD}])[{WORD}]+(?![{GAP}{WORD}])".encode())
+_VARIABLE = re.compile(r"[^\0-\xff]")
+_TEXT = re.compile(f"[^{GAP}{SPLIT}]+".encode())
+_EVERYWHERE = frozenset({b"time", b"source", b"host", b"type", b"sev", b"data", b"id", b"seen"})  # in every event
 Place = tuple[int, int]
-Way = list[str]  # what is matched in turn: a character, GAP, or SPLIT
-GAP = "gap"  # an unknown text, perhaps empty
-SPLIT = "split"  # the edge of the line, or something that no word goes across
 
 
 @dataclass(frozen=True)
@@ -35,52 +38,50 @@ def words(line: bytes) -> list[bytes]:
     return line.translate(CUT).split()
 
 
-def ways(node: Node) -> list[Way]:
-    """The ways in which an expression can match."""
+def ways(node: Node) -> list[str]:
+    """The ways in which an expression can match: what is matched in turn. Variables stand in it as they are."""
     if node.kind == "set":
         if node.mask.bit_count() == 1:
-            return [[chr(node.mask.bit_length() - 1)]]
-        return [[GAP if node.mask & _MASK else SPLIT]]
+            return [_plain(chr(node.mask.bit_length() - 1))]
+        return [GAP if node.mask & _MASK else SPLIT]
     if node.kind == "variable":
-        return [[node.text]]
+        return [node.text]
     if node.kind == "zero":
-        return [[SPLIT if node.text in EDGE and not node.parts else GAP]]
+        return [SPLIT if node.text in EDGE and not node.parts else GAP]
     if node.kind == "alt":
         made = [way for part in node.parts for way in ways(part)]
-        return made if len(made) <= BRANCHES else [[GAP]]
+        return made if len(made) <= BRANCHES else [GAP]
     if node.kind == "rep":
         if not node.least:
-            return [[GAP]]
-        return [way if way == [SPLIT] else [GAP, *way, GAP] for way in ways(node.parts[0])]
-    made = [[]] if node.kind in ("cat", "group") else [[GAP]]
-    for part in node.parts if made == [[]] else []:
+            return [GAP]
+        return [way if way == SPLIT else GAP + way + GAP for way in ways(node.parts[0])]
+    if node.kind not in ("cat", "group"):
+        return [GAP]
+    made = [""]
+    for part in node.parts:
         parts = ways(part)
         if len(made) * len(parts) > BRANCHES:
-            parts = [[GAP]]
-        made = [[*before, *way] for before in made for way in parts]
+            parts = [GAP]
+        made = [before + way for before in made for way in parts]
     return made
 
 
-def text_way(text: str) -> Way:
+def _plain(text: str) -> str:
+    """A text in a way."""
+    return text.replace(SPLIT, GAP)
+
+
+def text_way(text: str) -> str:
     """The way in which a plain text matches."""
-    return [GAP, *text, GAP]
+    return GAP + _plain(text) + GAP
 
 
-def demand(way: Way) -> Demand:
-    """What a line holds that matches in this *way*; the pattern may begin and end within a word."""
-    found: set[bytes] = set()
-    longest = run = word = ""
-    is_open = True  # whether the word may have begun before
-    for item in [*way, GAP]:
-        if len(item) == 1 and item in WORD:
-            word += item
-        else:
-            if word and not is_open and item != GAP and ord(item[0]) < 256:
-                found.add(word.encode())
-            word, is_open = "", item == GAP or (len(item) == 1 and ord(item) >= 256)
-        run = run + item if len(item) == 1 and ord(item) < 256 else ""
-        longest = max(longest, run, key=len)
-    return Demand(frozenset(found), longest.encode("latin-1"))
+def demand(way: str, known: dict[int, str] | None = None) -> Demand:
+    """What a line holds that matches in this *way*, when its variables are *known*; it may begin within a word."""
+    if known is not None:
+        way = way.translate({code: _plain(text) for code, text in known.items()})
+    octets = (GAP + _VARIABLE.sub(GAP, way) + GAP).encode("latin-1")
+    return Demand(frozenset(_WHOLE.findall(octets)), max(_TEXT.findall(octets), key=len, default=b""))
 
 
 class Index:
@@ -104,5 +105,5 @@ class Index:
 
 def best(found: frozenset[bytes], count: Counter[bytes]) -> bytes | None:
     """The word that tells most; None when there is none that is not in every event anyway."""
-    able = [word for word in found if word.decode() not in _EVERYWHERE]
+    able = [word for word in found if word not in _EVERYWHERE]
     return min(able, key=lambda word: (count[word], -len(word), word)) if able else None

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +23,44 @@ _NUMBERS = re.compile(r"\s*([A-Za-z]\w*)\s*=\s*0*([0-9]+)\s*")
 BytesAction = tuple[Any, ...]  # as rulecheck.Action, its texts as octets
 
 
-@dataclass(frozen=True)
+Search = Callable[[bytes], re.Match[bytes] | None]
+
+
+@dataclass(frozen=True, slots=True)
 class Pattern:
-    """A compiled pattern. A text stands for itself; a regular expression has groups, some of them with names."""
+    """A compiled pattern. A text stands for itself; a regular expression has groups, some of them with names.
+
+    One that is shared wants *before* in front of the line, holds *skip* groups of its own for that, and does not work
+    on a line with a NUL, which *alone* makes a search for.
+    """
 
     negated: bool
     text: bytes | None = None
-    search: Callable[[bytes], re.Match[bytes] | None] | None = None
+    search: Search | None = None
     names: tuple[tuple[bytes, int], ...] = ()
     groups: int = 0
     always: bool = False  # TValue: TRUE when not negated
     map: tuple[tuple[bytes, int], ...] = ()
+    before: bytes = b""
+    skip: int = 0
+    alone: "Callable[[], Pattern] | None" = None
 
     def match(self, line: bytes) -> dict[bytes, bytes | None] | None:
         """What was matched, by name, where SEC would know it; None when the pattern does not match."""
         if self.search is None:
             found = self.always or (self.text is not None and self.text in line)
             return {} if found != self.negated else None
-        match = self.search(line)
+        if self.alone and b"\0" in line:
+            return self.alone().match(line)
+        match = self.search(self.before + line) if self.before else self.search(line)
         if self.negated:
             return None if match else {b"0": line}
         if not match:
             return None
         values: dict[bytes, bytes | None] = {name: match[number] for name, number in self.names}
-        if self.groups:
-            values.update((b"%d" % number, value) for number, value in enumerate(match.groups(), 1))
+        if self.groups > self.skip:
+            found_groups = match.groups()[self.skip :]
+            values.update((b"%d" % number, value) for number, value in enumerate(found_groups, 1))
         else:
             values[b"1"] = b"1"  # Perl's match in list context, which SEC uses, gives (1) without groups
         values[b"0"] = line
@@ -90,57 +103,74 @@ class Ready:
 
 
 class Second:
-    """The second pattern of a pair, made anew for each pair from what its first pattern matched."""
+    """The second pattern of a pair, which holds for each pair what its first pattern matched."""
 
     def __init__(self, ptype: str, text: str, map: tuple[tuple[bytes, int], ...], is_template: bool) -> None:
         self.kind = ptype.removeprefix("N").rstrip("0123456789")
         self.negated = ptype.startswith("N")
-        self.is_template = is_template and self.kind != "TValue"
-        self.fixed = None if self.is_template else _pattern(ptype, text, map)
-        self._text = text
+        self._text = special(text)
         self._map = map
         self._variables: list[str] = []
-        self._expression: perlre.Expression | None = None
+        self._shared: Search | None = None
         if self.kind == "RegExp":
-            hidden, self._variables = template(text) if self.is_template else (text, [])
-            self._expression = perlre.Expression(hidden)
+            text, self._variables = template(text) if is_template else (text, [])
+            self._expression = perlre.Expression(text)
             self.ways = ruleindex.ways(self._expression.root)
+            self._skip = len(self._variables)
+            if self._skip and (shared := self._expression.shared(self._skip)):
+                self._shared = re.compile(shared.encode("latin-1")).match
         elif self.kind == "SubStr":
-            self.ways = [ruleindex.text_way(_VARIABLES.sub(chr(perlre.VARIABLE), special(text)))]
+            self.ways = [ruleindex.text_way(_VARIABLES.sub(chr(perlre.VARIABLE), self._text))]
         else:
-            self.ways = [[ruleindex.GAP]]
+            self.ways = [ruleindex.GAP]
+        self.fixed = None if self._variables or self.kind == "SubStr" else _pattern(ptype, text, map)
         self.demands = [ruleindex.demand(way) for way in self.ways]
-        self.common = frozenset().union(*(demand.words for demand in self.demands))
-        self.make = lru_cache(maxsize=1024)(self._make)
+        self.common = frozenset[bytes]().union(*(demand.words for demand in self.demands))
+        self._alone = lru_cache(maxsize=1024)(self._make_alone)
 
     def texts(self, values: secvars.Values) -> tuple[bytes, ...]:
-        """What *values* say for the variables of this pattern: the argument of `make`."""
+        """What *values*, of the first pattern, say for the variables of this one: the argument of `make`."""
         if self.kind == "SubStr":
-            return (secvars.matched(special(self._text).encode("latin-1"), values),)
+            text = self._text.encode("latin-1")
+            return (secvars.matched(text, values) if values else text,)
         return tuple(secvars.matched(text.encode(), values) for text in self._variables)
 
-    def _make(self, texts: tuple[bytes, ...]) -> tuple[Pattern, tuple[bytes, ...] | None]:
+    def make(self, texts: tuple[bytes, ...]) -> tuple[Pattern, tuple[bytes, ...] | None]:
         """The pattern, and a word for each way in which it matches, None where it demands none. Raises re.error."""
         if self.fixed:
-            return self.fixed, self._words(self.ways)
-        if self._expression is None:
-            ways = [ruleindex.text_way(texts[0].decode("latin-1"))]
-            return Pattern(self.negated, text=texts[0]), self._words(ways)
-        known = {chr(perlre.VARIABLE + n): text.decode("latin-1") for n, text in enumerate(texts)}
-        python = re.sub(r"[^\0-\xff]", lambda match: re.escape(known[match[0]]), self._expression.python())
-        ways = [[character for item in way for character in known.get(item, (item,))] for way in self.ways]
-        return _compiled(self.negated, python, self._expression, self._map), self._words(ways)
+            return self.fixed, self._words(self.ways, {})
+        if self.kind == "SubStr":
+            return Pattern(self.negated, text=texts[0]), self._words([ruleindex.text_way(_latin(texts[0]))], {})
+        words = self._words(self.ways, {perlre.VARIABLE + n: _latin(text) for n, text in enumerate(texts)})
+        if not self._shared or any(b"\0" in text for text in texts):
+            return self._alone(texts), words
+        names = tuple((name.encode(), number + self._skip) for name, number in self._expression.names.items())
+        groups = self._expression.groups + self._skip
+        before = b"\0".join((*texts, b""))
+        alone = partial(self._alone, texts)
+        return Pattern(
+            self.negated, None, self._shared, names, groups, False, self._map, before, self._skip, alone
+        ), words
 
-    def _words(self, ways: list[ruleindex.Way]) -> tuple[bytes, ...] | None:
+    def _make_alone(self, texts: tuple[bytes, ...]) -> Pattern:
+        known = {chr(perlre.VARIABLE + n): re.escape(_latin(text)) for n, text in enumerate(texts)}
+        python = re.sub(r"[^\0-\xff]", lambda match: known[match[0]], self._expression.python())
+        return _compiled(self.negated, python, self._expression, self._map)
+
+    def _words(self, ways: list[str], known: dict[int, str]) -> tuple[bytes, ...] | None:
         if self.negated or self.kind == "TValue":
             return None
         made = []
         for way in ways:
-            words = ruleindex.demand(way).words
+            words = ruleindex.demand(way, known).words
             if not words:
                 return None
             made.append(max(words - self.common or words, key=len))
         return tuple(made)
+
+
+def _latin(text: bytes) -> str:
+    return text.decode("latin-1")
 
 
 _VARIABLES = re.compile(r"\$(?:\$|[0-9]+|\{[0-9]+\}|\+\{[A-Za-z_]\w*\})")
@@ -219,9 +249,7 @@ def _ready(book: Book, rule: Rule, place: ruleindex.Place, pipes: set[str]) -> R
 
     second = None
     if "pattern2" in has:
-        second = Second(has["ptype2"], has["pattern2"], _map(has.get("varmap2")), has["ptype"] != "TValue")
-        if second.kind == "RegExp" and "RegExp" not in has["ptype"]:
-            second = Second(has["ptype2"], has["pattern2"], _map(has.get("varmap2")), False)
+        second = Second(has["ptype2"], has["pattern2"], _map(has.get("varmap2")), "RegExp" in has["ptype"])
     return Ready(
         place=place,
         file=book.file,

@@ -27,6 +27,16 @@ action2=write %script {"time":"%.year-%.mon-%.mdayT%.hmsstr.000Z","source":"%1",
 window=1
 """
 
+MANY = r"""
+type=SingleWithThreshold
+ptype=RegExp
+pattern="source":"([^"]+)","type":"lab\.answered"
+desc=$1
+action=write %script {"time":"%.hmsstr","source":"$1","type":"lab.many"}
+window=4
+thresh=3
+"""
+
 
 @pytest.fixture
 def monitor(settings, tmp_path):
@@ -109,3 +119,29 @@ def test_the_monitor_killed_and_started_again_goes_on(monitor):
     monitor.start("--without", "watch")
     until(lambda: set(sent) <= {item["id"] for item in monitor.events("shop.order")}, 30)
     assert {row["stage"] for row in monitor.status()} == {"correlate", "reorder", "ingest", "watch"}
+
+
+def test_the_record_gives_what_was_recognised_live(monitor, run, tmp_path):
+    """Live with kills, and then at once from the intake's spool: the same lines with the same ids in the same order."""
+    (monitor.conf.core_etc_dir / "rules.d" / "late.sec").write_text(LATE + MANY)
+    monitor.start("--without", "watch")
+    some = random.Random(5)
+    for n in range(150):
+        kind = some.choice(["lab.asked", "lab.answered", "lab.asked", "shop.order"])
+        event.emit(monitor.conf, kind, event.host() + f"/m{some.randrange(6)}", {"n": n})
+        time.sleep(some.uniform(0, 0.08))
+        if n % 50 == 49:
+            os.kill(monitor.pid("correlate"), signal.SIGKILL)
+    end = event.emit(monitor.conf, "shop.end", event.host(), {})
+    until(lambda: [item for item in monitor.events("shop.end") if item["id"] == end])
+    monitor.process.terminate()
+    assert monitor.process.wait(20) == 0
+    until(lambda: time.time() - monitor.got[-1][0] > 1)
+    live = list(dict.fromkeys(json.dumps(item) for _, item in monitor.got))
+    assert {"lab.silent", "lab.told", "lab.many"} <= {json.loads(item)["type"] for item in live}
+    spool = sorted((monitor.conf.core_state_dir / "spool" / "ingest").glob("*.jsonl"))
+    record = b"".join(path.read_bytes() for path in spool)
+    ordered = run("dre-reorder", "--replay", "--window", "1m", "--config", monitor.config, stdin=record).stdout
+    rules = sorted((monitor.conf.core_etc_dir / "rules.d").glob("*.sec"))
+    replayed = run("dre-correlate", *rules, "--config", monitor.config, stdin=ordered).stdout.splitlines()
+    assert [json.dumps(json.loads(item)) for item in replayed] == live

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """dre-correlate's engine: each type of rule in event time, to the second where a window begins and ends."""
 
+import itertools
 import pathlib
+import re
 import sys
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "sec-monitor"))
 
-from monitorlib import rulecheck, ruleset  # noqa: E402
+from monitorlib import rulecheck, ruleindex, ruleset  # noqa: E402
 from monitorlib.correlate import Correlator  # noqa: E402
 
 
@@ -100,6 +102,45 @@ def test_many_pairs_wait_without_being_confused():
     ups = [line(n % 50, "a.up", f"/host:m{n}") for n in range(50)]
     downs = [line(60, "a.down", f"/host:m{n}") for n in (7, 49, 7, 50)]
     assert run(made(text), *ups, *downs) == [(60, "m7"), (60, "m49")]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        r"^(\w+) $1$",
+        r"h:$1 (.)\1",
+        r"(?i)$1(?<n>b)|$2",
+        r"\A$2",
+        r"(?=.*$1)a",
+        r"[^a]$2+",
+        r"(?<=x)$1",
+        r"$1?(\d)",
+        "$1",
+    ],
+)
+@pytest.mark.parametrize("values", itertools.product([b"a.b", b"", b"x(y", b"a\0b", b"\xe9"], repeat=2))
+def test_one_form_of_a_second_pattern_for_all_pairs_matches_what_each_alone_would(template, values):
+    second = ruleset.Second("RegExp", template, ((b"m", 1),), True)
+    texts = second.texts({b"1": values[0], b"2": values[1]})
+    if template.startswith("$1?") and not values[0]:
+        with pytest.raises(re.error):  # nothing repeats; sec, too, begins no pair then
+            second.make(texts)
+        return
+    pattern, words = second.make(texts)
+    alone = second._make_alone(texts)
+    first, other = values
+    lines = [
+        first,
+        b"a " + first,
+        b"h:" + first + b" zz",
+        first + b"B",
+        b"x" + first + other * 2,
+        b"q\0" + first + b"1",
+    ]
+    for text in [*lines, b"\0".join(lines), b"", b"a", b"1"]:
+        assert pattern.match(text) == alone.match(text)
+        if words and pattern.match(text) is not None:
+            assert set(words) & set(ruleindex.words(text))
 
 
 def test_pair_with_window_acts_in_the_second_after_its_window():
@@ -213,6 +254,17 @@ def test_each_output_is_explained_by_events_rule_and_state():
         "after": {"operation": {"since": 1795420801, "until": 1795420811, "count": 2, "second": True},
                   "contexts": {"UP": True}},
     }  # fmt: skip
+
+
+def test_a_flood_of_names_has_an_end_that_is_counted(monkeypatch):
+    for module in ("memory", "correlate"):
+        monkeypatch.setattr(f"monitorlib.{module}.MOST", 50)
+    text = rule("SingleWithSuppress", '"source":"/host:(\\w+)"', "create C_$1", desc="$1", window=10)
+    correlator = made(text)
+    run(correlator, *(line(n // 100, source=f"/host:m{n}") for n in range(300)))
+    assert (correlator.count, len(correlator.memory.contexts), correlator.memory.full) == (50, 50, 250)
+    run(correlator, line(30, "b.x"))
+    assert correlator.count == 1
 
 
 def test_lines_that_are_no_events_are_left_out_and_counted():

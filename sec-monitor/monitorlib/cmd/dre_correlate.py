@@ -3,6 +3,7 @@
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from dre.event import LIMIT
 
 from monitorlib import rulecheck, ruleset, snapshot
 from monitorlib.correlate import Correlator, TooLongError
-from monitorlib.inbox import Inbox, Mark, wait
+from monitorlib.inbox import Inbox, Mark, end_with_parent, wait
 from monitorlib.memory import Output
 from monitorlib.pipes import write_lines
 
@@ -27,6 +28,7 @@ BLOCK = 1 << 18
 STATE_OCTETS = 32 * 1024 * 1024  # of lines at most, and seconds at least, from one state to the next
 STATE_PERIOD = 10.0
 EXPLAINED = 16 * 1024 * 1024  # octets of the file of --explain
+REPORT_PERIOD = 60.0
 ASK_PERIOD = 1.0  # seconds at least from one watermark that is asked for to the next
 RECENT = 20_000  # lines that are remembered, and as many before them, to know those that come once more
 RECENT_OCTETS = 8 * 1024 * 1024  # of them that a new reader looks at
@@ -218,13 +220,18 @@ class _Keeper(_Loop):
     ) -> None:
         super().__init__(correlator, sink, say)
         self._intake = intake
+        self._report_due = time.monotonic() + REPORT_PERIOD
+        self._told: dict[str, int] = {}
+        self._repeated = 0
         self._asked = 0.0  # time.monotonic() of the last watermark that was asked for
         self._state = directory / "state"
         self._mark = Mark(directory / "mark")
         self._inbox = Inbox(sys.stdin.fileno(), directory / "inbox", self._mark)
         self._count = 0  # of lines put out since the state directory was made
         self._saved = self._inbox.end  # the offset up to which the state goes
-        self._due = 0.0
+        self._due = time.monotonic() + STATE_PERIOD
+        self._child = 0  # that writes the state
+        self._saving = 0  # up to which offset
         self._recent: tuple[set[bytes], set[bytes]] = (set(), set())
         self._ends = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -234,6 +241,8 @@ class _Keeper(_Loop):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         self._resume()
+        gc.freeze()
+        gc.disable()  # nothing here makes cycles, and to look for some among all that is known takes long
         ended = False
         while (lines := self._inbox.take()) is not None:
             if lines:
@@ -241,20 +250,50 @@ class _Keeper(_Loop):
             elif ended:
                 break
             if self._inbox.end - self._saved > STATE_OCTETS or time.monotonic() >= self._due:
-                self._save()
+                self._save_beside()
+            if time.monotonic() >= self._report_due:
+                self._report()
             if not lines:
                 ended = self._wait() or ended
         if lines is None and (half := self._inbox.close()):
             self._take([half])
+        self._written_beside(wait=True)
         self._save()
         self._last_words()
 
     def _wait(self) -> bool:
         """Wait for input; True when a signal asks for the end."""
-        pause = min(self._due - time.monotonic(), self._ask())
+        pause = min(min(self._due, self._report_due) - time.monotonic(), self._ask())
         if not wait(sys.stdin.fileno(), self._ends[0], pause):
             return False
         return not {signal.SIGTERM, signal.SIGINT}.isdisjoint(os.read(self._ends[0], 4096))
+
+    def _report(self) -> None:
+        """Tell the intake what was done since the last report."""
+        self._report_due = time.monotonic() + REPORT_PERIOD
+        if not self._intake:
+            return
+        correlator = self.correlator
+        now = {
+            "taken": correlator.lines,
+            "written": self._mark.written,
+            "refused": correlator.refused,
+            "dropped": self._inbox.dropped,
+            "repeated": self._repeated,
+            "slow": sum(rule.slow for rules in correlator.rules.files for rule in rules),
+            "full": correlator.memory.full,
+        }
+        data = {key: value - self._told.get(key, 0) for key, value in now.items()}
+        self._told = now
+        lost = any(data[key] for key in ("refused", "dropped", "slow", "full"))
+        data["operations"], data["contexts"] = correlator.count, len(correlator.memory.contexts)
+        self._send("monitor.correlate.stats", 4 if lost else 6, data)
+
+    def _send(self, type: str, sev: int, data: dict[str, int]) -> None:
+        """Hand an event to the intake; when it is not there, it is left at that."""
+        made = event.Event(event.stamp(), event.host() + "/monitor", type, sev, data, {"id": event.new_id()})
+        if self._intake:
+            event.send(self._intake, event.new_line(made))
 
     def _ask(self) -> float:
         """Ask for a watermark when something is due and no event comes; seconds until that may be so.
@@ -267,8 +306,7 @@ class _Keeper(_Loop):
         pause = max(due - time.time(), self._asked + ASK_PERIOD - time.monotonic())
         if pause > 0:
             return pause
-        made = event.Event(event.stamp(), event.host() + "/monitor", "dre.watermark", 7, {}, {"id": event.new_id()})
-        event.send(self._intake, event.new_line(made))
+        self._send("dre.watermark", 7, {})
         self._asked = time.monotonic()
         return ASK_PERIOD
 
@@ -285,6 +323,7 @@ class _Keeper(_Loop):
         new = []
         for line in lines:
             if line in self._recent[0] or line in self._recent[1]:
+                self._repeated += 1
                 continue
             if len(self._recent[0]) >= RECENT:
                 self._recent = (set(), self._recent[0])
@@ -294,6 +333,7 @@ class _Keeper(_Loop):
 
     def _resume(self) -> None:
         """Take up what a reader before us knew, and go through what it may not have dealt with."""
+        files.remove_halves(self._state)
         try:
             state = json.loads(self._state.read_bytes())
         except FileNotFoundError:
@@ -314,12 +354,38 @@ class _Keeper(_Loop):
         self._save()
 
     def _save(self) -> None:
-        begun = time.monotonic()
+        """Write the state."""
         state = {"offset": self._inbox.end, "written": self._count, **snapshot.freeze(self.correlator)}
         files.write_atomic(self._state, json.dumps(state, separators=(",", ":")), mode=0o600)
         self._saved = self._inbox.end
-        now = time.monotonic()
-        self._due = now + max(STATE_PERIOD, 20 * (now - begun))
+
+    def _save_beside(self) -> None:
+        """Have a child write the state as it is now, for that takes a while when much is known."""
+        self._due = time.monotonic() + STATE_PERIOD
+        if not self._written_beside(wait=self._inbox.end - self._saved > 2 * STATE_OCTETS):
+            return
+        self._saving, parent = self._inbox.end, os.getpid()
+        self._child = os.fork()
+        if not self._child:
+            code = 1
+            try:
+                end_with_parent(parent)
+                self._save()
+                code = 0
+            finally:
+                os._exit(code)
+
+    def _written_beside(self, wait: bool) -> bool:
+        """Whether no child is writing the state any more. Raises DreError when one could not."""
+        if self._child:
+            pid, status = os.waitpid(self._child, 0 if wait else os.WNOHANG)
+            if not pid:
+                return False
+            self._child = 0
+            if status:
+                raise DreError(f"{self._state}: cannot be written")
+            self._saved = self._saving
+        return True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
