@@ -99,7 +99,8 @@ class Correlator:
             self._always.setdefault(file, []).append(number)
         self._words = {**index.by_word}
         self._words.setdefault(_WATERMARK, [])
-        self._is_silent = not index.always and not index.by_text  # a line without a word of a rule concerns none
+        # A line without a word of a rule concerns none.
+        self._is_silent = not index.always and not index.by_text and not index.by_begin
 
     # --- Lines ---
 
@@ -110,9 +111,10 @@ class Correlator:
             self.lines += 1
             if line[:SECOND] != self._head and not self._clock(line):
                 continue
-            found = known & split(line.translate(cut))
+            words = split(line.translate(cut))
+            found = known & words
             if found or not self._is_silent:
-                self._event(line, found)
+                self._event(line, words, found)
 
     def _clock(self, line: bytes) -> bool:
         """Advance to the second of *line*, or to that of its arrival if it tells of the future; False: no event."""
@@ -128,16 +130,20 @@ class Correlator:
             self._head = line[:SECOND] if match and text == match[1] else self._head
         return True
 
-    def _event(self, line: bytes, found: set[bytes]) -> None:
+    def _event(self, line: bytes, words: list[bytes], found: set[bytes]) -> None:
         if _WATERMARK in found and _IS_WATERMARK.match(line):
             return
+        index = self.rules.index
+        entries = [entry for word in found for entry in self._words[word]]
+        for length, table in index.by_begin.items():
+            for begin in table.keys() & {word[:length] for word in words}:
+                entries += table[begin]
         places: dict[int, set[int]] = {}
-        for word in found:
-            for file, number in self._words[word]:
-                places.setdefault(file, set()).add(number)
-        for text, (file, number) in self.rules.index.by_text:
+        for text, (file, number) in entries + index.by_text:
             if text in line:
                 places.setdefault(file, set()).add(number)
+        if not places and not index.always:
+            return
         self._line = line
         self.memory.begin(line)
         for file in self.rules.main:

@@ -81,6 +81,27 @@ def test_two_thresholds_rise_and_fall():
     assert run(made(text), *map(line, (0, 1, 3, 8)), line(20, "b.x")) == [(1, "x d"), (20, "calm 1795420814")]
 
 
+@pytest.mark.parametrize(
+    ("ptype", "pattern", "texts"),
+    [
+        ("RegExp", '"text":"(one|two) (?:three)', ["one three", "two three", "one four", "xone three"]),
+        ("RegExp", '"text":"web1', ["web1", "web12", "web", "xweb1"]),
+        ("SubStr", "eb1", ["web1", "web12", "web", "eb1"]),
+        ("RegExp", "(?i)WEB", ["web", "weB x", "wb"]),
+        ("RegExp", "t.*(\\d)\\1", ["11", "12", "3344"]),
+        ("NSubStr", "web1", ["web1", "x"]),
+    ],
+)
+def test_among_many_rules_each_is_found_as_if_it_were_alone(ptype, pattern, texts):
+    others = [rule(pattern=f'"text":"other{n}', action=f"write %script other {n}") for n in range(20)]
+    one = rule(ptype=ptype, pattern=pattern, action="write %script one")
+    lines = [line(n, more=f'"text":"{text}"') for n, text in enumerate([*texts, "other7", "other"])]
+    alone = run(made(one), *lines)
+    crowd = run(made("".join(others) + one), *lines)
+    assert [item for item in crowd if item[1] == "one"] == [item for item in alone if item[0] != len(texts)]
+    assert [item for item in crowd if item[1] != "one"] == [(len(texts), "other 7")]
+
+
 def test_pair_waits_for_its_window_and_uses_both_matches():
     text = rule(
         "Pair", r'"source":"/host:(\w+)","type":"a\.up"', "write %script up $1", desc="$1", window=10, ptype2="RegExp",
