@@ -98,9 +98,8 @@ class Correlator:
         for file, number in sorted(index.always | jumps):
             self._always.setdefault(file, []).append(number)
         self._words = {**index.by_word}
-        self._words.setdefault(_WATERMARK, [])
-        # A line without a word of a rule concerns none.
-        self._is_silent = not index.always and not index.by_text and not index.by_begin
+        self._words.setdefault(_WATERMARK, ruleindex.Texts([]))
+        self._is_silent = not index.always and not index.by_text  # a line without a word of a rule concerns none
 
     # --- Lines ---
 
@@ -111,10 +110,9 @@ class Correlator:
             self.lines += 1
             if line[:SECOND] != self._head and not self._clock(line):
                 continue
-            words = split(line.translate(cut))
-            found = known & words
+            found = known & split(line.translate(cut))
             if found or not self._is_silent:
-                self._event(line, words, found)
+                self._event(line, found)
 
     def _clock(self, line: bytes) -> bool:
         """Advance to the second of *line*, or to that of its arrival if it tells of the future; False: no event."""
@@ -130,17 +128,13 @@ class Correlator:
             self._head = line[:SECOND] if match and text == match[1] else self._head
         return True
 
-    def _event(self, line: bytes, words: list[bytes], found: set[bytes]) -> None:
+    def _event(self, line: bytes, found: set[bytes]) -> None:
         if _WATERMARK in found and _IS_WATERMARK.match(line):
             return
         index = self.rules.index
-        entries = [entry for word in found for entry in self._words[word]]
-        for length, table in index.by_begin.items():
-            for begin in table.keys() & {word[:length] for word in words}:
-                entries += table[begin]
         places: dict[int, set[int]] = {}
-        for text, (file, number) in entries + index.by_text:
-            if text in line:
+        for some in (index.by_text, *map(self._words.__getitem__, found)):
+            for file, number in some.find(line):
                 places.setdefault(file, set()).add(number)
         if not places and not index.always:
             return

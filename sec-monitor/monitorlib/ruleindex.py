@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which rules a line may concern, found at a cost that does not depend on the number of the others.
 
-A line is cut into words, runs of the octets WORD. From the words, and beginnings of words, that a pattern demands the
-one is taken that the fewest patterns demand; a line without it cannot match. What demands no such thing is found by a
-text that it demands, which costs a search for each; what demands nothing, or that something is absent, is always tried.
+A line is cut into words, runs of the octets WORD. From the words that a pattern demands the one is taken that the
+fewest patterns demand; a line without it cannot match. Where many share a word, or a pattern demands none, they are
+told apart by four octets in a row of the texts that they demand. What demands nothing, or that something is absent, is
+always tried.
 """
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from monitorlib.perlre import EDGE, Node
@@ -15,26 +17,29 @@ from monitorlib.perlre import EDGE, Node
 WORD = "A-Za-z0-9_-"
 BRANCHES = 64  # alternatives that are followed when words are looked for
 CUT = bytes(code if re.match(f"[{WORD}]", chr(code)) else ord(" ") for code in range(256))
+FEW = 16  # texts for which it is quickest to search
 GAP = "\1"  # in a way: an unknown text, perhaps empty
 SPLIT = "\2"  # in a way: the edge of the line, or something that no word goes across
 _MASK = sum(1 << code for code in range(256) if CUT[code] != ord(" "))
 _WHOLE = re.compile(f"(?<![{GAP}{WORD}])[{WORD}]+(?![{GAP}{WORD}])".encode())
 _VARIABLE = re.compile(r"[^\0-\xff]")
-_BEGIN = re.compile(f"(?<![{GAP}{WORD}])[{WORD}]{{2,}}(?={GAP})".encode())
 _TEXT = re.compile(f"[^{GAP}{SPLIT}]+".encode())
 _EVERYWHERE = frozenset({b"time", b"source", b"host", b"type", b"sev", b"data", b"id", b"seen"})  # in every event
 Place = tuple[int, int]
 Entry = tuple[bytes, Place]
-Key = tuple[bool, bytes]  # whether it is only the beginning of a word, and that
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What a line holds that matches in one way: these words, words that begin so, and this text; each may be empty."""
+    """What a line holds that matches in one way: these words, and these texts; there may be none."""
 
     words: frozenset[bytes]
-    begins: frozenset[bytes]
-    text: bytes
+    texts: tuple[bytes, ...]
+
+    @property
+    def text(self) -> bytes:
+        """The longest of the texts."""
+        return max(self.texts, key=len, default=b"")
 
 
 def words(line: bytes) -> list[bytes]:
@@ -85,43 +90,71 @@ def demand(way: str, known: dict[int, str] | None = None) -> Demand:
     if known is not None:
         way = way.translate({code: _plain(text) for code, text in known.items()})
     octets = (GAP + _VARIABLE.sub(GAP, way) + GAP).encode("latin-1")
-    whole, begins = frozenset(_WHOLE.findall(octets)), frozenset(_BEGIN.findall(octets))
-    return Demand(whole, begins, max(_TEXT.findall(octets), key=len, default=b""))
+    return Demand(frozenset(_WHOLE.findall(octets)), tuple(_TEXT.findall(octets)))
+
+
+class Texts:
+    """Rules by the texts that they demand: a few are searched for, more are found by the rarest four octets of each."""
+
+    def __init__(self, entries: list[tuple[Demand, Place]]) -> None:
+        self._few = [(demand.text, place) for demand, place in entries]
+        self._by_four: dict[int, list[Entry]] = {}
+        if len(entries) > FEW:
+            self._few = []
+            found = [{four: text for text in demand.texts for four in _fours(text)} for demand, _ in entries]
+            count = Counter(four for fours in found for four in fours)
+            for fours, (demand, place) in zip(found, entries, strict=True):
+                if fours:
+                    four = min(fours, key=lambda four: (count[four], four))
+                    self._by_four.setdefault(four, []).append((fours[four], place))
+                else:
+                    self._few.append((demand.text, place))
+
+    def __bool__(self) -> bool:
+        return bool(self._few or self._by_four)
+
+    def find(self, line: bytes) -> list[Place]:
+        """The places of the rules whose text stands in *line*."""
+        places = [place for text, place in self._few if text in line]
+        if self._by_four:
+            for row in _rows(line):
+                for four in self._by_four.keys() & row:
+                    places += [place for text, place in self._by_four[four] if text in line]
+        return places
 
 
 class Index:
-    """Rules by what they demand. A rule is named by its place, (file, number); it may have several patterns.
-
-    Beside the place stands a text that the line must hold as well.
-    """
+    """Rules by what they demand. A rule is named by its place, (file, number); it may have several patterns."""
 
     def __init__(self, patterns: list[tuple[Place, list[Demand] | None]]) -> None:
-        self.by_word: dict[bytes, list[Entry]] = {}
-        self.by_begin: dict[int, dict[bytes, list[Entry]]] = {}  # by the length of what a word begins with
-        self.by_text: list[Entry] = []
         self.always: set[Place] = set()
-        count: Counter[Key] = Counter()
-        for _, demands in patterns:
-            count.update({key for demand in demands or [] for key in _keys(demand)})
+        loose: list[tuple[Demand, Place]] = []
+        by_word: dict[bytes, list[tuple[Demand, Place]]] = {}
+        count = Counter(word for _, demands in patterns for word in {w for d in demands or [] for w in d.words})
         for place, demands in patterns:
-            chosen = [_best(demand, count) for demand in demands or []]
+            chosen = [_best(demand.words, count) for demand in demands or []]
             if demands and None not in chosen:
-                for key, demand in zip(chosen, demands, strict=True):
-                    if key:
-                        table = self.by_begin.setdefault(len(key[1]), {}) if key[0] else self.by_word
-                        table.setdefault(key[1], []).append((demand.text, place))
+                for word, demand in zip(chosen, demands, strict=True):
+                    by_word.setdefault(word or b"", []).append((demand, place))
             elif demands and all(len(demand.text) > 1 for demand in demands):
-                self.by_text += [(demand.text, place) for demand in demands]
+                loose += [(demand, place) for demand in demands]
             else:
                 self.always.add(place)
+        self.by_word = {word: Texts(entries) for word, entries in by_word.items()}
+        self.by_text = Texts(loose)
 
 
-def _keys(demand: Demand) -> list[Key]:
-    """By what a demand can be found."""
-    return [(False, word) for word in demand.words - _EVERYWHERE] + [(True, begin) for begin in demand.begins]
+def _best(found: frozenset[bytes], count: Counter[bytes]) -> bytes | None:
+    """The word that tells most; None when there is none that is not in every event anyway."""
+    able = found - _EVERYWHERE
+    return min(able, key=lambda word: (count[word], -len(word), word)) if able else None
 
 
-def _best(demand: Demand, count: Counter[Key]) -> Key | None:
-    """That of them which tells most; None when there is none."""
-    keys = _keys(demand)
-    return min(keys, key=lambda key: (count[key], key[0], -len(key[1]), key[1])) if keys else None
+def _rows(text: bytes) -> Iterator[memoryview]:
+    """All four octets in a row that stand in *text*, as numbers."""
+    for shift in range(min(4, len(text))):
+        yield memoryview(text[shift : shift + (len(text) - shift) // 4 * 4]).cast("I")
+
+
+def _fours(text: bytes) -> set[int]:
+    return {four for row in _rows(text) for four in row}

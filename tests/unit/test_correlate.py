@@ -94,6 +94,8 @@ def test_two_thresholds_rise_and_fall():
 )
 def test_among_many_rules_each_is_found_as_if_it_were_alone(ptype, pattern, texts):
     others = [rule(pattern=f'"text":"other{n}', action=f"write %script other {n}") for n in range(20)]
+    others += [rule(ptype="SubStr", pattern=f"ever{n}", action="write %script never") for n in range(20)]
+    others += [rule(ptype="SubStr", pattern=text, action="none", context="NEVER") for text in ("eb", "we", "ree", "x")]
     one = rule(ptype=ptype, pattern=pattern, action="write %script one")
     lines = [line(n, more=f'"text":"{text}"') for n, text in enumerate([*texts, "other7", "other"])]
     alone = run(made(one), *lines)

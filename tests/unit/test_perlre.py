@@ -117,13 +117,8 @@ def test_a_line_that_matches_holds_what_the_pattern_demands(pattern, text):
     line = text.encode("latin-1")
     if re.search(expression.python().encode("latin-1"), line):
         demands = [ruleindex.demand(way) for way in ruleindex.ways(expression.root)]
-        words = ruleindex.words(line)
-        assert any(
-            demand.words <= set(words)
-            and all(any(word.startswith(begin) for word in words) for begin in demand.begins)
-            and demand.text in line
-            for demand in demands
-        )
+        words = set(ruleindex.words(line))
+        assert any(demand.words <= words and all(text in line for text in demand.texts) for demand in demands)
 
 
 def test_words_are_found_where_they_are_whole():
@@ -133,6 +128,4 @@ def test_words_are_found_where_they_are_whole():
     assert words(r'"type":"shop\.release","sev"') == [{b"type", b"shop", b"release", b"sev"}]
     assert words(r"^sshd\[\d+\]: Failed .+ for x") == [{b"sshd", b"Failed", b"for"}]
     assert words(r" (a|b[cd]) ") == [{b"a"}, set()]
-    (demand,) = map(ruleindex.demand, ruleindex.ways(perlre.Expression(r" app=m37\d* b").root))
-    assert (demand.words, demand.begins) == ({b"app"}, {b"m37"})
     assert words(r"foo") == words(r"\w foo\w") == words(r" fo+ ") == [set()]
