@@ -33,13 +33,14 @@ def call(*argv, stdin=b"", check=True):
     return done.stdout
 
 
-def cost(*argv):
-    """Seconds that a program takes, and those of processors that it and its children use."""
-    null = os.open(os.devnull, os.O_RDWR)
+def cost(*argv, stdin=os.devnull):
+    """Exit status, seconds that a program takes, and those of processors that it and its children use."""
+    null, given = os.open(os.devnull, os.O_RDWR), os.open(stdin, os.O_RDONLY)
     begun = time.monotonic()
-    actions = [(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)]
+    actions = [(os.POSIX_SPAWN_DUP2, given, 0), *((os.POSIX_SPAWN_DUP2, null, fd) for fd in (1, 2))]
     pid = os.posix_spawnp(str(argv[0]), [str(word) for word in argv], ENVIRONMENT, file_actions=actions)
     os.close(null)
+    os.close(given)
     _, status, used = os.wait4(pid, 0)
     seconds = time.monotonic() - begun
     return os.waitstatus_to_exitcode(status), seconds, used.ru_utime + used.ru_stime
