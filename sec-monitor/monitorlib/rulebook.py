@@ -13,7 +13,7 @@ from dre import event, files, run
 from dre.conf import Conf
 from dre.errors import DreError
 
-from monitorlib import rulecheck, spool
+from monitorlib import rulecheck, ruleset, spool
 
 RECENT = 10.0  # seconds; and the last
 BLOCK = 16384  # octets in front of what stands in the FIFO: sec reads 8192 at once, and may hold half a line before
@@ -89,7 +89,12 @@ def argv(conf: Conf, rules: list[Path]) -> list[str]:
 
 
 def correlate_argv(conf: Conf, config: list[str], rules: list[Path]) -> list[str]:
-    """The command line of dre-correlate, which knows the names of FIFOs by itself."""
+    """The command line of dre-correlate, which knows the names of FIFOs by itself. Raises DreError, as load does."""
+    pipes = {path.name for path in conf.monitor_pipes}
+    place = conf.core_etc_dir / "rules.d"
+    books = [rulecheck.parse(str(place / path.name), rulecheck.read(path), pipes) for path in rules[1:]]
+    if findings := ruleset.compile(books, pipes)[1]:
+        raise DreError(f"rules refused: {findings[0]}")
     directory = conf.core_state_dir / "correlate"
     return [
         str(Path(__file__).resolve().parents[1] / "dre-correlate"),  # installed beside us

@@ -3,8 +3,10 @@
 
 import json
 import os
+import pathlib
 import random
 import signal
+import tempfile
 import threading
 import time
 
@@ -39,12 +41,16 @@ thresh=3
 
 
 @pytest.fixture
+def tmp_path():
+    """Where the correlator's own user gets to; those of pytest are root's alone, and any pytest makes them so again."""
+    with tempfile.TemporaryDirectory(prefix="dre-test-", dir="/var/tmp", ignore_cleanup_errors=True) as name:
+        path = pathlib.Path(name)
+        path.chmod(0o711)
+        yield path
+
+
+@pytest.fixture
 def monitor(settings, tmp_path):
-    # The correlator runs as its own user where that exists, and pytest's directories are root's alone.
-    for directory in (tmp_path, *tmp_path.parents):
-        directory.chmod(0o711)
-        if directory.name.startswith("pytest-of-"):
-            break
     made = Monitor(settings(DRE_MONITOR_CORRELATOR="dre"), tmp_path)
     yield made
     made.stop()
@@ -145,3 +151,16 @@ def test_the_record_gives_what_was_recognised_live(monitor, run, tmp_path):
     rules = sorted((monitor.conf.core_etc_dir / "rules.d").glob("*.sec"))
     replayed = run("dre-correlate", *rules, "--config", monitor.config, stdin=ordered).stdout.splitlines()
     assert [json.dumps(json.loads(item)) for item in replayed] == live
+
+
+def test_what_only_sec_can_run_is_refused_at_the_start_and_no_rules_at_all_are_none(monitor, run):
+    rules = monitor.conf.core_etc_dir / "rules.d"
+    (rules / "two.sec").write_text("type=Single\nptype=RegExp2\npattern=a\\nb\ndesc=x\naction=none\n")
+    done = run("dre-monitor", "run", "--config", monitor.config)
+    assert done.returncode == 1 and f"{rules}/two.sec:2: ptype".encode() in done.stderr
+    for path in rules.glob("*.sec"):
+        path.unlink()
+    monitor.start("--without", "watch")
+    event.emit(monitor.conf, "shop.order", event.host(), {})
+    time.sleep(1)
+    assert next(row for row in monitor.status() if row["stage"] == "correlate")["restarts"] == 0

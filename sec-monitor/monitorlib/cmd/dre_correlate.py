@@ -53,6 +53,8 @@ def make_parser() -> argparse.ArgumentParser:
 def correlate(ctx: cli.Context) -> None:
     """Run until the end of input."""
     given = ctx.args.file or sorted(map(str, (ctx.conf.core_etc_dir / "rules.d").glob("*.sec")))
+    if not given and not ctx.args.state:  # a service without rules waits for some
+        raise UsageError("there are no rule files; name them, or put them into rules.d")
     pipes = [path.name for path in ctx.conf.monitor_pipes]
     correlator = Correlator(load(given, set(pipes), ctx.say), pipes, bool(ctx.args.explain))
     sink = _Sink(ctx.conf.monitor_pipes, ctx.args.explain)
@@ -90,8 +92,6 @@ def load(given: list[str], pipes: set[str], say: Callable[[str], None]) -> rules
         for finding in findings[1:]:
             say(str(finding))
         raise DreError(f"rules refused: {findings[0]}")
-    if not given:
-        raise UsageError("there are no rule files; name them, or put them into rules.d")
     return rules
 
 
