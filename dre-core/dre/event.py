@@ -90,7 +90,7 @@ def format(event: Event) -> bytes:
     fields = {"time": event.time, "source": event.source, "type": event.type, "sev": event.sev, "data": event.data}
     fields.update({key: event.optional[key] for key in OPTIONAL if key in event.optional})
     try:
-        line = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        line = _encode(fields).encode() + b"\n"
     except (ValueError, TypeError, RecursionError) as error:  # NaN, a lone surrogate, an object, too deep
         raise EventError(f"event {event.type} cannot be written: {error}") from None
     if len(line) > LIMIT:
@@ -112,6 +112,11 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
+# Made once: json.dumps and json.loads would make theirs anew for each event.
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_decode = json.JSONDecoder(object_pairs_hook=once).decode
+
+
 def parse(line: bytes | str) -> Event:
     """The event of one *line*, with or without its newline. Raises EventError saying what is wrong."""
     octets = line.encode(errors="surrogatepass") if isinstance(line, str) else line
@@ -119,7 +124,7 @@ def parse(line: bytes | str) -> Event:
         raise EventError(f"line of {len(octets)} octets; {LIMIT} is the most")
     try:
         # Decoded here: json.loads would take UTF-16 and UTF-32 too.
-        fields = json.loads(octets.decode(), object_pairs_hook=once)
+        fields = _decode(octets.decode())
     except (ValueError, RecursionError) as error:
         raise EventError(f"not JSON: {error}") from None
     if not isinstance(fields, dict) or list(fields)[:3] != ["time", "source", "type"]:
