@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dre-event prints a line that reads back, and refuses what is no event."""
+"""dre-event prints a line that reads back, converts both ways, and refuses what is no event."""
 
 import json
+import socket
+import subprocess
+import threading
 
 import pytest
+from conftest import environment, program
 
 
 def test_prints_one_line_with_the_three_first_keys_in_order(run, settings):
@@ -75,3 +79,131 @@ def test_send_that_can_neither_be_taken_nor_spooled_fails(run, settings, tmp_pat
     done = run("dre-event", "a.b", "--send", "--config", settings())
     assert done.returncode == 1
     assert b"nobody answers" in done.stderr
+
+
+# --- conversions ---
+
+LINE = b'{"time":"2026-11-23T08:00:00.123Z","source":"/host:h7/app:web1/httpd","type":"app.cpu","sev":4,"data":{}}\n'
+FORMS = ["syslog", "journal", "cloudevents", "dre1"]
+
+
+def converted(run, settings, *argv, stdin):
+    return run("dre-event", *argv, "--config", settings(), stdin=stdin)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_event_goes_to_each_form_and_back(run, settings, form):
+    event = LINE.replace(b"}\n", b',"id":"i1"}\n')
+    there = converted(run, settings, "--to", form, stdin=event * 2)
+    assert (there.returncode, there.stderr) == (0, b"")
+    back = converted(run, settings, "--from", form, stdin=there.stdout)
+    assert (back.returncode, back.stderr, back.stdout) == (0, b"", event * 2)
+
+
+@pytest.mark.parametrize("first", FORMS)
+@pytest.mark.parametrize("second", FORMS)
+def test_one_form_goes_to_another(run, settings, first, second):
+    event = LINE.replace(b"}\n", b',"id":"i1"}\n')
+    there = converted(run, settings, "--to", first, stdin=event)
+    across = converted(run, settings, "--from", first, "--to", second, stdin=there.stdout)
+    assert converted(run, settings, "--from", second, stdin=across.stdout).stdout == event
+
+
+def test_a_refused_line_is_told_and_counted_and_the_others_go_on(run, settings):
+    lines = b"<13>one\nno\x1b[31m\n\n<13>" + b"x" * 5_000_000 + b"\n<999>\n<13>" + b"y" * 9000 + b"\n"
+    done = converted(run, settings, "--from", "syslog", "--quiet", stdin=lines)
+    assert done.returncode == 1
+    told = done.stderr.decode().splitlines()
+    assert [line.partition(": ")[2].partition(": ")[0] for line in told[:3]] == ["line 2", "line 4", "line 5"]
+    assert told[3:] == ["dre-event: 3 of 5 records were refused"]
+    assert b"\x1b" not in done.stderr
+    one, two = map(json.loads, done.stdout.splitlines())
+    assert one["data"]["message"] == "one"
+    assert two["data"]["message"].strip("y") == "" and len(two["data"]["message"]) + two["data"]["cut"] == 9000
+
+
+def test_records_leave_while_more_are_waited_for(settings):
+    argv = [program("dre-event"), "--from", "syslog", "--config", settings()]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()) as follower:
+        for word in (b"one", b"two"):
+            follower.stdin.write(b"<13>" + word + b"\n")
+            follower.stdin.flush()
+            assert json.loads(follower.stdout.readline())["data"]["message"].encode() == word
+        follower.stdin.close()
+        assert follower.wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--from", "syslog", "a.b"],
+        ["--to", "syslog", "--sev", "3"],
+        ["--to", "syslog", "--send"],
+        ["--from", "snmp"],
+        ["--to", "snmptrap"],
+        ["--from", "dre1", "--source", "/h"],
+        ["--from", "dre1", "--goal", "G"],
+    ],
+)
+def test_refuses_options_that_do_not_go_together(run, settings, argv):
+    done = converted(run, settings, *argv, stdin=LINE)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(b"dre-event: ") and b"usage: dre-event" in done.stderr
+
+
+class Answers:
+    """An intake that answers each packet with the next of *answers*, the last one again and again."""
+
+    def __init__(self, path, *answers):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.got, self.connections, self._answers = [], 0, answers
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        while True:
+            connection, _ = self._listener.accept()
+            self.connections += 1
+            while packet := connection.recv(65536):
+                connection.send(self._answers[min(len(self.got), len(self._answers) - 1)])
+                self.got.append(json.loads(packet))
+
+
+def test_send_hands_over_each_event_as_claimed(run, settings, tmp_path):
+    intake = Answers(tmp_path / "run/events.sock", b"ok")
+    done = converted(run, settings, "--from", "syslog", "--send", stdin=b"<13>one\n<13>two\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert [(event["data"]["message"], event["claimed"]) for event in intake.got] == [("one", True), ("two", True)]
+    assert all(event["id"] for event in intake.got) and intake.connections == 1
+
+
+def test_what_the_intake_refuses_is_told_and_what_it_cannot_keep_is_spooled(run, settings, tmp_path):
+    Answers(tmp_path / "run/events.sock", b"no: a reason", b"no: spool: no space", b"ok")
+    done = converted(run, settings, "--from", "syslog", "--send", stdin=b"<13>one\n<13>two\n")
+    assert done.returncode == 1
+    assert b"dre-event: line 1: the intake refuses it: a reason\n" in done.stderr
+    (file,) = (tmp_path / "state/spool/event").glob("emitted*.jsonl")
+    (event,) = map(json.loads, file.read_text().splitlines())
+    assert event["data"]["message"] == "two" and event["claimed"] is True
+
+
+def test_send_without_an_intake_spools_all_and_says_so(run, settings, tmp_path):
+    done = converted(run, settings, "--from", "syslog", "--send", stdin=b"<13>one\n<13>two\n")
+    assert done.returncode == 0 and b"2 events spooled" in done.stderr
+    (file,) = (tmp_path / "state/spool/event").glob("emitted*.jsonl")
+    assert file.read_text().count("\n") == 2
+
+
+def test_send_that_can_leave_an_event_nowhere_stops(run, settings, tmp_path):
+    (tmp_path / "state").write_text("in the way")
+    done = converted(run, settings, "--from", "syslog", "--send", stdin=b"<13>one\n<13>two\n")
+    assert done.returncode == 1 and done.stderr.count(b"nobody answers") == 1
+
+
+def test_making_one_event_loads_no_conversion(settings):
+    argv = ["/usr/bin/python3", "-v", program("dre-event"), "a.b", "--config", settings()]
+    done = subprocess.run(argv, capture_output=True, env=environment(), timeout=60, check=True)
+    assert b"monitorlib.cmd.dre_event" in done.stderr
+    assert b"monitorlib.convert" not in done.stderr and b"monitorlib.formats" not in done.stderr

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dre-event: make one event from words, and print it or hand it to the intake."""
+"""dre-event: make one event from words, or convert events; print them or hand them to the intake."""
 
 import argparse
 import json
@@ -11,6 +11,8 @@ from typing import Any
 from dre import cli, event
 from dre.errors import DreError, UsageError
 
+FROM = ("syslog", "journal", "snmptrap", "cloudevents", "dre1")
+TO = ("syslog", "journal", "cloudevents", "dre1")
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 
 
@@ -24,10 +26,11 @@ class _Parser(cli.Parser):
 def make_parser() -> argparse.ArgumentParser:
     """The arguments of dre-event."""
     parser = _Parser(
-        prog="dre-event", description="Make one event of D-RE: print its line, or hand it to the monitor's intake."
+        prog="dre-event",
+        description="Make one event of D-RE, or convert those on standard input; print, or hand to the intake.",
     )
     cli.common(parser, top=True)
-    parser.add_argument("type", metavar="TYPE", help="such as shop.release: <part>.<what>")
+    parser.add_argument("type", metavar="TYPE", nargs="?", help="such as shop.release: <part>.<what>")
     parser.add_argument(
         "data",
         metavar="KEY=VALUE",
@@ -35,20 +38,38 @@ def make_parser() -> argparse.ArgumentParser:
         help="what the event tells; a VALUE written as JSON writes numbers becomes one, any other a string",
     )
     parser.add_argument("--source", metavar="SOURCE", help="where it happened (default /host:<this host>)")
-    parser.add_argument("--sev", metavar="N", type=int, default=6, help="severity as in syslog, 0 to 7 (default 6)")
+    parser.add_argument("--sev", metavar="N", type=int, help="severity as in syslog, 0 to 7 (default 6)")
     parser.add_argument("--goal", metavar="G", help="the D-Case node that the event bears on")
     parser.add_argument("--send", action="store_true", help="hand it to the intake instead of printing it")
-    parser.set_defaults(function=make)
+    parser.add_argument("--from", dest="source_form", choices=FROM, help="convert standard input, which has this form")
+    parser.add_argument("--to", dest="target_form", choices=TO, help="convert standard input to this form")
+    parser.set_defaults(function=lambda ctx: run(ctx, parser))
     return parser
+
+
+def run(ctx: cli.Context, parser: argparse.ArgumentParser) -> None:
+    """Make one event, or convert."""
+    args = ctx.args
+    if not args.source_form and not args.target_form:
+        if args.type is None:
+            parser.error("the following arguments are required: TYPE")
+        return make(ctx)
+    for word, given in (("TYPE", args.type), ("--source", args.source), ("--sev", args.sev), ("--goal", args.goal)):
+        if given is not None:
+            parser.error(f"{word} is for making one event, not with --from or --to")
+    if args.send and args.target_form:
+        parser.error("--send hands over events in our own form, not with --to")
+    from monitorlib import convert  # late: making one event needs none of it
+
+    return convert.convert(ctx, args.source_form or "plain", args.target_form or "plain")
 
 
 def make(ctx: cli.Context) -> None:
     """Print the event, or send it, or spool it for the intake when that does not answer."""
     optional = {"id": event.new_id(), **({"goal": ctx.args.goal} if ctx.args.goal else {})}
+    sev = 6 if ctx.args.sev is None else ctx.args.sev
     line = event.new_line(
-        event.Event(
-            event.stamp(), ctx.args.source or event.host(), ctx.args.type, ctx.args.sev, data(ctx.args.data), optional
-        )
+        event.Event(event.stamp(), ctx.args.source or event.host(), ctx.args.type, sev, data(ctx.args.data), optional)
     )
     if not ctx.args.send:
         ctx.out.line(line.decode().rstrip("\n"))
