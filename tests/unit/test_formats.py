@@ -102,7 +102,7 @@ def test_any_line_of_syslog_is_a_valid_event_or_refused(before, octets):
 def test_what_is_written_fast_is_what_event_format_writes(host, program, data):
     source, _ = formats.place(host, program)
     try:
-        made = formats.line(formats.Foreign(TIME, source, "syslog.message", 3, data, {"id": "a1"}))
+        made = formats.line(formats.Foreign(TIME, source, "syslog.message", 3, data, "a1"))
     except EventError:
         with pytest.raises(EventError):
             event.format(Event(TIME, source, "syslog.message", 3, data, {"id": "a1"}))

@@ -96,15 +96,13 @@ def read(record: Any) -> Event | Foreign:
         data["facility"] = FACILITIES[facility]
     for key, value in fields.items():
         if key[:1] != "_" and key not in _TOLD:
-            data[key] = _plain(value)
+            data[key] = value if type(value) is str else _plain(value)
     source, changed = place(_first(fields, "_HOSTNAME"), _first(fields, "SYSLOG_IDENTIFIER") or _first(fields, "_COMM"))
     if changed:
         data.update(changed)
     cursor = fields.get("__CURSOR")
-    optional = (
-        {"id": hashlib.sha256(cursor.encode(errors="replace")).hexdigest()[:16]} if isinstance(cursor, str) else {}
-    )
-    return Foreign(_when(fields), source, "journal.message", _priority(fields), data, optional)
+    identity = hashlib.sha256(cursor.encode(errors="replace")).hexdigest()[:16] if isinstance(cursor, str) else ""
+    return Foreign(_when(fields), source, "journal.message", _priority(fields), data, identity)
 
 
 def _when(fields: Fields) -> str:

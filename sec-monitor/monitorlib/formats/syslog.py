@@ -32,7 +32,6 @@ _NAME = r'[^\s=\]"\x00-\x20\x7f]{1,32}'
 _VALUE = r'[^"\\\]]*(?:\\.[^"\\\]]*)*'
 _ONE = re.compile(rf'\[({_NAME})((?: +{_NAME}="{_VALUE}")*) *\]', re.DOTALL)
 _PARAMETER = re.compile(rf' +({_NAME})="({_VALUE})"', re.DOTALL)
-_ESCAPED = re.compile(r'\\(["\\\]])')
 _PRIORITY = re.compile(r"<(\d{1,3})>", re.ASCII)
 _OLD = re.compile(
     r"(?:([A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d)|(\d{4}-\d\d-\d\dT\S+))"  # when
@@ -124,7 +123,7 @@ def _parameters(written: str) -> dict[str, Any]:
     """The parameters of an element; one that stands several times has a list of values."""
     found: dict[str, Any] = {}
     for name, value in _PARAMETER.findall(written):
-        plain = _ESCAPED.sub(r"\1", value)
+        plain = _unescaped(value) if "\\" in value else value
         if name not in found:
             found[name] = plain
         elif isinstance(found[name], list):
@@ -132,6 +131,11 @@ def _parameters(written: str) -> dict[str, Any]:
         else:
             found[name] = [found[name], plain]
     return found
+
+
+def _unescaped(value: str) -> str:
+    """*value* without the backslash before a quote, a backslash or a closing bracket."""
+    return "\\".join(part.replace('\\"', '"').replace("\\]", "]") for part in value.split("\\\\"))
 
 
 @functools.lru_cache(maxsize=4096)
