@@ -5,6 +5,7 @@ import json
 import socket
 import subprocess
 import threading
+import time
 
 import pytest
 from conftest import environment, program
@@ -100,13 +101,36 @@ def test_an_event_goes_to_each_form_and_back(run, settings, form):
     assert (back.returncode, back.stderr, back.stdout) == (0, b"", event * 2)
 
 
-@pytest.mark.parametrize("first", FORMS)
-@pytest.mark.parametrize("second", FORMS)
-def test_one_form_goes_to_another(run, settings, first, second):
+@pytest.mark.parametrize("chain", [FORMS, FORMS[::-1], [FORMS[at] for at in (0, 2, 1, 3)]], ids=" ".join)
+def test_an_event_goes_from_form_to_form(run, settings, chain):
     event = LINE.replace(b"}\n", b',"id":"i1"}\n')
-    there = converted(run, settings, "--to", first, stdin=event)
-    across = converted(run, settings, "--from", first, "--to", second, stdin=there.stdout)
-    assert converted(run, settings, "--from", second, stdin=across.stdout).stdout == event
+    octets = converted(run, settings, "--to", chain[0], stdin=event).stdout
+    for before, after in zip(chain, chain[1:], strict=False):
+        octets = converted(run, settings, "--from", before, "--to", after, stdin=octets).stdout
+    assert converted(run, settings, "--from", chain[-1], stdin=octets).stdout == event
+
+
+@pytest.mark.parametrize(
+    "form, octets",
+    [
+        ("syslog", b"<13>1 2003-10-11T22:14:15Z h a 1 m [x" + b" " * 1_000_000),
+        ("syslog", b"<13>1 2003-10-11T22:14:15Z h a 1 m [x" + b' a="\\\\' * 100_000),
+        ("syslog", b"Nov 26 10:00:00 " + b"a" * 1_000_000 + b":" * 1_000_000),
+        ("journal", b'{"MESSAGE":' + b"[" * 1_000_000),
+        ("journal", b"A=1\n" * 200_000),
+        ("cloudevents", b"[" + b'{"a":' * 500_000),
+        ("cloudevents", b"[" + b"0," * 20_000 + b"0]"),
+        ("dre1", b"LogFormat=DRE1.0>" * 100_000),
+        ("snmptrap", b"a\nUDP: [1]\n" + b"1." * 1_000_000),
+        ("snmptrap", b'a\nUDP: [1]\n.1.2 "' + b"\\\n" * 1_000_000),
+    ],
+    ids=range(10),
+)
+def test_what_was_made_to_take_long_does_not(run, settings, form, octets):
+    begun = time.monotonic()
+    done = run("dre-event", "--from", form, "--config", settings(), stdin=octets, timeout=60)
+    assert done.returncode in (0, 1) and b"Traceback" not in done.stderr
+    assert time.monotonic() - begun < 20
 
 
 def test_a_refused_line_is_told_and_counted_and_the_others_go_on(run, settings):

@@ -73,7 +73,7 @@ def _variables(lines: list[str]) -> Iterator[tuple[str, str]]:
         elif not oid:
             raise EventError(f"{line[:60]!r} is not an OID and a value")
         parts.append(line)
-        if not parts[1:]:
+        if len(parts) == 1:
             quoted = line.startswith('"') and not _closed(line[1:])
         elif quoted:
             quoted = not _closed(line)
