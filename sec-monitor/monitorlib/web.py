@@ -5,11 +5,13 @@ Nothing is kept here: lines go to the intake, packet by packet, and the answer s
 what mod_ssl says; headers of the request come as HTTP_… and are never asked. The settings are those of DRE_CONFIG.
 """
 
+import base64
 import contextlib
 import functools
 import json
 import re
 import socket
+import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from typing import Any
@@ -23,7 +25,10 @@ WAIT = 5.0  # seconds for an answer of the intake
 AFTER = "1"  # seconds until the client should send the rest again
 _LENGTH = re.compile(r"\d{1,12}")
 _LINES = ("application/x-ndjson", "application/jsonl", "application/json", "text/plain", "")
-_CLOUD = "application/cloudevents"
+_CLOUDS = ("application/cloudevents+json", "application/cloudevents-batch+json")
+_ATTRIBUTE = "HTTP_CE_"
+Line = tuple[int, bytes]  # its number in the request, from 1, and an event
+Refusal = dict[str, Any]  # line and reason
 Start = Callable[..., Any]
 
 
@@ -39,8 +44,8 @@ def application(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
     """WSGI (PEP 3333)."""
     headers: dict[str, str] = {}
     try:
-        name, lines = _request(environ)
-        status, told = _hand_over(_conf(environ.get("DRE_CONFIG") or None), name, lines)
+        name, lines, refused = _request(environ)
+        status, told = _hand_over(_conf(environ.get("DRE_CONFIG") or None), name, lines, refused)
         if status is HTTPStatus.SERVICE_UNAVAILABLE:
             headers["Retry-After"] = AFTER
     except _RefusedError as error:
@@ -56,8 +61,8 @@ def _conf(path: str | None) -> conf.Conf:
     return conf.load(path)
 
 
-def _request(environ: dict[str, Any]) -> tuple[str, list[bytes]]:
-    """Who sends which lines."""
+def _request(environ: dict[str, Any]) -> tuple[str, list[Line], list[Refusal]]:
+    """Who sends which lines, and what of the request is none."""
     if environ.get("PATH_INFO") != "/events":
         raise _RefusedError(HTTPStatus.NOT_FOUND, "there is /events only")
     if environ["REQUEST_METHOD"] != "POST":
@@ -73,33 +78,71 @@ def _request(environ: dict[str, Any]) -> tuple[str, list[bytes]]:
     body = environ["wsgi.input"].read(int(length))
     if len(body) != int(length):
         raise _RefusedError(HTTPStatus.BAD_REQUEST, "the body ends early")
-    return name, _lines(environ, body)
-
-
-def _lines(environ: dict[str, Any], body: bytes) -> list[bytes]:
-    """The event lines of a body, by its media type."""
-    kind = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
-    if kind in _LINES and "HTTP_CE_SPECVERSION" not in environ:
-        found = [line for line in body.split(b"\n") if line.strip()]
-    else:
-        raise _RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"{kind[:60]!r}: send application/x-ndjson")
-    if not found:
+    lines, refused = _lines(environ, body)
+    if not lines and not refused:
         raise _RefusedError(HTTPStatus.BAD_REQUEST, "no event in it")
+    return name, lines, refused
+
+
+def _lines(environ: dict[str, Any], body: bytes) -> tuple[list[Line], list[Refusal]]:
+    """The event lines of a body, by its media type; and which of its CloudEvents are none."""
+    kind = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
+    if "HTTP_CE_SPECVERSION" in environ:
+        return _clouds([_from_headers(environ, kind, body)])
+    if kind in _CLOUDS:
+        from monitorlib.formats import cloudevents
+
+        return _clouds(record for _, record in cloudevents.records([body]))
+    if kind in _LINES:
+        return [(number, line) for number, line in enumerate(body.split(b"\n"), 1) if line.strip()], []
+    raise _RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"{kind[:60]!r}: send application/x-ndjson, or CloudEvents")
+
+
+def _clouds(records: Iterable[Any]) -> tuple[list[Line], list[Refusal]]:
+    """The lines of CloudEvents."""
+    from monitorlib.formats import cloudevents
+
+    lines, refused = list[Line](), list[Refusal]()
+    for number, record in enumerate(records, 1):
+        try:
+            lines.append((number, event.format(cloudevents.read(record)).rstrip(b"\n")))
+        except event.EventError as error:
+            refused.append({"line": number, "reason": str(error)[:300]})
+    return lines, refused
+
+
+def _from_headers(environ: dict[str, Any], kind: str, body: bytes) -> dict[str, Any]:
+    """The CloudEvent whose attributes are headers and whose data are the body: the HTTP binding's binary mode."""
+    found: dict[str, Any] = {
+        key.removeprefix(_ATTRIBUTE).lower(): urllib.parse.unquote(value, errors="replace")
+        for key, value in environ.items()
+        if key.startswith(_ATTRIBUTE)
+    }
+    if "sev" in found and found["sev"].isdecimal():
+        found["sev"] = int(found["sev"][:3])
+    if body and (kind == "application/json" or kind.endswith("+json")):
+        try:
+            return {**found, "data": json.loads(body.decode())}
+        except (ValueError, RecursionError) as error:
+            raise _RefusedError(HTTPStatus.BAD_REQUEST, f"data: not JSON: {error}"[:300]) from None
+    if body:
+        found |= {"data_base64": base64.b64encode(body).decode(), **({"datacontenttype": kind} if kind else {})}
     return found
 
 
-def _hand_over(settings: conf.Conf, name: str, lines: list[bytes]) -> tuple[HTTPStatus, dict[str, Any]]:
+def _hand_over(
+    settings: conf.Conf, name: str, lines: list[Line], none: list[Refusal]
+) -> tuple[HTTPStatus, dict[str, Any]]:
     """Give *lines* to the intake; the status and what to tell: 202 once each was kept or refused, else 503.
 
     Lines go in order, so with 503 the first accepted + refused ones are dealt with, and the rest is to be sent again.
     """
-    kept = refused = 0
-    reasons: list[tuple[int, str]] = []
-    told: dict[str, Any] = {"accepted": 0, "refused": 0}
+    kept, refused, reasons = 0, len(none), none[: remotes.TOLD]
+    told: dict[str, Any] = {"accepted": 0, "refused": refused}
     try:
         with contextlib.closing(_connect(settings)) as intake:
-            for first, packet in _packets(name, lines):
-                intake.send(packet)
+            for part in _packets(name, lines):
+                intake.send(remotes.pack(name, [line for _, line in part]))
                 answer = intake.recv(remotes.PACKET)
                 if answer.startswith(b"no: "):
                     raise _RefusedError(HTTPStatus.FORBIDDEN, answer[4:].decode())
@@ -109,12 +152,12 @@ def _hand_over(settings: conf.Conf, name: str, lines: list[bytes]) -> tuple[HTTP
                 if said["full"]:
                     return HTTPStatus.SERVICE_UNAVAILABLE, {**told, "error": said["full"]}
                 kept, refused = kept + said["kept"], refused + said["refused"]
-                reasons += [(first + number, reason) for number, reason in said["reasons"]]
+                reasons += [{"line": part[number][0], "reason": reason} for number, reason in said["reasons"]]
                 told = {"accepted": kept, "refused": refused}
     except OSError as error:
         return HTTPStatus.SERVICE_UNAVAILABLE, {**told, "error": f"intake: {error.strerror or error}"}
     if reasons:
-        told["reasons"] = [{"line": number + 1, "reason": reason} for number, reason in reasons[: remotes.TOLD]]
+        told["reasons"] = reasons[: remotes.TOLD]
     return HTTPStatus.ACCEPTED if kept else HTTPStatus.BAD_REQUEST, told
 
 
@@ -129,16 +172,16 @@ def _connect(settings: conf.Conf) -> socket.socket:
     return connection
 
 
-def _packets(name: str, lines: list[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Packets of the intake's size, each with the number of its first line."""
+def _packets(name: str, lines: list[Line]) -> Iterator[list[Line]]:
+    """What goes into one packet of the intake each."""
     room = remotes.PACKET - len(remotes.FROM) - len(name)
-    first, size, part = 0, 0, list[bytes]()
-    for number, line in enumerate(lines):
+    size, part = 0, list[Line]()
+    for number, line in lines:
         cut = line[: event.LIMIT + 1]  # the intake says what is wrong with it
         if part and (len(part) == remotes.LINES or size + len(cut) + 1 > room):
-            yield first, remotes.pack(name, part)
-            first, size, part = number, 0, []
-        part.append(cut)
+            yield part
+            size, part = 0, []
+        part.append((number, cut))
         size += len(cut) + 1
     if part:
-        yield first, remotes.pack(name, part)
+        yield part

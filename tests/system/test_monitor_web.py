@@ -181,6 +181,32 @@ def test_bad_lines_are_named_and_the_good_ones_kept(web):
     assert web.post(b"".join(bad))[0] == 400
 
 
+def cloud(number, **attributes):
+    made = {"specversion": "1.0", "id": f"ce-{number}", "source": "/host:writer/app:web", "type": "shop.release"}
+    return {**made, "data": {"n": number}, **attributes}
+
+
+def test_cloudevents_come_alone_in_a_batch_and_in_headers(web):
+    start = time.time_ns()
+    one = json.dumps(cloud(start, time="2026-11-26T08:00:00.5+01:00")).encode()
+    assert web.post(one, Content_Type="application/cloudevents+json; charset=utf-8")[:2] == (
+        202,
+        {"accepted": 1, "refused": 0},
+    )
+    many = json.dumps([cloud(start + 1), {"specversion": "0.3"}, cloud(start + 2)]).encode()
+    status, told, _ = web.post(many, Content_Type="application/cloudevents-batch+json")
+    assert (status, told["accepted"], told["refused"], told["reasons"][0]["line"]) == (202, 2, 1, 2)
+    named = {f"ce_{key}": str(value) for key, value in cloud(start + 3, sev=3).items() if key != "data"}
+    body = json.dumps({"n": start + 3}).encode()
+    assert web.post(body, **named, Content_Type="application/json")[0] == 202
+    kept = new(web)
+    assert [one["data"]["n"] for one in kept] == [start, start + 1, start + 2, start + 3]
+    assert (kept[0]["time"], kept[3]["sev"], kept[3]["id"]) == ("2026-11-26T07:00:00.500Z", 3, f"ce-{start + 3}")
+    assert not any("claimed" in one for one in kept)
+    assert web.post(b"[{]", Content_Type="application/cloudevents+json")[0] == 400
+    assert web.post(b"{", **named, Content_Type="application/json")[0] == 400
+
+
 @pytest.mark.parametrize(
     ("status", "change"),
     [
