@@ -19,6 +19,7 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 
 from guests import HARDWARE, NAMES, NETWORK, READY, ROOT, Ground
@@ -178,7 +179,7 @@ def _boot(image, made):
     told = json.loads(manifest.read_text())
     if KERNEL not in told["cmdline"]:
         manifest.write_text(json.dumps({**told, "cmdline": f"{told['cmdline']} {KERNEL}"}))
-    with Ground(IMAGES, parent=made.parent) as host:
+    with Ground(IMAGES, parent=made.parent) as host, _aside(host):
         for number, name in enumerate(NAMES, 1):
             words = ("--base", image, "--warm", *HARDWARE, "--ip", f"{NETWORK}.{number}/24")
             host.dre("create", name, *words, timeout=900)
@@ -196,11 +197,38 @@ def _install(booted, made, debs):
         guest.ok(["sh", "-euc", INSTALL], timeout=900)
         host.dre("checkpoint", "save", guest.name, READY)
 
-    with Ground(IMAGES, booted / "host", parent=made.parent) as host:
+    with Ground(IMAGES, booted / "host", parent=made.parent) as host, _aside(host):
         with concurrent.futures.ThreadPoolExecutor() as pool:
             list(pool.map(install, host.guests.values()))
         host.keep(made / "host")
     (made / "packages").write_text("".join(f"{path.name}\n" for path in debs))
+
+
+@contextlib.contextmanager
+def _aside(host):
+    """While this is entered, all processes of *host* give way as we do.
+
+    QEMU is in a session of its own, and between sessions niceness says nothing where the kernel groups by them: what
+    counts is that of the group (sched(7), autogroup).
+    """
+    done = threading.Event()
+
+    def look():
+        while not done.wait(1.0):
+            with contextlib.suppress(OSError):
+                space = os.readlink(f"/proc/{host.first_pid()}/ns/mnt")
+                for process in pathlib.Path("/proc").glob("[0-9]*"):
+                    with contextlib.suppress(OSError):  # it has ended, or the kernel does not group
+                        if os.readlink(process / "ns/mnt") == space:
+                            (process / "autogroup").write_text(str(os.nice(0)))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _lock(place, how):
