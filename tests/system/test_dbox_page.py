@@ -88,8 +88,11 @@ class Page:
             if "ERR_NETWORK_CHANGED" not in self.driver.page_source:
                 return
 
-    def one(self, selector):
-        found = self.driver.find_elements("css selector", selector)
+    def one(self, selector, seconds=10):
+        """The first of what *selector* finds; the old page may have gone before the new one has come."""
+        deadline = time.monotonic() + seconds
+        while not (found := self.driver.find_elements("css selector", selector)) and time.monotonic() < deadline:
+            time.sleep(0.05)
         assert found, f"no {selector} at {self.driver.current_url}: {self.driver.title}: {self.words[:1000]}"
         return found[0]
 
