@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What goes with a system to another host: its disks, the image they are on, what we keep of it; and its way back out.
 
-Each file and directory that is made there is noted before it is filled, so that a move which fails, or is killed, can
+Each file and directory that is made there is noted before it is made, so that a move which fails, or is killed, can
 take them away again. What was there before is never written to.
 """
 
@@ -164,8 +164,7 @@ class Carrier:
         found = {}
         for one in pieces:
             with self.place(one.target.parent) as there:
-                volume = there.make(one.target.name, one.source.stat().st_size, one.mode)
-                self.note(one.target)
+                volume = self.make(there, one.target, one.source.stat().st_size, one.mode)
                 found[str(one.target)] = there.fill(volume, one.source, self.meter)
         return found
 
@@ -186,10 +185,13 @@ class Carrier:
             self.noted(self.made)
         return self.host.directory(path, make=True)
 
-    def note(self, path: Path) -> None:
-        """Remember that *path* is ours there."""
+    def make(self, there: Directory, path: Path, size: int, mode: int, backing: tuple[Path, str] | None = None) -> Any:
+        """Make the file *path* there, noted as ours before it can be there. Raises DreError where it is already."""
+        if path.name in there.sizes():
+            raise DreError(f"{self.host.way.host}: {path} exists already")
         self.made.files.append(str(path))
         self.noted(self.made)
+        return there.make(path.name, size, mode, backing)
 
 
 @dataclass

@@ -117,8 +117,7 @@ def _made_disks(move: Move, spec: Spec, top: Any, load: Load, image: tuple[Piece
             base = (image[0].target, str(told[1]["format"])) if len(told) == 2 else (Path(), "")
             whole |= len(told) > 2
             with move.carrier.place(own.target.parent) as there:
-                there.make(own.target.name, int(told[0]["virtual-size"]), own.mode, base)
-                move.carrier.note(own.target)
+                move.carrier.make(there, own.target, int(told[0]["virtual-size"]), own.mode, base)
     return [target for target, _ in disks.values()], whole
 
 
