@@ -36,8 +36,9 @@ KERNEL = "mitigations=off tsc=reliable clocksource=tsc init_on_alloc=0"
 # No network. The console logs in who calls tests/vm/shell.
 PREPARE = """
 exec >/dev/null
-systemctl --quiet disable --now systemd-networkd.socket systemd-networkd systemd-resolved lxc-net
-systemctl --quiet mask lxc-net
+systemctl --quiet stop systemd-networkd.socket systemd-networkd systemd-resolved lxc-net
+systemctl --quiet --no-reload disable systemd-networkd.socket systemd-networkd systemd-resolved
+systemctl --quiet --no-reload mask lxc-net
 ip address flush dev eth0
 ip link set eth0 down
 rm -f /etc/systemd/network/* /etc/resolv.conf
@@ -49,14 +50,26 @@ systemctl daemon-reload
 systemctl restart serial-getty@ttyS0
 """
 
-# Timers would wake up when it is told the present time.
+# The first guest has them installed while its services run. In the other they are installed as in an image, where no
+# service can be started: systemd, which takes seconds to read all units again, does so once and not for each of them.
 INSTALL = """
 export DEBIAN_FRONTEND=noninteractive
-dpkg --install /run/debs/*.deb >/run/debs/log 2>&1 </dev/null || { cat /run/debs/log; exit 1; }
-rm -r /run/debs
-systemctl stop '*.timer'
+printf 'set -eu\ndpkg --install /run/debs/*.deb >/run/debs/log 2>&1 </dev/null || { cat /run/debs/log; exit 1; }\n' >/run/install
+if [ "$0" = 1 ]; then
+    sh /run/install
+else
+    printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+    chmod 755 /usr/sbin/policy-rc.d
+    unshare --mount sh -c 'mount -t tmpfs none /run/systemd && . /run/install'
+    rm /usr/sbin/policy-rc.d
+    systemctl daemon-reload
+    systemctl start multi-user.target
+fi
+rm -r /run/debs /run/install
+systemctl stop '*.timer'  # they would wake up when it is told the present time
 sync
 """
+PATIENT = 1800  # seconds for a step of what is made beside other rings, to which it gives way
 
 
 class State:
@@ -168,7 +181,7 @@ def _debian(name):
     conf = CACHE / "dre.conf"
     conf.write_text(f'DRE_CORE_STATE_DIR="{CACHE}"\nDRE_CORE_RUN_DIR="{CACHE}/run"\n')
     argv = [program("dre-base"), "--config", conf, "--quiet", "--name", name, "--size", SIZE, "--package", *_wanted()]
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), timeout=1200)
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), timeout=PATIENT)
     if done.returncode != 0:
         raise RuntimeError(f"dre-base: exit status {done.returncode}: {done.stderr[-3000:]}")
 
@@ -182,7 +195,7 @@ def _boot(image, made):
     with Ground(IMAGES, parent=made.parent) as host, _aside(host):
         for number, name in enumerate(NAMES, 1):
             words = ("--base", image, "--warm", *HARDWARE, "--ip", f"{NETWORK}.{number}/24")
-            host.dre("create", name, *words, timeout=900)
+            host.dre("create", name, *words, timeout=PATIENT)
         host.keep(made / "host")
 
 
@@ -190,12 +203,12 @@ def _install(booted, made, debs):
     made.mkdir()
 
     def install(guest):
-        started = host.dre("start", "--wait", "120", guest.name, timeout=400)
+        started = host.dre("start", "--wait", "600", guest.name, timeout=PATIENT)
         assert "warm" not in started.stderr, started.stderr  # it did not have to boot
-        guest.ok(["sh", "-euc", PREPARE])
+        guest.ok(["sh", "-euc", PREPARE], timeout=PATIENT)
         guest.push_files(debs[0].parent, debs, "/run/debs")
-        guest.ok(["sh", "-euc", INSTALL], timeout=900)
-        host.dre("checkpoint", "save", guest.name, READY)
+        guest.ok(["sh", "-euc", INSTALL, guest.number], timeout=PATIENT)
+        host.dre("checkpoint", "save", guest.name, READY, timeout=PATIENT)
 
     with Ground(IMAGES, booted / "host", parent=made.parent) as host, _aside(host):
         with concurrent.futures.ThreadPoolExecutor() as pool:
