@@ -54,7 +54,10 @@ systemctl restart serial-getty@ttyS0
 # service can be started: systemd, which takes seconds to read all units again, does so once and not for each of them.
 INSTALL = """
 export DEBIAN_FRONTEND=noninteractive
-printf 'set -eu\ndpkg --install /run/debs/*.deb >/run/debs/log 2>&1 </dev/null || { cat /run/debs/log; exit 1; }\n' >/run/install
+cat >/run/install <<END
+set -eu
+dpkg --install /run/debs/*.deb >/run/debs/log 2>&1 </dev/null || { cat /run/debs/log; exit 1; }
+END
 if [ "$0" = 1 ]; then
     sh /run/install
 else
