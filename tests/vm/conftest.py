@@ -10,10 +10,11 @@ import shutil
 
 import pytest
 import saved
+from guests import ALL
 
 GUESTS = pytest.StashKey()
-# The ground of checkpoints, which are tested themselves: before a release.
-collect_ignore = [] if os.environ.get("DRE_VM_ALL") == "1" else ["test_checkpoint.py"]
+# Before a release: the ground of checkpoints, which are tested themselves, and what wants our packages in two guests.
+collect_ignore = [] if ALL else ["test_checkpoint.py", "test_two_guests.py"]
 
 NETWORK = "ip address add 10.99.0.$0/24 dev eth0 && ip link set eth0 up"
 KEY = "mkdir -p -m 700 /root/.ssh && ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519 && cat /root/.ssh/*.pub"
@@ -50,11 +51,15 @@ def guest(ground, request):
         yield made
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def shared_guest(ground, request):
     """A guest for tests that only look at it, or do not mind what the others of their file did."""
-    with _fresh(ground.guests["guest2"], request.node) as made:
-        yield made
+    made = ground.guests["guest1"]
+    request.node.stash[GUESTS] = [made]
+    if made.shared != request.path:
+        made.restart()
+        made.shared = request.path
+    return made
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 
     $DRE_TEST_CACHE/base/guest-KEY/  the image, in a store of dre-base
     $DRE_TEST_CACHE/booted-KEY/      a host whose systems go on warm from one boot; nothing of ours is inside
-    $DRE_TEST_CACHE/with-KEY/        above that, each with our packages and a checkpoint: where tests begin
+    $DRE_TEST_CACHE/with-KEY/        above that, with our packages and a checkpoint: where tests begin
 
 Each is named by what it depends on. Whoever uses a host holds a lock on it. At most two of each kind are kept, but none
 in use is removed.
@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 
-from guests import HARDWARE, NAMES, NETWORK, READY, ROOT, Ground
+from guests import HARDWARE, NAMES, NETWORK, READY, ROOT, WANTED, Ground
 from programs import environment, program
 
 CACHE = pathlib.Path(os.environ.get("DRE_TEST_CACHE", "/var/cache/dre-test"))
@@ -50,25 +50,10 @@ systemctl daemon-reload
 systemctl restart serial-getty@ttyS0
 """
 
-# The first guest has them installed while its services run. In the other they are installed as in an image, where no
-# service can be started: systemd, which takes seconds to read all units again, does so once and not for each of them.
 INSTALL = """
 export DEBIAN_FRONTEND=noninteractive
-cat >/run/install <<END
-set -eu
 dpkg --install /run/debs/*.deb >/run/debs/log 2>&1 </dev/null || { cat /run/debs/log; exit 1; }
-END
-if [ "$0" = 1 ]; then
-    sh /run/install
-else
-    printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
-    chmod 755 /usr/sbin/policy-rc.d
-    unshare --mount sh -c 'mount -t tmpfs none /run/systemd && . /run/install'
-    rm /usr/sbin/policy-rc.d
-    systemctl daemon-reload
-    systemctl start multi-user.target
-fi
-rm -r /run/debs /run/install
+rm -r /run/debs
 systemctl stop '*.timer'  # they would wake up when it is told the present time
 sync
 """
@@ -102,7 +87,8 @@ def obtain(say=lambda text: None):
     with tempfile.TemporaryDirectory(prefix="dre-debs-") as scratch:
         debs = _packages(pathlib.Path(scratch))
         image, booted = _image(), _booted()
-        place = booted / f"with-{_digest([PREPARE.encode(), INSTALL.encode(), *(path.read_bytes() for path in debs)])}"
+        how = "".join((PREPARE, INSTALL, *WANTED)).encode()
+        place = booted / f"with-{_digest([how, *(path.read_bytes() for path in debs)])}"
         with contextlib.suppress(FileNotFoundError):
             return State(place)
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -210,12 +196,12 @@ def _install(booted, made, debs):
         assert "warm" not in started.stderr, started.stderr  # it did not have to boot
         guest.ok(["sh", "-euc", PREPARE], timeout=PATIENT)
         guest.push_files(debs[0].parent, debs, "/run/debs")
-        guest.ok(["sh", "-euc", INSTALL, guest.number], timeout=PATIENT)
+        guest.ok(["sh", "-euc", INSTALL], timeout=PATIENT)
         host.dre("checkpoint", "save", guest.name, READY, timeout=PATIENT)
 
     with Ground(IMAGES, booted / "host", parent=made.parent) as host, _aside(host):
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            list(pool.map(install, host.guests.values()))
+            list(pool.map(install, (host.guests[name] for name in WANTED)))
         host.keep(made / "host")
     (made / "packages").write_text("".join(f"{path.name}\n" for path in debs))
 

@@ -12,11 +12,11 @@ import subprocess
 import xml.etree.ElementTree
 
 import pytest
+from guests import ALL
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SYSTEM = ROOT / "tests" / "system"
 VARIABLES = {"DRE_TEST_INSTALLED": "1", "DRE_REQUIRE_ALL": "1", "DRE_KILLS": os.environ.get("DRE_VM_KILLS", "1")}
-ALL = os.environ.get("DRE_VM_ALL") == "1"
 DEADLINE = 3600 if ALL else 900  # of one guest
 
 # Tests that cannot be in the guest, each with its reason. Any other skip in there is a failure.
@@ -26,30 +26,18 @@ EXCLUDED = {}
 CHOSEN = {
     "life": (
         "app_life.py::test_life",
-        "app_life.py::test_exec_passes_status_stdin_and_stdout",
         "app_life.py::test_freeze_and_thaw",
-        "app_life.py::test_lxc_tools_start_and_stop_it",
-        "app_life.py::test_program_that_ends_is_seen_as_crashed",
-        "app_stop_is_graceful.py::test_slow_program_ends_by_itself",
-        "app_recovers_from_crash.py::test_monitor_killed",
+        "app_undo.py::test_undo_brings_back_files_deletions_and_replaced_directories",
     ),
     "limits": (
         "app_limits.py::test_live_and_persistent",
-        "app_limits.py::test_memory_below_present_use_is_refused_and_nothing_changes",
         "app_limits_stop_hogs.py::test_memory_hog_is_ended_and_the_app_lives",
         "app_limits_stop_hogs.py::test_fork_bomb_is_stopped_and_the_app_lives",
         "app_groups.py::test_quota_holds_for_all_of_it_together",
     ),
     "walls": (
         "app_unprivileged.py::test_files_do_not_know_the_ids",
-        "app_unprivileged.py::test_tools_of_lxc",
-        "app_hides_host.py::test_hidden",
-        "app_push_is_confined.py::test_push_and_pull",
         "app_escapes.py::test_attempts_fail[--unprivileged]",
-    ),
-    "undo": (
-        "app_undo.py::test_undo_brings_back_files_deletions_and_replaced_directories",
-        "app_survives_kill.py::test_kill[undo]",
     ),
     "checkpoint": (
         "app_checkpoint.py::test_memory_file_offset_disk_and_socket_go_on_from_the_checkpoint_twice",
@@ -58,13 +46,13 @@ CHOSEN = {
     "bridge": (  # the kernel switches IPv6 for all interfaces at once
         "bridge.py::test_containers_reach_the_outside_by_nat_and_are_not_reached",
         "bridge_gives.py::test_containers_form_an_address_and_reach_the_outside",
-        "bridge_uplink.py::test_there_and_back_with_all_that_it_has",
     ),
 }
 RARELY = {
     "bridge": (
         "bridge.py::test_up_twice_makes_one_bridge_with_its_address",
         "bridge.py::test_down_twice_removes_all_of_it",
+        "bridge_uplink.py::test_there_and_back_with_all_that_it_has",
         "bridge_gives.py::test_the_host_still_listens_to_routers",
         "bridge_gives.py::test_who_has_a_reservation_gets_that_address_and_name",
         "bridge_uplink.py::test_an_unreachable_gateway_undoes_it",

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An app moves from one machine to another, cold and with its memory; the key that it moves by can do nothing else.
+"""Two guests: neither is the twin of the other, and an app moves between them, cold and with its memory.
 
-What arrived is looked at without dre-app: by LXC, by /proc and control groups, and by tar as dre-app(8) says.
+The key that an app moves by can do nothing else. What arrived is looked at without dre-app: by LXC, by /proc and control
+groups, and by tar as dre-app(8) says.
 """
 
 import pathlib
@@ -103,3 +104,21 @@ def moves_with_its_memory(first, second):
     arrived = count(second, "v-live", number)
     assert (arrived[0], count(second, "v-live", arrived[1])[0]) == (word, word), "it began anew"
     second.ok("ping -c1 -W5 10.231.0.9")
+
+
+def test_two_reach_each_other_and_share_no_secret(two_guests):
+    first, second = two_guests
+    assert first.ok("hostname; ssh root@guest2 hostname").split() == ["guest1", "guest2"]
+    first.ok("ping -c1 -W5 10.99.0.2 && head -c 300000 /dev/urandom | tee /root/f | ssh root@10.99.0.2 'cat >/root/f'")
+    assert first.ok("sha256sum /root/f") == second.ok("sha256sum /root/f")
+    for what in (
+        "cat /etc/machine-id",
+        "cat /sys/class/net/eth0/address",
+        "cat /etc/ssh/ssh_host_ed25519_key.pub",
+        "head -c 16 /dev/urandom | od -An -tx1",
+        "cat /proc/sys/kernel/random/uuid",
+    ):
+        assert first.ok(what) != second.ok(what), what
+    for guest in two_guests:
+        assert "crng reseeded due to virtual machine fork" in guest.ok("dmesg")
+        assert "Journal started" in guest.ok("journalctl -b --no-pager -u systemd-journald")
