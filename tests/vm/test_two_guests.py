@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two guests: neither is the twin of the other, and an app moves between them, cold and with its memory.
 
-The key that an app moves by can do nothing else. What arrived is looked at without dre-app: by LXC, by /proc and control
-groups, and by tar as dre-app(8) says.
+The key that an app moves by can do nothing else. What arrived is looked at without dre-app: by LXC, by /proc and
+control groups, and by tar as dre-app(8) says.
 """
 
 import pathlib
