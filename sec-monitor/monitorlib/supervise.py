@@ -40,7 +40,7 @@ HEALTHY = 10.0  # seconds after which a stage counts as having come up, and back
 PIPE_SIZE = 1024 * 1024
 RECENT = 86400.0  # seconds back, at most, from which correlate is told what was lost with the FIFO
 PATIENCE = 3.0  # seconds that a stage gets to end when asked to
-_SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
+_SIGNALS = {signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM, signal.SIGINT}
 _PR_SET_PDEATHSIG = 1
 
 
@@ -202,7 +202,7 @@ class Supervisor:
     # --- All of them ---
 
     def run(self) -> None:
-        """Keep the stages running until SIGTERM or SIGINT, then stop them in order."""
+        """Keep the stages running until SIGTERM or SIGINT, then stop them in order; SIGHUP: take the rules anew."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             while True:
@@ -210,10 +210,27 @@ class Supervisor:
                 due = [stage.due for stage in self.stages.values() if stage.state == "waiting"]
                 pause = min([1.0, *(when - time.monotonic() for when in due)])
                 got = signal.sigtimedwait(_SIGNALS, max(0.0, pause))
-                if got and got.si_signo != signal.SIGCHLD:
+                if got and got.si_signo == signal.SIGHUP:
+                    self._reload()
+                elif got and got.si_signo != signal.SIGCHLD:
                     return
         finally:
             self._stop()
+
+    def _reload(self) -> None:
+        """Have the correlator start anew with the rules as they are now; when they are refused, it goes on as it is."""
+        stage = self.stages[self._correlator]
+        if not stage.process:
+            return  # it takes them when it starts
+        try:
+            self._argv(stage.name)
+        except (DreError, OSError) as error:
+            self.say(f"{stage.name}: goes on with the rules as they were: {error}")
+            self._emit("monitor.rules.refused", {"reason": str(error)}, 3)
+            return
+        self._end(stage.name, ask=True)
+        stage.process, stage.state, stage.since, stage.due = None, "waiting", time.time(), time.monotonic()
+        self._emit("monitor.rules.loaded", {"stage": stage.name}, 5)
 
     def _look(self) -> None:
         """Notice who died, start who is due, and write down how everybody is."""
