@@ -192,8 +192,10 @@ def send(sink: Path, line: bytes, wait: float = ACK_WAIT) -> bool:
             return False  # nobody there, or its queue is full: the caller spools
 
 
-def spool(directory: Path, line: bytes) -> bool:
-    """Append *line* to the emitters' spool in *directory*, or count it as dropped; False when it was not appended.
+def spool(directory: Path, line: bytes, counted: bool = True) -> bool:
+    """Append *line* to the emitters' spool in *directory*; False when that is full or cannot be written.
+
+    Then, unless not *counted* because the caller still has it, it is counted as dropped.
 
     Each user has files of its own, `emitted*.jsonl`, `lock*` and `dropped*` (root those without a number), so that
     the intake can tell from their owner who wrote them.
@@ -205,6 +207,8 @@ def spool(directory: Path, line: bytes) -> bool:
             size = sum(entry.stat().st_size for entry in os.scandir(directory) if entry.name.endswith(".jsonl"))
             if size + len(line) <= SPOOL_LIMIT:
                 return _append(directory / f"emitted{own}.jsonl", line, user)
+            if not counted:
+                return False
             counter = directory / f"dropped{own}"
             dropped = int(counter.read_text()) if counter.exists() else 0
             files.write_atomic(counter, f"{dropped + 1}\n")

@@ -71,6 +71,13 @@ class Out:
         """Nothing is to be closed."""
 
 
+def claimed(line: bytes) -> bytes:
+    """The event *line* as claimed, with an id, should it be spooled and taken too. Raises EventError."""
+    made = event.parse(line)
+    optional = {"id": event.new_id(), **made.optional, "claimed": True}
+    return event.format(event.Event(made.time, made.source, made.type, made.sev, made.data, optional))
+
+
 class Intake:
     """The intake's socket, held open; what it does not acknowledge is spooled for it.
 
@@ -85,14 +92,8 @@ class Intake:
 
     def put(self, line: bytes) -> None:
         """Hand over an event. Raises EventError when it is refused, DreError when it can be left nowhere."""
-        made = event.parse(line)
-        optional = {
-            "id": event.new_id(),
-            **made.optional,
-            "claimed": True,
-        }  # the id, should it be spooled and taken too
-        line = event.format(event.Event(made.time, made.source, made.type, made.sev, made.data, optional))
-        answer = b"" if self._spooled else self._ask(line)
+        line = claimed(line)
+        answer = b"" if self._spooled else self.ask(line)
         if answer.startswith(b"no: ") and not answer.startswith(FULL):
             raise EventError(f"the intake refuses it: {answer[4:].decode(errors='replace')}")
         if answer != b"ok":
@@ -101,8 +102,8 @@ class Intake:
                 raise DreError(f"{self._conf.monitor_sink}: nobody answers, and {directory} cannot take the event")
             self._spooled += 1
 
-    def _ask(self, line: bytes) -> bytes:
-        """The intake's answer, b"" when there is none."""
+    def ask(self, line: bytes) -> bytes:
+        """The intake's answer to the event *line*, b"" when there is none."""
         try:
             if self._socket is None:
                 self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

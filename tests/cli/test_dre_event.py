@@ -58,6 +58,12 @@ def test_a_number_becomes_one(run, settings, text, value):
         ["a.b", "=1"],
         [],
         ["a.b", "k=" + "x" * 4000],
+        ["--from", "syslog", "--omprog", "--to", "dre1"],
+        ["--from", "journal", "--omprog"],
+        ["--omprog"],
+        ["--from", "journal", "--follow"],
+        ["--from", "syslog", "--cursor", "f"],
+        ["a.b", "--from", "journal", "--cursor", "f"],
     ],
 )
 def test_refuses_what_is_no_event_with_status_2_and_one_reason(run, settings, argv):

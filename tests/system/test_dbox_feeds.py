@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """rsyslog and the journal as feeds: every message once and in order, whoever is away or killed; losses are entries."""
 
-import contextlib
 import json
 import os
-import pathlib
 import re
-import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
-import time
 
 import dboxkit
 import pytest
+import rsyslogkit
 from conftest import ROOT, environment
+from rsyslogkit import wait
 
 REMOTE = "/lib/systemd/systemd-journal-remote"
 EXAMPLE = ROOT / "dbox/examples/dre-dbox.conf"
@@ -39,13 +36,6 @@ def entries(box, stream):
     rows = [octets for (octets,) in database.execute(query, (stream,))]
     database.close()
     return rows
-
-
-def wait(what, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 # --- rsyslog ---
@@ -80,86 +70,9 @@ def test_what_omprog_answered_outlives_it(box):
     assert entries(box, "answered") == [b"one", b"two", b"three"]
 
 
-UNPACKED = ROOT / "build/checkers/rsyslog"
-
-
-@pytest.fixture(scope="module")
-def rsyslogd():
-    """The command of rsyslogd: the host's, or one from its package, not installed since it starts a service."""
-    if os.access("/usr/sbin/rsyslogd", os.X_OK):
-        return ["/usr/sbin/rsyslogd"]
-    UNPACKED.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(
-        ["apt-get", "-q", "download", "rsyslog", "libestr0", "libfastjson4"],
-        cwd=UNPACKED, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    if done.returncode:
-        pytest.skip(f"rsyslog is not installed, and apt does not give it: {done.stderr.strip()[-200:]}")
-    for package in UNPACKED.glob("*.deb"):
-        subprocess.run(["dpkg-deb", "-x", package, UNPACKED], check=True)
-    (modules,) = UNPACKED.glob("usr/lib/*/rsyslog")
-    return ["env", f"LD_LIBRARY_PATH={modules.parent}", UNPACKED / "usr/sbin/rsyslogd", f"-M{modules}"]
-
-
-class Syslog:
-    """An rsyslogd of its own with our example, and a socket to log to."""
-
-    def __init__(self, box, command):
-        self.path, self.command = dboxkit.place(), command
-        self.socket = self.path / "log"
-        put = self.path / "put"  # omprog passes no environment on
-        lines = "".join(f"export {key}='{value}'\n" for key, value in environment().items() if key.startswith("PY"))
-        put.write_text(
-            f"#!/bin/sh\n{lines}echo $$ >>{self.path}/pids\nexec {dboxkit.program('dbox-put')} --config {box.conf} "
-            f'"$@" 2>>{self.path}/said\n'
-        )
-        put.chmod(0o755)
-        text = EXAMPLE.read_text().replace("/usr/bin/dbox-put", str(put)).replace('interval="60"', 'interval="1"')
-        text = text.replace('resumeInterval="5"', 'resumeInterval="1"')
-        (self.path / "rsyslog.conf").write_text(
-            f'global(workDirectory="{self.path}")\nmodule(load="imuxsock" SysSock.Use="off")\n{text}'
-            f'input(type="imuxsock" Socket="{self.socket}" RateLimit.Interval="0")\n'
-        )
-        self.start()
-
-    def start(self):
-        self.daemon = subprocess.Popen(
-            [*self.command, "-n", "-f", self.path / "rsyslog.conf", "-i", self.path / "pid"],
-            stderr=subprocess.DEVNULL,
-        )
-        wait(self.socket.exists)
-
-    def log(self, text):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.connect(str(self.socket))
-            sender.send(b"<14>Nov 26 10:00:00 test: " + text)
-
-    def unread(self):
-        """The octets that wait in the socket."""
-        done = subprocess.run(["ss", "-xaH", "src", self.socket], capture_output=True, check=True)
-        (line,) = done.stdout.splitlines()
-        return int(line.split()[2])
-
-    def pids(self):
-        return [int(word) for word in (self.path / "pids").read_text().split()] if (self.path / "pids").exists() else []
-
-    def stop(self):
-        wait(lambda: self.unread() == 0)  # these it never had
-        self.daemon.terminate()
-        assert self.daemon.wait(60) is not None
-
-    def remove(self):
-        self.daemon.kill()
-        self.daemon.wait()
-        for pid in self.pids():  # each is ours: it wrote its number down itself
-            with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-                if b"--omprog" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-                    os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(self.path, ignore_errors=True)
-
-
-def test_rsyslog_delivers_every_message_once(box, rsyslogd):
-    syslog = Syslog(box, rsyslogd)
+def test_rsyslog_delivers_every_message_once(box):
+    argv = [dboxkit.program("dbox-put"), "--config", box.conf, '"$@"']
+    syslog = rsyslogkit.Syslog(rsyslogkit.rsyslogd(), EXAMPLE.read_text(), "/usr/bin/dbox-put", argv)
     count = 0
 
     def more(number):
@@ -182,7 +95,7 @@ def test_rsyslog_delivers_every_message_once(box, rsyslogd):
         wait(lambda: len(ours()) == 20)
         for _ in range(2):  # the program is killed while messages come
             more(30)
-            os.kill(syslog.pids()[-1], signal.SIGKILL)
+            syslog.kill()
             more(30)
             wait(lambda: len(ours()) >= count)
         box.stop()

@@ -3,19 +3,15 @@
 
 import json
 import os
-import pathlib
-import shutil
-import signal
 import socket
 import subprocess
 import time
 
 import pytest
-from conftest import ROOT, environment, program
+import snmpkit
+from conftest import program
 
 REMOTE = "/lib/systemd/systemd-journal-remote"
-UNPACKED = ROOT / "build/checkers/snmp"
-PACKAGES = ("snmp", "snmptrapd", "libsnmp40", "libsnmp-base", "libnetsnmptrapd40", "libpci3")
 EVENT = (
     '{"time":"2026-11-23T08:00:00.123Z","source":"/host:h7/app:web1/httpd","type":"app.cpu","sev":4,'
     '"data":{"message":"é ] \\" \\\\ \\n end","cpu":91.5},"id":"i1"}\n'
@@ -95,75 +91,23 @@ def test_what_the_journal_has_of_others(run, tmp_path):
     }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def snmp():
-    """net-snmp's programs by name: the host's, or from their packages, not installed since they start services."""
-    if shutil.which("snmptrap") and os.access("/usr/sbin/snmptrapd", os.X_OK):
-        return {"snmptrap": ["snmptrap"], "snmptrapd": ["/usr/sbin/snmptrapd"]}
-    if not (UNPACKED / "usr/sbin/snmptrapd").exists() or not list(UNPACKED.glob("usr/lib/*/libnetsnmptrapd.so*")):
-        UNPACKED.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(
-            ["apt-get", "-q", "download", *PACKAGES],
-            cwd=UNPACKED, capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
-        if done.returncode:
-            pytest.skip(f"snmptrapd is not installed, and apt does not give it: {done.stderr.strip()[-200:]}")
-        for package in UNPACKED.glob("*.deb"):
-            subprocess.run(["dpkg-deb", "-x", package, UNPACKED], check=True)
-    (library,) = UNPACKED.glob("usr/lib/*/libnetsnmptrapd.so.40")
-    path = f"LD_LIBRARY_PATH={library.parent}"
-    return {
-        "snmptrap": ["env", path, UNPACKED / "usr/bin/snmptrap"],
-        "snmptrapd": ["env", path, UNPACKED / "usr/sbin/snmptrapd"],
-    }
-
-
-def free_port():
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
-def traps(snmp, tmp_path):
-    """traps(ARGUMENT…): send by snmptrap; traps.events(): what snmptrapd's handler, dre-event, made of all."""
-    address = f"127.0.0.1:{free_port()}"
-    handler = tmp_path / "handler"
-    lines = "".join(f"export {key}='{value}'\n" for key, value in environment().items() if key.startswith("PY"))
-    handler.write_text(
-        f"#!/bin/sh\n{lines}{program('dre-event')} --from snmptrap >{tmp_path}/part.$$ 2>>{tmp_path}/said && "
-        f"mv {tmp_path}/part.$$ {tmp_path}/event.$$\n"
-    )
-    handler.chmod(0o755)
-    (tmp_path / "d.conf").write_text(f"disableAuthorization yes\ntraphandle default {handler}\n")
-    env = {**environment(), "MIBS": "", "SNMP_PERSISTENT_DIR": str(tmp_path / "p"), "SNMPCONFPATH": str(tmp_path)}
-    argv = ["-f", "-C", "-c", tmp_path / "d.conf", "-On", "-Lf", tmp_path / "log", f"udp:{address}"]
-    daemon = subprocess.Popen([*snmp["snmptrapd"], *argv], env=env, stderr=subprocess.DEVNULL)
+def traps(tmp_path):
+    """Where to send to; each trap becomes an event in a file of its own."""
+    handler = f"{program('dre-event')} --from snmptrap >{tmp_path}/part.$$ && mv {tmp_path}/part.$$ {tmp_path}/event.$$"
+    with snmpkit.Traps(snmpkit.net_snmp(), tmp_path, handler) as made:
+        yield made
 
-    class Traps:
-        def send(self, version, *argv, community="secret"):
-            """Send one; a flag may stand with the version."""
-            command = [*snmp["snmptrap"], *version.split(), "-c", community, address, *argv]
-            subprocess.run(command, env=env, check=True, timeout=60, capture_output=True)
 
-        def events(self, count):
-            """The *count* events that came of it, by their trap's OID."""
-            deadline = time.monotonic() + 60
-            while len(found := list(tmp_path.glob("event.*"))) < count:
-                assert time.monotonic() < deadline, (tmp_path / "said").read_text()
-                time.sleep(0.05)
-            assert (tmp_path / "said").read_text() == ""
-            made = [json.loads(path.read_text()) for path in found]
-            return {one["data"]["trap"]: one for one in made}
-
-    deadline = time.monotonic() + 30
-    listening = f":{int(address.rpartition(':')[2]):04X} "
-    while listening not in pathlib.Path("/proc/net/udp").read_text():
-        assert time.monotonic() < deadline and daemon.poll() is None
+def made_of(traps, count):
+    """The *count* events that came of it, by their trap's OID."""
+    deadline = time.monotonic() + 60
+    while len(found := list(traps.directory.glob("event.*"))) < count:
+        assert time.monotonic() < deadline, traps.said()
         time.sleep(0.05)
-    yield Traps()
-    daemon.send_signal(signal.SIGTERM)
-    daemon.wait(30)
+    assert traps.said() == ""
+    made = [json.loads(path.read_text()) for path in found]
+    return {one["data"]["trap"]: one for one in made}
 
 
 def test_traps_and_informs_of_every_version(traps):
@@ -173,7 +117,7 @@ def test_traps_and_informs_of_every_version(traps):
     traps.send("-v2c", "", ".1.3.6.1.6.3.1.1.5.3", *link, f"{own}.2", "a", "10.0.0.1", f"{own}.3", "s", "")
     traps.send("-v2c -Ci", "12345", f"{own}.0.7", f"{own}.1", "s", "an inform", f"{own}.2", "x", "00ff" * 20)
     traps.send("-v1", own, "10.9.8.7", "6", "17", "555", f"{own}.1", "s", "v1")
-    made = traps.events(3)
+    made = made_of(traps, 3)
     assert {(one["source"], one["type"]) for one in made.values()} <= {
         ("/host:localhost", "snmp.trap"),
         ("/host:127.0.0.1", "snmp.trap"),

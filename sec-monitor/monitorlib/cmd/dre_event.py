@@ -5,7 +5,9 @@ import argparse
 import json
 import math
 import re
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from dre import cli, event
@@ -20,7 +22,13 @@ class _Parser(cli.Parser):
     """Lets options stand between TYPE and KEY=VALUE, which plain argparse refuses."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        return self.parse_intermixed_args(args, namespace)
+        words = list(sys.argv[1:] if args is None else args)
+        before = words[: words.index("--")] if "--" in words else words
+        if not any(word.partition("=")[0] == "--cursor" for word in before):
+            return self.parse_intermixed_args(words, namespace)
+        made = self.parse_intermixed_args(before, namespace)
+        made.arguments = words[len(before) + 1 :]  # journalctl's
+        return made
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -43,6 +51,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--send", action="store_true", help="hand it to the intake instead of printing it")
     parser.add_argument("--from", dest="source_form", choices=FROM, help="convert standard input, which has this form")
     parser.add_argument("--to", dest="target_form", choices=TO, help="convert standard input to this form")
+    parser.add_argument("--omprog", action="store_true", help="serve rsyslog's omprog; with --from syslog")
+    parser.add_argument(
+        "--cursor", metavar="FILE", type=Path, help="send the journal after what FILE tells; with --from journal"
+    )
+    parser.add_argument("--follow", action="store_true", help="go on for ever, as a service; with --cursor")
     parser.set_defaults(function=lambda ctx: run(ctx, parser))
     return parser
 
@@ -50,6 +63,8 @@ def make_parser() -> argparse.ArgumentParser:
 def run(ctx: cli.Context, parser: argparse.ArgumentParser) -> None:
     """Make one event, or convert."""
     args = ctx.args
+    if args.omprog or args.cursor or args.follow:
+        return feed(ctx, parser)
     if not args.source_form and not args.target_form:
         if args.type is None:
             parser.error("the following arguments are required: TYPE")
@@ -62,6 +77,32 @@ def run(ctx: cli.Context, parser: argparse.ArgumentParser) -> None:
     from monitorlib import convert  # late: making one event needs none of it
 
     return convert.convert(ctx, args.source_form or "plain", args.target_form or "plain")
+
+
+def feed(ctx: cli.Context, parser: argparse.ArgumentParser) -> None:
+    """Hand over what another's program gives."""
+    args = ctx.args
+    for word, given in (
+        ("--to", args.target_form),
+        ("--source", args.source),
+        ("--sev", args.sev),
+        ("--goal", args.goal),
+    ):
+        if given is not None:
+            parser.error(f"{word} is not for --omprog, --cursor or --follow")
+    if args.omprog:
+        if args.source_form != "syslog" or args.type is not None or args.cursor or args.follow:
+            parser.error("--omprog is for --from syslog alone")
+        from monitorlib import omprog
+
+        return omprog.run(ctx)
+    if args.source_form != "journal" or not args.cursor:
+        parser.error("--cursor and --follow are for --from journal --cursor FILE")
+    from monitorlib import journal
+
+    if args.type is not None:
+        parser.error("what journalctl selects by stands behind --")
+    return journal.send(ctx, args.cursor, args.follow, args.arguments)
 
 
 def make(ctx: cli.Context) -> None:
