@@ -14,7 +14,7 @@ import pytest
 from app_ground import LXC, Ground, picture, wait_for
 from conftest import environment, program
 
-KILLS = int(os.environ.get("DRE_KILLS", "3"))
+KILLS = int(os.environ.get("DRE_KILLS", "2"))
 NAME = "t-adopt"
 # What a real init does, in short: it runs as process 1 and ends at its own signal.
 INIT = "#!/bin/sh\ntrap 'echo going down; exit 0' USR1\necho init is $$\nwhile :; do sleep 0.1; done\n"

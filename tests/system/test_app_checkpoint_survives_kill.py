@@ -2,7 +2,7 @@
 """kill -9 in the middle of a checkpoint, of a restart from one or of its deletion: done or not begun, the app runs,
 nothing is left.
 
-DRE_KILLS is how often each verb is killed (default 3); the moments are spread over the verb's own duration.
+DRE_KILLS is how often each verb is killed (default 2); the moments are spread over the verb's own duration.
 """
 
 import os
@@ -16,7 +16,7 @@ import pytest
 from checkpoint_ground import PATH, Counting, need_criu
 from conftest import environment, program
 
-KILLS = int(os.environ.get("DRE_KILLS", "3"))
+KILLS = int(os.environ.get("DRE_KILLS", "2"))
 NAME, ADDRESS = "t-ckkill", "10.231.101.62"
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """kill -9 of exec at any moment: its program ends with it, and what stood behind its streams is as it was.
 
-DRE_KILLS is how often it is killed in each way (default 3), in turn with the programs it has started, as a lost session
+DRE_KILLS is how often it is killed in each way (default 2), in turn with the programs it has started, as a lost session
 would be, and alone, as by the OOM killer.
 """
 
@@ -20,7 +20,7 @@ from app_ground import LXC, Ground, picture, wait_for
 from conftest import environment, program
 from test_app_serve import Server
 
-KILLS = int(os.environ.get("DRE_KILLS", "3"))
+KILLS = int(os.environ.get("DRE_KILLS", "2"))
 NAME = "t-exkill"
 
 

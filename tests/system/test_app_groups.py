@@ -16,7 +16,7 @@ from app_ground import Ground, kernel, wait_for
 from conftest import environment, program
 
 V2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
-KILLS = int(os.environ.get("DRE_KILLS", "3"))
+KILLS = int(os.environ.get("DRE_KILLS", "2"))
 HOG = "while :; do :; done"
 
 

@@ -165,7 +165,7 @@ def test_killed_at_any_moment(app):
         app(verb, NAME)
         longest[verb] = time.monotonic() - begun
     hits = 0
-    for count in range(int(os.environ.get("DRE_KILLS", "4"))):
+    for count in range(int(os.environ.get("DRE_KILLS", "2"))):
         verb = ("isolate", "rejoin")[count % 2]
         hits += app.killed(verb, NAME, longest=longest[verb])
         row = json.loads(app("status", NAME, "--json"))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """kill -9 of either end of a migration at any moment: afterwards exactly one host runs the app, and nothing is half.
 
-DRE_KILLS is how often each end is killed (default 3); the moments are drawn over the duration of a whole move.
+DRE_KILLS is how often each end is killed (default 2); the moments are drawn over the duration of a whole move.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from checkpoint_ground import PATH, need_criu, with_path
 from conftest import environment, program
 from migrate_ground import There
 
-KILLS = int(os.environ.get("DRE_KILLS", "3"))
+KILLS = int(os.environ.get("DRE_KILLS", "2"))
 NAME = "t-mvkill"
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """kill -9 of what the host runs for its apps, keep, autostart and autostop: the next call goes on, nothing is left.
 
-DRE_KILLS is how often each is killed (default 3), at moments drawn from its own measured duration, in turn with the
+DRE_KILLS is how often each is killed (default 2), at moments drawn from its own measured duration, in turn with the
 programs it has started, as a lost session would be, and alone, as by the OOM killer. The keeper is besides killed by
 strace as it begins each single change of the file system (at DRE_KILLS of these moments; at all when it is 50).
 """
@@ -23,7 +23,7 @@ from app_ground import BRIDGE, LXC, Ground, picture
 from conftest import environment, program
 from test_app_restarts import end_keeper, keeper, wait_for
 
-KILLS = int(os.environ.get("DRE_KILLS", "3"))
+KILLS = int(os.environ.get("DRE_KILLS", "2"))
 CALLS = "mkdir,rename,unlink,unlinkat,rmdir,symlink,fchmod,ftruncate,?renameat2,?mkdirat"
 PREFIX = "t-svkill"
 WEB, DB, LONE = (f"{PREFIX}-{which}" for which in ("a-web", "b-db", "c-lone"))  # WEB is after DB

@@ -12,7 +12,7 @@ import pytest
 from app_ground import LXC, Ground
 from conftest import environment, program
 
-KILLS = int(os.environ.get("DRE_KILLS", "4"))
+KILLS = int(os.environ.get("DRE_KILLS", "2"))
 NAME = "t-set"
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """kill -9 of dre-app at any moment: the next call works, nothing is left behind, and the shared tree is untouched.
 
-DRE_KILLS is how often each verb is killed (default 5; restart, freeze and thaw only from 10 on), at moments drawn from
+DRE_KILLS is how often each verb is killed (default 2; restart, freeze and thaw only from 10 on), at moments drawn from
 the verb's own duration, as moments.py has it.
 """
 
@@ -16,7 +16,7 @@ import pytest
 from conftest import environment, program
 from moments import Moments
 
-KILLS = int(os.environ.get("DRE_KILLS", "5"))
+KILLS = int(os.environ.get("DRE_KILLS", "2"))
 NAME = "t-kill"
 V2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
 UNLIMITED, LIMITED = ("max" if V2 else "-1", False, "max"), ("40000", True, "77")

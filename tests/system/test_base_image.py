@@ -330,6 +330,7 @@ def meet(guest, seen):
     seen += told[:2]
 
 
+@full  # the guest ring boots one in any case
 def test_booted_directly_it_is_what_the_host_says(place, small, seen, tmp_path):
     files = (
         "f+ /etc/hostname 0644 root root - web7\n"

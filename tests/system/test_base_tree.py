@@ -12,6 +12,7 @@ import time
 import pytest
 from conftest import environment, program
 
+full = pytest.mark.skipif(os.environ.get("DRE_FULL") != "1", reason="takes a minute: DRE_FULL=1")
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
@@ -146,11 +147,11 @@ def test_a_mounted_overlay_keeps_its_tree(place, made, tmp_path):
     assert (tree / "usr/bin/dpkg").exists()
 
 
-@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("replace", [False, pytest.param(True, marks=full)])
 def test_killed_at_any_moment_there_is_no_half_tree(place, made, replace):
     _, seconds = made
     name, argv = ("small", ["--replace"]) if replace else ("killed", [])
-    for _ in range(int(os.environ.get("DRE_TEST_KILLS", "1"))):
+    for _ in range(int(os.environ.get("DRE_KILLS", "1"))):
         child = subprocess.Popen(place.argv("--tree", name, *argv), env=environment())
         time.sleep(random.uniform(0, seconds))  # the moment is what is tested, not a wait for something
         child.kill()

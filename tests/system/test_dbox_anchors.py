@@ -19,7 +19,7 @@ import pytest
 from conftest import environment, program
 
 box = dboxkit.box
-KILLS = int(os.environ.get("DRE_KILLS", "5"))
+KILLS = int(os.environ.get("DRE_KILLS", "2"))
 
 
 class WitnessProcess:

@@ -220,7 +220,7 @@ def test_what_the_journal_lost_is_an_entry(running, fake):
 def test_a_killed_follower_doubles_and_loses_nothing(running, fake):
     box = running
     number = 0
-    for kill in range(int(os.environ.get("DRE_KILLS", "3"))):
+    for kill in range(int(os.environ.get("DRE_KILLS", "2"))):
         child = subprocess.Popen(
             [
                 *with_fake(fake),

@@ -14,7 +14,7 @@ import pytest
 from conftest import environment
 
 box = dboxkit.box
-KILLS = int(os.environ.get("DRE_KILLS", "5"))
+KILLS = int(os.environ.get("DRE_KILLS", "2"))
 
 
 def stored(box, stream="app"):

@@ -6,7 +6,7 @@ import os
 import dboxkit
 
 box = dboxkit.box
-KILLS = int(os.environ.get("DRE_KILLS", "4"))
+KILLS = int(os.environ.get("DRE_KILLS", "2"))
 
 
 def test_killed_at_any_moment_the_log_goes_on(box):

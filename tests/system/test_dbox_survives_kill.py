@@ -17,7 +17,7 @@ import mariadbkit
 import pytest
 from test_dbox_storage import log_of, open_log, reader
 
-KILLS = int(os.environ.get("DRE_KILLS", "3"))
+KILLS = int(os.environ.get("DRE_KILLS", "2"))
 WRITERS = 4
 ROUND = 50
 

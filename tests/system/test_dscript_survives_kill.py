@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """kill -9 of the engine while its steps are at work: each action happens once, each response comes to its end.
 
-DRE_KILLS is how often it is killed (default 5), at moments drawn from the duration of the response, as moments.py has
+DRE_KILLS is how often it is killed (default 2), at moments drawn from the duration of the response, as moments.py has
 it. The dre-app here is a fake that is slow and counts; test_dscript_undo.py has the real one.
 """
 
@@ -15,7 +15,7 @@ from conftest import environment, program
 from dre import event
 from moments import Moments
 
-KILLS = int(os.environ.get("DRE_KILLS", "5"))
+KILLS = int(os.environ.get("DRE_KILLS", "2"))
 UNDISTURBED = 3  # responses that are timed first; the shortest counts, for on a busy host any may take longer
 SCRIPT = """\
 dscript: 1

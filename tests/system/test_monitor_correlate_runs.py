@@ -40,6 +40,9 @@ thresh=3
 """
 
 
+KILLS = int(os.environ.get("DRE_KILLS", "2"))  # of each stage
+
+
 @pytest.fixture
 def tmp_path():
     """Where the correlator's own user gets to; those of pytest are root's alone, and any pytest makes them so again."""
@@ -98,7 +101,7 @@ def test_kills_of_all_stages_lose_and_double_nothing(monitor):
     sender.start()
     kills = dict.fromkeys(STAGES, 0)
     try:
-        for n in range(18):
+        for n in range(len(STAGES) * KILLS):
             stage = STAGES[n % 3]
             pid = until(lambda stage=stage: monitor.pid(stage))
             time.sleep(some.uniform(0, 0.5))

@@ -12,7 +12,7 @@ import time
 import correlatekit as kit
 from conftest import environment, program
 
-KILLS = int(os.environ.get("DRE_KILLS", "20"))
+KILLS = int(os.environ.get("DRE_KILLS", "6"))
 RULES = r"""
 type=SingleWithThreshold
 continue=TakeNext
@@ -89,7 +89,7 @@ def test_killed_at_random_moments(tmp_path, settings):
     def feed():
         for begin in range(0, len(lines), 20):
             os.write(held[0], b"\n".join(lines[begin : begin + 20]) + b"\n")
-            time.sleep(some.uniform(0, 0.1))
+            time.sleep(some.uniform(0, 0.005 * KILLS))
 
     sender = threading.Thread(target=feed, daemon=True)
     process = start()
