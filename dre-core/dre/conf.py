@@ -347,6 +347,7 @@ class Conf:
     monitor_pipes: tuple[Path, ...] = _key("/run/dre/script", _paths, _each_absolute)
     monitor_window: float = _key("200ms", units.duration)
     monitor_correlator: str = _key("sec", _correlator)
+    monitor_four_eyes: bool = _key("no", _yes)
 
     dbox_listen: tuple[str, int] | None = _key("127.0.0.1:8443", _maybe_listen)
     dbox_page_listen: tuple[str, int] | None = _key("127.0.0.1:8444", _maybe_listen)

@@ -221,9 +221,12 @@ def _append(path: Path, line: bytes, user: int) -> bool:
     # The directory may be writable by a group: never follow a link, never write into a file that another user made.
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
-        if os.fstat(fd).st_uid != user:
+        found = os.fstat(fd)
+        if found.st_uid != user:
             return False
-        os.write(fd, line)
+        if os.write(fd, line) < len(line):  # the disk is full
+            os.ftruncate(fd, found.st_size)
+            return False
         return True
     finally:
         os.close(fd)

@@ -44,7 +44,8 @@ def send(ctx: cli.Context, place: Path, follow: bool, arguments: list[str]) -> N
                 for line in lines:
                     cursor = _hand_over(ctx, intake, line) or cursor
                 intake.flush()
-                files.write_atomic(place, cursor + "\n", 0o600)
+                if cursor:
+                    files.write_atomic(place, cursor + "\n", 0o600)
             status = child.wait(30)
             said.seek(0)
             why = said.read(300).decode(errors="replace").strip().partition("\n")[0]

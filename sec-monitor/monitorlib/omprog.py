@@ -26,6 +26,8 @@ def run(ctx: cli.Context) -> None:
     _say("OK")
     try:
         while line := sys.stdin.buffer.readline(formats.LARGEST):
+            while line[-1:] != b"\n" and sys.stdin.buffer.readline(formats.LARGEST)[-1:] not in (b"", b"\n"):
+                pass  # of one that is too long the rest is left out
             _say(_handed_over(ctx, intake, line.removesuffix(b"\n")))
     finally:
         intake.close()

@@ -7,6 +7,7 @@ Neither reads /etc/dre/rules.d itself, where a file could change between the che
 import contextlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from dre import event, files, run
@@ -49,16 +50,22 @@ def load(conf: Conf) -> tuple[list[Path], dict[str, int]]:
     for stale in directory.glob("*"):
         if stale.name not in texts:
             stale.unlink()
-    made = [directory / "-pipes.sec"]
-    files.write_atomic(made[0], _ASSIGN.format(actions="; ".join(_assignments(conf))))
-    for name, text in texts.items():
-        files.write_atomic(directory / name, text)
-        made.append(directory / name)
+    made = write(conf, directory, texts)
     remembered: dict[str, int] = {}
     for text in texts.values():
         for type, seconds in rulecheck.remembered(text).items():
             remembered[type] = max(seconds, remembered.get(type, 0))
     return made, remembered
+
+
+def write(conf: Conf, directory: Path, texts: Mapping[str, str]) -> list[Path]:
+    """Write what sec is given into *directory*: the names of the FIFOs, and the files of *texts*. Raises DreError."""
+    made = [directory / "-pipes.sec"]
+    files.write_atomic(made[0], _ASSIGN.format(actions="; ".join(_assignments(conf))))
+    for name, text in texts.items():
+        files.write_atomic(directory / name, text)
+        made.append(directory / name)
+    return made
 
 
 def _assignments(conf: Conf) -> list[str]:

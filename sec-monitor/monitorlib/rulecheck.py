@@ -125,7 +125,11 @@ def parse(file: str, text: str, pipes: set[str]) -> Book:
 def read(path: Path) -> str:
     """The text of a rule file. Raises OSError, and ValueError when it is no text of a bearable length."""
     with path.open("rb") as stream:
-        octets = stream.read(LIMIT + 1)
+        return text(stream.read(LIMIT + 1))
+
+
+def text(octets: bytes) -> str:
+    """The text of what a rule file holds. Raises ValueError when it is none of a bearable length."""
     if len(octets) > LIMIT:
         raise ValueError(f"longer than {LIMIT} octets")
     text = octets.decode("ascii")

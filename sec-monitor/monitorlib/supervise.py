@@ -313,6 +313,11 @@ def status_file(conf: Conf) -> Path:
     return conf.core_run_dir / "monitor.json"
 
 
+def pid(conf: Conf) -> int:
+    """Of the supervisor that has written its status last."""
+    return int(json.loads(status_file(conf).read_text())["pid"])
+
+
 def status(conf: Conf) -> list[dict[str, object]] | None:
     """How each stage is, checked against the process table; None when no supervisor runs."""
     try:

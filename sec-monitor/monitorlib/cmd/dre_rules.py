@@ -11,6 +11,7 @@ from dre import cli
 from dre.errors import DONE, FAILED, UsageError
 
 from monitorlib import replay, rulecheck, ruleset
+from monitorlib.cmd import dre_rules_versions
 from monitorlib.cmd.dre_correlate import watched
 from monitorlib.correlate import Correlator
 
@@ -24,6 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
     made = cli.verb(verbs, "test", test, "Run rules on recorded events, and say what they would write, and why.")
     made.add_argument("file", metavar="FILE", nargs="+")
     made.add_argument("--events", metavar="EVENTS", required=True, help="event lines in time order; - for stdin")
+    dre_rules_versions.add(verbs)
     return parser
 
 
