@@ -229,6 +229,27 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _number(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text):
+        raise UsageError(f"expected a number from 0 on, got {text!r}")
+    return float(text)
+
+
+_PROGRAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+def _argument(text: str) -> str:
+    if "\0" in text or len(text) > 1000:
+        raise UsageError("a word of a command has at most 1000 characters")
+    return text
+
+
+def _path(text: str) -> str:
+    if not text.startswith("/") or "\0" in text or len(text) > 1000:
+        raise UsageError(f"{text[:60]!r} is not an absolute path")
+    return text
+
+
 def _some_time(text: str) -> float:
     seconds = units.duration(text)
     if not 0 < seconds <= 30 * 86400:
@@ -262,11 +283,26 @@ def _agreed(reader: _Reader, node: Node | None) -> dict[str, Any]:
     return agreed
 
 
-_WATCHES = {  # kind → required keys, optional keys, type of above and clear
-    "cpu": ("of above clear", "for", units.percent),
-    "memory": ("of above clear", "for", units.percent),
-    "liveness": ("of missing", "", units.duration),
-    "http": ("url above clear", "of for every", units.duration),
+_WATCHES: dict[
+    str, tuple[str, str, Callable[[str], float]]
+] = {  # kind → required keys, others, type of above and clear
+    "cpu": ("of", "for", units.percent),
+    "memory": ("of", "for", units.percent),
+    "liveness": ("missing", "of system every", units.duration),
+    "http": ("url", "of for every", units.duration),
+    "host-cpu": ("", "for every missing", units.percent),
+    "host-memory": ("", "for every missing", units.percent),
+    "disk": ("path", "for every missing", units.percent),
+    "clock": ("", "for every missing", units.duration),
+    "apache": ("url", "of for every missing", _number),
+    "mysql": ("file", "of for every missing", units.duration),
+    "command": ("argv", "of system for every missing", _number),
+}
+# Of those that may do without above and clear: what the first D-RE had.
+_USUAL = {
+    **dict.fromkeys(("cpu", "memory", "host-cpu", "host-memory"), (90.0, 80.0)),  # percent
+    "apache": (2500.0, 2000.0),  # accesses a minute
+    "mysql": (1.0, 0.8),  # seconds
 }
 
 
@@ -280,14 +316,31 @@ def _monitor(reader: _Reader, node: Node) -> Monitor:
             reader.error(node.at, f"a monitor needs 'watch': one of {', '.join(_WATCHES)}")
         return Monitor("", "", at=node.at)
     required, optional, measure = _WATCHES[kind]
+    above, clear = _USUAL.get(kind, (None, None))
+    given = {key.text for key, _ in node.entries or []} & {"above", "clear"}
+    if kind != "liveness" and (given or above is None):
+        required += " above clear"
     entries = reader.mapping(node, f"a monitor of {kind}", f"id watch {required}", optional)
+    if kind == "liveness" and ("of" in entries) == ("system" in entries):
+        reader.error(node.at, "a monitor of liveness needs 'of', an app, or 'system'")
+    argv = tuple(
+        reader.value({"argv": word}, "argv", _argument) or "" for word in reader.items(entries.get("argv"), "argv")
+    )
+    if argv and not ("system" in entries or _PROGRAM.fullmatch(argv[0])):
+        reader.error(entries["argv"].at, f"argv: {argv[0]!r} is not the name of a program in actions.d")
+    if argv and "system" in entries and not argv[0].startswith("/"):
+        reader.error(entries["argv"].at, f"argv: {argv[0]!r} is not a path in the system")
     return Monitor(
         id=reader.value(entries, "id", units.name) or "",
         watch=kind,
         of=reader.value(entries, "of", units.name),
         url=reader.value(entries, "url", _url),
-        above=reader.value(entries, "above", measure),
-        clear=reader.value(entries, "clear", measure),
+        system=reader.value(entries, "system", units.name),
+        path=reader.value(entries, "path", _path),
+        file=reader.value(entries, "file", _path),
+        argv=argv,
+        above=reader.value(entries, "above", measure) if given else above,
+        clear=reader.value(entries, "clear", measure) if given else clear,
         hold=reader.value(entries, "for", units.duration) or 0.0,
         missing=reader.value(entries, "missing", _some_time),
         every=reader.value(entries, "every", _some_time),

@@ -33,12 +33,16 @@ def _place() -> Any:
 
 @dataclass(frozen=True)
 class Monitor:
-    """What dre-watch samples; `above` and `clear` in percent (cpu, memory) or seconds (http)."""
+    """What dre-watch samples; `above` and `clear` in the unit of the kind: percent, seconds, or a plain number."""
 
     id: str
     watch: str
     of: str | None = None
     url: str | None = None
+    system: str | None = None
+    path: str | None = None  # of a file system
+    file: str | None = None  # options of a MySQL client
+    argv: tuple[str, ...] = ()
     above: float | None = None
     clear: float | None = None
     hold: float = 0.0  # the key `for`

@@ -57,11 +57,16 @@ def compiled(script: Script) -> dict[str, Any]:
 
 def _monitor(monitor: Monitor) -> dict[str, Any]:
     made: dict[str, Any] = {"id": monitor.id, "watch": monitor.watch}
-    for key in ("of", "url"):
+    for key in ("of", "url", "system", "path", "file"):
+        if (value := getattr(monitor, key)) is not None:
+            made[key] = value
+    if monitor.argv:
+        made["argv"] = list(monitor.argv)
+    for key in ("missing", "every"):
         if (value := getattr(monitor, key)) is not None:
             made[key] = value
     if monitor.watch == "liveness":
-        return {**made, "missing": monitor.missing}
+        return made
     made.update({"above": monitor.above, "clear": monitor.clear, "for": monitor.hold})
     if monitor.watch == "http":
         made["every"] = monitor.every or EVERY

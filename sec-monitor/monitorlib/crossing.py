@@ -14,17 +14,38 @@ Crossing = Literal["raised", "cleared"]
 
 @dataclass(frozen=True)
 class Monitor:
-    """One monitor of a script; *hold* is its `for`, and for liveness its `missing`."""
+    """One monitor of a script; *hold* is its `for`, and for liveness its `missing`.
+
+    *missing*, for others, is after how many seconds without data it is over the limit; None: never.
+    """
 
     script: str
     id: str
-    watch: str  # cpu, memory, http or liveness
+    watch: str  # a kind of watchfile.EVERY
     of: str | None
     url: str | None
     above: float
     clear: float
     hold: float
     every: float
+    system: str | None = None
+    path: str | None = None
+    file: str | None = None
+    argv: tuple[str, ...] = ()
+    missing: float | None = None
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What it watches, as events tell it."""
+        named = {"of": self.of, "system": self.system, "path": self.path, "url": self.url, "file": self.file}
+        found = {key: value for key, value in named.items() if value}
+        key = next(iter(found), None)
+        return {key: found[key]} if key else {"command": self.argv[0]} if self.argv else {}
+
+    @property
+    def place(self) -> str:
+        """The end of its events' source."""
+        return f"/app:{self.of}" if self.of else f"/system:{self.system}" if self.system else "/watch"
 
     @property
     def answers(self) -> int:

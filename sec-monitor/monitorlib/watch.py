@@ -8,7 +8,6 @@ that was killed does not raise them again and does clear them.
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -16,15 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dre import app, event, files
-from dre.cgroup import Usage
+from dre import event, files
 from dre.conf import Conf
 from dre.errors import DreError, UsageError
 
-from monitorlib import probe, watchfile
+from monitorlib import probe, samplers, watchfile
 from monitorlib.crossing import Monitor, Sample, State, step
 
 RESCAN = 0.5
+SHOWN = 5.0  # seconds between two versions of watch.prom
 Key = tuple[str, str]  # script and id
 Emit = Callable[[str, str, dict[str, Any], int], None]  # type, source, data, sev
 
@@ -44,6 +43,10 @@ class Watch:
         # One thread, so that crossings are emitted in the order in which they were made.
         self._teller = ThreadPoolExecutor(1, "tell")
         self._samplers = ThreadPoolExecutor(4, "sample")
+        self._slow = ThreadPoolExecutor(16, "ask")
+        self._said: set[tuple[Key, str]] = set()
+        self._values: dict[Key, float] = {}
+        self._shown = 0.0
 
     async def run(self) -> None:
         """Watch until SIGTERM or SIGINT."""
@@ -53,11 +56,14 @@ class Watch:
             loop.add_signal_handler(number, stop.set)
         while not stop.is_set():
             self.rescan()
+            if time.monotonic() - self._shown >= SHOWN:
+                self._show()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(stop.wait(), RESCAN)
         for _, task in self._tasks.values():
             task.cancel()
-        self._samplers.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._samplers, self._slow):
+            pool.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._teller.shutdown)
 
     def rescan(self) -> None:
@@ -89,6 +95,7 @@ class Watch:
             if wanted.get(key) != monitor:
                 task.cancel()
                 del self._tasks[key]
+                self._values.pop(key, None)
                 if key not in wanted:
                     self._states.pop(key, None)
         for key, monitor in wanted.items():
@@ -100,27 +107,26 @@ class Watch:
         if monitor.watch == "http":
             await probe.watch(monitor, lambda sample: self.report(monitor, sample, time.monotonic()))
             return
-        before: tuple[float, Usage] | None = None
-        due = time.monotonic()
+        look = samplers.make(self.conf, monitor)
+        pool = self._slow if samplers.slow(monitor) else self._samplers
+        due = known = time.monotonic()
         while True:
-            now, used = await asyncio.get_running_loop().run_in_executor(self._samplers, self._look, monitor)
-            sample = measure(monitor, before, now, used)
-            before = (now, used) if used else None
+            now, sample, why = await asyncio.get_running_loop().run_in_executor(pool, _looked, look)
+            if why:
+                self._say_once(monitor, why)
+            if sample or not why:
+                known = now
+            elif monitor.missing is not None and now - known >= monitor.missing:
+                sample = Sample(0.0, f"no data: {why}")
             if sample:
                 self.report(monitor, sample, now)
             due = max(due + monitor.every, time.monotonic())
             await asyncio.sleep(due - time.monotonic())
 
-    def _look(self, monitor: Monitor) -> tuple[float, Usage | None]:
-        try:
-            used: Usage | None = app.usage(self.conf, monitor.of or "")
-        except (DreError, OSError, ValueError) as error:
-            used = None  # no such app, or one half made: it does not run
-            self._say_once(monitor, str(error))
-        return time.monotonic(), used
-
     def _say_once(self, monitor: Monitor, text: str) -> None:
-        if (monitor.script, monitor.id) not in self._states:
+        key = (monitor.script, monitor.id)
+        if (key, text) not in self._said and len(self._said) < 1000:
+            self._said.add((key, text))
             self._say(f"{monitor.script}: {monitor.id}: {text}; waiting for it")
 
     def report(self, monitor: Monitor, sample: Sample, now: float) -> None:
@@ -128,10 +134,11 @@ class Watch:
         key = (monitor.script, monitor.id)
         state, crossing = step(monitor, self._states.get(key, State()), sample, now)
         self._states[key] = state
+        self._values[key] = sample.value
         if crossing:
             value = now - (state.since or now) if monitor.watch == "liveness" else sample.value
-            about: dict[str, Any] = {"of": monitor.of} if monitor.of else {"url": monitor.url}
-            why = {"why": sample.bad} if sample.bad and monitor.watch == "http" else {}
+            about = monitor.about
+            why = {"why": sample.bad} if sample.bad and (monitor.watch != "liveness" or monitor.system) else {}
             data = {
                 "script": monitor.script,
                 "id": monitor.id,
@@ -141,8 +148,26 @@ class Watch:
                 **about,
                 **why,
             }
-            source = event.host() + (f"/app:{monitor.of}" if monitor.of else "/watch")
+            source = event.host() + monitor.place
             self._tell(f"watch.{crossing}", source, data, 4 if crossing == "raised" else 6)
+
+    def _show(self) -> None:
+        """Write how all monitors are in the text format of Prometheus, for node_exporter's collector `textfile`."""
+        self._shown = time.monotonic()
+        lines = []
+        for name, values in (
+            ("dre_watch_value", self._values),
+            ("dre_watch_raised", {key: float(state.raised) for key, state in self._states.items()}),
+        ):
+            lines.append(f"# TYPE {name} gauge")
+            for key, value in sorted(values.items()):
+                if key in self._tasks:
+                    labels = {"script": key[0], "id": key[1], "watch": self._tasks[key][0].watch}
+                    written = ",".join(f'{label}="{text}"' for label, text in labels.items())
+                    lines.append(f"{name}{{{written}}} {value:.6g}")
+        with contextlib.suppress(OSError):  # nobody needs it more than the watching itself
+            self.conf.core_run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+            files.write_atomic(self.conf.core_run_dir / "watch.prom", "\n".join(lines) + "\n", durable=False)
 
     def _tell(self, type: str, source: str, data: dict[str, Any], sev: int) -> None:
         raised = sorted(key for key, state in self._states.items() if state.raised)
@@ -158,30 +183,13 @@ class Watch:
             self._say(f"{type}: {error}")
 
 
-def measure(
-    monitor: Monitor,
-    before: tuple[float, Usage] | None,
-    now: float,
-    used: Usage | None,
-    cores: int = os.cpu_count() or 1,
-) -> Sample | None:
-    """The sample of an app monitor, or None when this look says nothing (the first for cpu)."""
-    running = used is not None and used.running
-    if monitor.watch == "liveness":
-        return Sample(0.0) if running else Sample(1.0, "not running")
-    if used is None or not running:
-        return Sample(0.0)  # what does not run uses nothing
-    if monitor.watch == "memory":
-        return Sample(100.0 * used.memory / (used.memory_limit or host_memory()))
-    if before is None or not before[1].running or used.cpu_ns < before[1].cpu_ns or now <= before[0]:
-        return None
-    percent = (used.cpu_ns - before[1].cpu_ns) / (now - before[0]) / 1e7
-    return Sample(100.0 * percent / (used.cpu_limit or 100.0 * cores))
-
-
-def host_memory() -> int:
-    """Octets of memory of this host."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _looked(look: samplers.Look) -> tuple[float, Sample | None, str]:
+    """When it looked, what it saw, and why it may know nothing."""
+    try:
+        sample, why = look(), getattr(look, "doubt", "")
+    except (samplers.NoDataError, OSError, ValueError, KeyError) as error:
+        sample, why = None, str(error)[:300]
+    return time.monotonic(), sample, why
 
 
 def _signature(path: Path) -> tuple[int, ...]:

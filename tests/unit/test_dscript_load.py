@@ -2,15 +2,17 @@
 """A script is read as written, without YAML's surprises, and every refusal says where and why."""
 
 import hashlib
+import json
 import pathlib
 import re
 import sys
 
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "dscript"))
+sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[2] / part) for part in ("dscript", "sec-monitor")]
 
-from dscriptlib import load  # noqa: E402
+from dscriptlib import load, store  # noqa: E402
+from monitorlib import watchfile  # noqa: E402
 
 DESIGN = b"""\
 dscript: 1
@@ -82,7 +84,10 @@ def test_the_example_of_the_contract_loads_as_written():
         (HEAD + CALL + "§on: x\n", "unknown key 'on'"),
         ("dscript: §2\nname: x\n" + CALL, "expected 1, got '2'"),
         ("dscript: 1\nname: §../x\n" + CALL, "'../x' is not a name"),
-        (HEAD + "monitors: [{id: m, watch: §disk}]\n" + CALL, "expected cpu or memory or liveness or http"),
+        (
+            HEAD + "monitors: [{id: m, watch: §weather}]\n" + CALL,
+            "expected cpu or memory or liveness or http or host-cpu",
+        ),
         (HEAD + "monitors: [§{id: m, of: a}]\n" + CALL, "a monitor needs 'watch'"),
         (HEAD + "monitors: [§{id: m, watch: cpu, of: a, above: 9}]\n" + CALL, "lacks the key 'clear'"),
         (HEAD + "monitors: [{id: m, watch: liveness, of: a, missing: §1:30}]\n" + CALL, "'1:30' is not a duration"),
@@ -99,6 +104,9 @@ def test_the_example_of_the_contract_loads_as_written():
             HEAD + CALL + "  - {id: r, steps: [{action: stop, of: a, §shell: x}]}\n",
             "unknown key 'shell' in a step",
         ),
+        (HEAD + "monitors: [§{id: m, watch: liveness, missing: 3s}]\n" + CALL, "needs 'of', an app, or 'system'"),
+        (HEAD + "monitors: [{id: m, watch: disk, path: §var, above: 9, clear: 8}]\n" + CALL, "absolute path"),
+        (HEAD + "monitors: [{id: m, watch: command, argv: §[../x], above: 9, clear: 8}]\n" + CALL, "in actions.d"),
         (HEAD + CALL + "  - {id: r, steps: [{action: stop, of: a, timeout: §0s}]}\n", "above 0"),
         (HEAD + CALL + "  - {id: r, steps: [{action: undo, of: a, revert: §on-failure}]}\n", "undo cannot be reverted"),
         (HEAD + CALL + "  - {id: r, steps: [{action: emit, type: §watch.cleared}]}\n", "only D-RE's own programs"),
@@ -170,3 +178,31 @@ def test_argvs_of_steps():
     for name in ("restart", "stop", "freeze", "thaw"):
         assert KINDS[name].argv({"of": "web1"}) == [name, "web1"]
     assert re.fullmatch("[a-z]+", "".join(KINDS))
+
+
+KINDS = """
+  - {id: a, watch: cpu, of: web1}
+  - {id: b, watch: apache, url: "http://127.0.0.1/server-status?auto"}
+  - {id: c, watch: mysql, file: /etc/dre/db.cnf, of: db1, missing: 30s}
+  - {id: d, watch: disk, path: /var, above: 90%, clear: 80%, for: 1m}
+  - {id: e, watch: liveness, system: vm1, missing: 15s}
+  - {id: f, watch: command, system: vm1, argv: [/usr/bin/queue, "a b"], above: 10, clear: 5, every: 3s}
+  - {id: g, watch: clock, above: 500ms, clear: 100ms}
+  - {id: h, watch: host-memory}
+"""
+
+
+def test_what_a_script_says_is_what_dre_watch_reads(tmp_path):
+    """Each kind on its way from the script to the monitor, and the limits of the first D-RE where it says none."""
+    text = HEAD + "monitors:" + KINDS + CALL
+    script, findings = load.load(text.encode(), "F")
+    assert findings == []
+    (tmp_path / "x.json").write_text(json.dumps(store.compiled(script)))
+    made = {one.id: one for one in watchfile.read(tmp_path / "x.json")}
+    limits = {name: (one.above, one.clear) for name, one in made.items()}
+    assert limits == {
+        **{"a": (90.0, 80.0), "b": (2500.0, 2000.0), "c": (1.0, 0.8), "d": (90.0, 80.0), "e": (0.5, 0.5)},
+        **{"f": (10.0, 5.0), "g": (0.5, 0.1), "h": (90.0, 80.0)},
+    }
+    assert (made["c"].missing, made["d"].hold, made["e"].hold, made["f"].every) == (30.0, 60.0, 15.0, 3.0)
+    assert (made["e"].system, made["f"].argv) == ("vm1", ("/usr/bin/queue", "a b"))

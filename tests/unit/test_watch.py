@@ -16,7 +16,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "sec-monito
 
 from dre.cgroup import Usage  # noqa: E402
 from dre.errors import UsageError  # noqa: E402
-from monitorlib import probe, watch, watchfile  # noqa: E402
+from monitorlib import probe, samplers, watch, watchfile  # noqa: E402
 from monitorlib.crossing import CALM_ANSWERS, Monitor, Sample, State, step  # noqa: E402
 
 
@@ -92,24 +92,24 @@ def usage(**changes):
 
 def test_percent_is_of_the_containers_own_limit_else_of_the_host():
     before, now = (0.0, usage(cpu_ns=0)), usage(cpu_ns=500_000_000)
-    assert watch.measure(monitor(), before, 1.0, now, cores=2).value == 25
-    assert watch.measure(monitor(), before, 1.0, usage(cpu_ns=500_000_000, cpu_limit=50.0), cores=2).value == 100
+    assert samplers.measure(monitor(), before, 1.0, now, cores=2).value == 25
+    assert samplers.measure(monitor(), before, 1.0, usage(cpu_ns=500_000_000, cpu_limit=50.0), cores=2).value == 100
     memory = monitor(watch="memory")
-    assert watch.measure(memory, None, 1.0, usage(memory=90, memory_limit=100)).value == 90
-    assert watch.measure(memory, None, 1.0, usage(memory=watch.host_memory())).value == 100
+    assert samplers.measure(memory, None, 1.0, usage(memory=90, memory_limit=100)).value == 90
+    assert samplers.measure(memory, None, 1.0, usage(memory=samplers.host_memory())).value == 100
 
 
 def test_the_first_look_at_cpu_and_a_new_counter_say_nothing():
-    assert watch.measure(monitor(), None, 1.0, usage()) is None
-    assert watch.measure(monitor(), (0.0, usage(cpu_ns=10)), 1.0, usage(cpu_ns=5)) is None
-    assert watch.measure(monitor(), (0.0, usage(running=False)), 1.0, usage(cpu_ns=10**9)) is None
+    assert samplers.measure(monitor(), None, 1.0, usage()) is None
+    assert samplers.measure(monitor(), (0.0, usage(cpu_ns=10)), 1.0, usage(cpu_ns=5)) is None
+    assert samplers.measure(monitor(), (0.0, usage(running=False)), 1.0, usage(cpu_ns=10**9)) is None
 
 
 def test_what_does_not_run_uses_nothing_and_is_not_alive():
     for used in (None, usage(running=False)):
-        assert watch.measure(monitor(), None, 1.0, used) == Sample(0.0)
-        assert watch.measure(monitor(watch="liveness"), None, 1.0, used).bad
-    assert not watch.measure(monitor(watch="liveness"), None, 1.0, usage()).bad
+        assert samplers.measure(monitor(), None, 1.0, used) == Sample(0.0)
+        assert samplers.measure(monitor(watch="liveness"), None, 1.0, used).bad
+    assert not samplers.measure(monitor(watch="liveness"), None, 1.0, usage()).bad
 
 
 CONTRACT = {
