@@ -26,8 +26,8 @@ EXCLUDED = {}
 CHOSEN = {
     "life": (
         "app_life.py::test_life",
-        "app_life.py::test_freeze_and_thaw",
-        "app_undo.py::test_undo_brings_back_files_deletions_and_replaced_directories",
+        "app_escapes.py::test_attempts_fail[--unprivileged]",
+        "bridge.py::test_containers_reach_the_outside_by_nat_and_are_not_reached",
     ),
     "limits": (
         "app_limits.py::test_live_and_persistent",
@@ -35,21 +35,15 @@ CHOSEN = {
         "app_limits_stop_hogs.py::test_fork_bomb_is_stopped_and_the_app_lives",
         "app_groups.py::test_quota_holds_for_all_of_it_together",
     ),
-    "walls": (
-        "app_unprivileged.py::test_files_do_not_know_the_ids",
-        "app_escapes.py::test_attempts_fail[--unprivileged]",
-    ),
     "checkpoint": (
         "app_checkpoint.py::test_memory_file_offset_disk_and_socket_go_on_from_the_checkpoint_twice",
         "app_checkpoint_refuses.py::test_an_unprivileged_app",
     ),
+}
+RARELY = {
     "bridge": (  # the kernel switches IPv6 for all interfaces at once
         "bridge.py::test_containers_reach_the_outside_by_nat_and_are_not_reached",
         "bridge_gives.py::test_containers_form_an_address_and_reach_the_outside",
-    ),
-}
-RARELY = {
-    "bridge": (
         "bridge.py::test_up_twice_makes_one_bridge_with_its_address",
         "bridge.py::test_down_twice_removes_all_of_it",
         "bridge_uplink.py::test_there_and_back_with_all_that_it_has",
@@ -69,7 +63,7 @@ def batches():
     size = {path: path.read_text().count("\ndef test_") for path in SYSTEM.glob("test_app_*.py")}
     files = sorted(size, key=lambda path: (-size[path], path.name))
     whole = {path.name: (path.name.removeprefix("test_"),) for path in files}
-    return {"bridge": (*CHOSEN["bridge"], *RARELY["bridge"]), **whole}
+    return {**RARELY, **whole}
 
 
 BATCHES = batches()

@@ -9,6 +9,8 @@ import json
 import pytest
 from guests import ALL
 
+pytestmark = pytest.mark.skipif(not ALL, reason="takes some minutes: DRE_VM_ALL=1, as before a release")
+
 DEADLINE = 600
 
 OUTSIDE = """
@@ -112,7 +114,6 @@ def test_the_stanza_of_the_specification(office):
     assert "out0" in ports(office)
 
 
-@pytest.mark.skipif(not ALL, reason="two minutes more: DRE_VM_ALL=1, as before a release")
 def test_a_bridge_that_networkd_makes_anew(office):
     """There is no hook of ifupdown then: udev does it."""
     office.ok("rm /etc/network/if-up.d/dre-bridge")
