@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dre-rules: read rule files of SEC, say whether they are acceptable, and what they would do with recorded events."""
+"""dre-rules: read rule files of SEC, say whether they are acceptable, what they would do, and put them in force."""
 
 import argparse
 import contextlib
@@ -18,7 +18,7 @@ from monitorlib.correlate import Correlator
 
 def make_parser() -> argparse.ArgumentParser:
     """The arguments of dre-rules."""
-    parser = cli.parser("dre-rules", "Check and try the rules of the event correlator.")
+    parser = cli.parser("dre-rules", "Check, try and put in force the rules of the event correlator.")
     verbs = parser.add_subparsers(metavar="VERB", dest="verb")
     made = cli.verb(verbs, "check", check, "Say whether rule files are acceptable; nothing in them is run.")
     made.add_argument("file", metavar="FILE", nargs="+")
