@@ -7,8 +7,10 @@ failure when DRE_REQUIRE_ALL=1.
 
 import contextlib
 import os
+import pathlib
 import signal
 import subprocess
+import tempfile
 import threading
 
 import pytest
@@ -63,6 +65,15 @@ def run():
         )
 
     return call
+
+
+@pytest.fixture
+def public_path():
+    """Like tmp_path, but any user gets to what lies in it; those of pytest are root's alone, made so again by any."""
+    with tempfile.TemporaryDirectory(prefix="dre-test-", dir="/var/tmp", ignore_cleanup_errors=True) as name:
+        path = pathlib.Path(name)
+        path.chmod(0o711)
+        yield path
 
 
 @pytest.fixture

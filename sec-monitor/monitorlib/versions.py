@@ -110,18 +110,23 @@ def find(conf: Conf, number: int | None) -> tuple[Switch, dict[str, bytes]]:
             found = next(switch for switch in done if switch.number == number)
         except StopIteration:
             raise NotFoundError(f"no version {number}; there are {len(done)}") from None
-    return found, _version(conf, found.version)
+    return found, version(conf, found.version)
 
 
-def switch(conf: Conf, texts: Files, how: str, note: str = "", by: str = "") -> Switch | None:
-    """Put *texts* in force, and nothing else; None when they are. Raises DreError."""
+def switch(conf: Conf, texts: Files, how: str, note: str = "", base: str | None = None) -> Switch | None:
+    """Put *texts* in force, and nothing else; None when they are.
+
+    Raises DreError, also where other rules are in force by now than those of the version *base*.
+    """
     with _locked(conf):
         done = _settled(conf)
         before = done[-1].version
+        if base not in (None, before):
+            raise DreError("other rules came into force meanwhile; nothing was changed")
         if digest(texts) == before:
             return None
         made = Switch(
-            done[-1].number + 1, event.stamp(), _keep(conf, texts), before, by or person(), how, note, event.new_id()
+            done[-1].number + 1, event.stamp(), _keep(conf, texts), before, person(), how, note, event.new_id()
         )
         files.write_atomic(_home(conf) / "switch.json", json.dumps(asdict(made)) + "\n")
         _exchange(conf.core_etc_dir / "rules.d", texts)
@@ -217,7 +222,7 @@ def _settled(conf: Conf) -> list[Switch]:
 
 def _note(conf: Conf, made: Switch) -> Switch:
     """Record a switch that was made, and then add it to the history."""
-    held = {name: hashlib.sha256(octets).hexdigest() for name, octets in _version(conf, made.version).items()}
+    held = {name: hashlib.sha256(octets).hexdigest() for name, octets in version(conf, made.version).items()}
     said = {**asdict(made), "host": os.uname().nodename, "files": held}
     Recorder(conf, CLIENT).record(STREAM, json.dumps(said).encode(), f"rules-{made.id}")
     files.write_atomic(_home(conf) / "history" / f"{made.number:06}.json", json.dumps(asdict(made)) + "\n")
@@ -245,10 +250,11 @@ def _read(place: Path) -> dict[str, bytes]:
         raise UsageError(f"{error.filename}: {error.strerror}") from None
 
 
-def _version(conf: Conf, version: str) -> dict[str, bytes]:
-    texts = _read(_home(conf) / "versions" / version)
-    if digest(texts) != version:
-        raise DreError(f"{_home(conf) / 'versions' / version}: is not what its name says")
+def version(conf: Conf, name: str) -> dict[str, bytes]:
+    """The rules of the version *name*. Raises DreError where it is not what its name says."""
+    texts = _read(_home(conf) / "versions" / name)
+    if digest(texts) != name:
+        raise DreError(f"{_home(conf) / 'versions' / name}: is not what its name says")
     return texts
 
 

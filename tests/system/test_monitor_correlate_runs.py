@@ -3,10 +3,8 @@
 
 import json
 import os
-import pathlib
 import random
 import signal
-import tempfile
 import threading
 import time
 
@@ -44,12 +42,8 @@ KILLS = int(os.environ.get("DRE_KILLS", "2"))  # of each stage
 
 
 @pytest.fixture
-def tmp_path():
-    """Where the correlator's own user gets to; those of pytest are root's alone, and any pytest makes them so again."""
-    with tempfile.TemporaryDirectory(prefix="dre-test-", dir="/var/tmp", ignore_cleanup_errors=True) as name:
-        path = pathlib.Path(name)
-        path.chmod(0o711)
-        yield path
+def tmp_path(public_path):
+    return public_path
 
 
 @pytest.fixture

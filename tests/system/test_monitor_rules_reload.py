@@ -6,10 +6,8 @@ dre-rules install has it do so, and takes the rules back when the correlator doe
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
-import tempfile
 
 import pytest
 from conftest import environment, program
@@ -28,12 +26,8 @@ action=write %script {"time":"%.year-%.mon-%.mdayT%.hmsstr.000Z","source":"$1","
 
 
 @pytest.fixture
-def tmp_path():
-    """Where the correlator's own user gets to."""
-    with tempfile.TemporaryDirectory(prefix="dre-test-", dir="/var/tmp", ignore_cleanup_errors=True) as name:
-        path = pathlib.Path(name)
-        path.chmod(0o711)
-        yield path
+def tmp_path(public_path):
+    return public_path
 
 
 @pytest.fixture(params=["sec", "dre"])

@@ -21,12 +21,8 @@ MODULES = ("mpm_event", "authz_core", "status")
 
 
 @pytest.fixture
-def tmp_path():
-    """Where nobody gets to; those of pytest are root's alone."""
-    with tempfile.TemporaryDirectory(prefix="dre-test-", dir="/var/tmp", ignore_cleanup_errors=True) as name:
-        path = pathlib.Path(name)
-        path.chmod(0o711)
-        yield path
+def tmp_path(public_path):
+    return public_path
 
 
 @pytest.fixture

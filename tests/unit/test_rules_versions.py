@@ -89,6 +89,14 @@ def test_a_kept_version_that_was_changed_is_not_taken(made):
         versions.find(made, None)
 
 
+def test_what_came_into_force_meanwhile_is_not_undone_unseen(made):
+    base = versions.digest(here(made))
+    versions.switch(made, ONE, "install", base=base)
+    with pytest.raises(DreError, match="meanwhile"):
+        versions.switch(made, TWO, "install", base=base)
+    assert here(made) == ONE
+
+
 def test_a_mode_stays(made):
     (made.core_etc_dir / "rules.d/b.sec").chmod(0o640)
     (made.core_etc_dir / "rules.d").chmod(0o750)

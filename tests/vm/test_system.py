@@ -285,7 +285,7 @@ def test_a_quota_holds_its_processor_back(host, system):
         json.loads(line)
         for line in host.dre("stat", system, "--interval", "4", "--count", "6", "--json").stdout.splitlines()
     ]
-    used = min(row["cpu"] for row in rows[1:])
+    used = rows[-1]["cpu"]
     # What QEMU's own threads use comes on top of the quota of the virtual processors, and most of it at the beginning.
     assert 5 < used < 45, rows  # less than its quota where others want the host, too
 

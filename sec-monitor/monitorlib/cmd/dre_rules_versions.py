@@ -43,8 +43,8 @@ def _files(verb: argparse.ArgumentParser) -> None:
 def _install(ctx: cli.Context) -> int:
     if ctx.conf.monitor_four_eyes:
         raise NotPermittedError("DRE_MONITOR_FOUR_EYES=yes: a second person has to approve it; dre-rules propose")
-    texts = _wanted(ctx)
-    return _put(ctx, texts, "install", ctx.args.note) if _acceptable(ctx, texts) else FAILED
+    texts, base = _wanted(ctx)
+    return _put(ctx, texts, "install", ctx.args.note, base) if _acceptable(ctx, texts) else FAILED
 
 
 def _rollback(ctx: cli.Context) -> int:
@@ -64,7 +64,7 @@ def _history(ctx: cli.Context) -> None:
 
 
 def _propose(ctx: cli.Context) -> int:
-    texts = _wanted(ctx)
+    texts, _ = _wanted(ctx)
     if not _acceptable(ctx, texts):
         return FAILED
     if texts == versions.in_force(ctx.conf):
@@ -99,7 +99,9 @@ def _approve(ctx: cli.Context) -> int:
     versions.may_approve(ctx.conf, made)
     if not _acceptable(ctx, texts):
         return FAILED
-    status = _put(ctx, texts, "approve", f"{made.by}: {made.note}" if made.note else f"proposed by {made.by}")
+    status = _put(
+        ctx, texts, "approve", f"{made.by}: {made.note}" if made.note else f"proposed by {made.by}", made.base
+    )
     if status == DONE:
         versions.drop(ctx.conf, made.id)
     return status
@@ -109,9 +111,13 @@ def _reject(ctx: cli.Context) -> None:
     versions.drop(ctx.conf, ctx.args.id)
 
 
-def _wanted(ctx: cli.Context) -> dict[str, bytes]:
-    """What is in force, with the files that were named instead of those of their names. Raises UsageError."""
+def _wanted(ctx: cli.Context) -> tuple[dict[str, bytes], str]:
+    """What is in force, with the files that were named instead of those of their names; the version it was made from.
+
+    Raises UsageError.
+    """
     texts = versions.in_force(ctx.conf)
+    base = versions.digest(texts)
     if not ctx.args.file and not ctx.args.remove:
         raise UsageError("no FILE, and nothing to --remove")
     for name in ctx.args.remove:
@@ -128,7 +134,7 @@ def _wanted(ctx: cli.Context) -> dict[str, bytes]:
                 texts[name] = stream.read(rulecheck.LIMIT + 1)
         except OSError as error:
             raise UsageError(f"{file}: {error.strerror}") from None
-    return texts
+    return texts, base
 
 
 def _acceptable(ctx: cli.Context, texts: Mapping[str, bytes]) -> bool:
@@ -158,17 +164,17 @@ def _acceptable(ctx: cli.Context, texts: Mapping[str, bytes]) -> bool:
     return not findings
 
 
-def _put(ctx: cli.Context, texts: Mapping[str, bytes], how: str, note: str) -> int:
+def _put(ctx: cli.Context, texts: Mapping[str, bytes], how: str, note: str, base: str | None = None) -> int:
     """Put *texts* in force; where the monitor does not live with them, those before again."""
-    old = versions.in_force(ctx.conf)
-    made = versions.switch(ctx.conf, texts, how, note)
+    made = versions.switch(ctx.conf, texts, how, note, base)
     if made is None:
         ctx.say("these rules are in force already")
         return DONE
     try:
         wrong = taking.take(ctx.conf)
         if wrong:
-            back = versions.switch(ctx.conf, old, "back", wrong)
+            assert made.before is not None  # what was there at the first call is a version, too
+            back = versions.switch(ctx.conf, versions.version(ctx.conf, made.before), "back", wrong, made.version)
             taking.take(ctx.conf)
             raise DreError(f"version {made.number}: {wrong}; the rules before are in force again{_as(back)}")
         ctx.say(f"version {made.number} is in force: {made.version[:_SHORT]}")
