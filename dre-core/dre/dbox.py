@@ -253,6 +253,7 @@ class Recorder:
         self.lean = lean
         self.spool = Spool(self.directory)
         self._run: dict[Path, list[bytes]] = {}  # the file of receipts that was read last
+        self._swept = False  # what a killed one left of a receipt is removed, once
 
     def record(self, stream: str, octets: bytes, request: str = "") -> int:
         """Make *octets* durable as the next record of *stream* and return its number. Raises DreError.
@@ -318,9 +319,15 @@ class Recorder:
         return done
 
     def _keep(self, run: Sequence[Record], receipts: Sequence[Receipt]) -> None:
-        """Make receipts durable: one file each delivery, since a thousand would need a thousand fsync(2)."""
+        """Make receipts durable: one file each delivery, since a thousand would need a thousand fsync(2).
+
+        Under the lock `Client.online`.
+        """
         directory = self.directory / "receipts"
         directory.mkdir(mode=0o700, exist_ok=True)
+        if not self._swept:
+            files.remove_halves(directory)
+            self._swept = True
         first, last = run[0], run[-1]
         if first is last or last.stream in self.lean:
             number = "last" if last.stream in self.lean else last.seq

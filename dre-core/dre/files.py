@@ -67,12 +67,16 @@ def read(path: str | os.PathLike[str], most: int) -> bytes:
 
 
 def remove_halves(path: str | os.PathLike[str]) -> None:
-    """Remove what killed ones left that were about to replace *path* by write_atomic. Nobody may be at it just now."""
+    """Remove what killed ones left that were about to replace *path* by write_atomic, or any file in a directory *path*.
+
+    Nobody may be at it just now.
+    """
     target = Path(path)
+    directory, begin = (target, ".") if target.is_dir() else (target.parent, f".{target.name}.")
     with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(target.parent):
-            if name.startswith(f".{target.name}.") and name.endswith(".tmp"):
-                target.with_name(name).unlink(missing_ok=True)
+        for name in os.listdir(directory):
+            if name.startswith(begin) and name.endswith(".tmp"):
+                (directory / name).unlink(missing_ok=True)
 
 
 def fsync(path: str | os.PathLike[str]) -> None:

@@ -64,10 +64,14 @@ def test_what_omprog_answered_outlives_it(box):
         [b"answered", b"2", b"3"],
         [b"answered", b"3", b"5"],
     ]
+    receipts = box.path / "state/spool/dbox/answered/receipts"
+    receipts.mkdir()
+    (receipts / ".answered-1.tlog-proof.1.tmp").write_bytes(b"half a rec")  # of one that was killed just then
     box.start()
     subprocess.run([*argv, "--drain"], env=environment(), check=True)
     box.stop()
     assert entries(box, "answered") == [b"one", b"two", b"three"]
+    assert not [name for name in os.listdir(receipts) if name.startswith(".")]
 
 
 def test_rsyslog_delivers_every_message_once(box):

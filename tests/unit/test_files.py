@@ -105,6 +105,9 @@ def test_halves_of_killed_writers_are_removed_and_nothing_else(tmp_path):
     files.remove_halves(tmp_path / "file")
     assert sorted(os.listdir(tmp_path)) == sorted(others)
     files.remove_halves(tmp_path / "no/file")
+    (tmp_path / ".any.1.tmp").touch()
+    files.remove_halves(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted({*others} - {".file2.1.tmp"})
 
 
 def test_a_reader_never_sees_a_half_file_though_the_writer_is_killed(tmp_path):
