@@ -67,7 +67,7 @@ def read(path: str | os.PathLike[str], most: int) -> bytes:
 
 
 def remove_halves(path: str | os.PathLike[str]) -> None:
-    """Remove what killed ones left that were about to replace *path* by write_atomic, or any file in a directory *path*.
+    """Remove what killed ones left that were about to replace *path*, or any file in a directory, by write_atomic.
 
     Nobody may be at it just now.
     """
