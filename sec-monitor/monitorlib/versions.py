@@ -30,10 +30,19 @@ from dre.errors import DreError, NotFoundError, NotPermittedError, UsageError
 
 CLIENT, STREAM = "monitor", "rules"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.sec")
+WAITING = 100  # proposals at once
 _ID = re.compile(r"[0-9a-f]{12}")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
 _NOBODY = 0xFFFFFFFF  # a login uid that was never set: proc(5), loginuid
 Files = Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Person:
+    """Who is at work; *via* is how the page knows: "account", or "certificate" and its fingerprint; else nothing."""
+
+    name: str
+    via: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,7 @@ class Switch:
     how: str
     note: str = ""
     id: str = ""
+    via: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,7 @@ class Proposal:
     base: str
     by: str
     note: str = ""
+    via: str = ""
 
 
 def in_force(conf: Conf) -> dict[str, bytes]:
@@ -74,7 +85,7 @@ def digest(texts: Files) -> str:
 
 
 def person() -> str:
-    """Who is at work: who logged in, else whom sudo tells, else the user of this process. Root can be anybody."""
+    """Who calls on this host: who logged in, else whom sudo tells, else the process's user. Root can be anybody."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         number = int(Path("/proc/self/loginuid").read_text())
         if number != _NOBODY:
@@ -92,6 +103,11 @@ def history(conf: Conf) -> list[Switch]:
     """All switches, the first one first; what was changed by hand until now is one."""
     with _locked(conf):
         return _settled(conf)
+
+
+def seen(conf: Conf) -> list[Switch]:
+    """All switches that are noted; unlike `history` it writes nothing, so a change by hand may not be among them."""
+    return [_told(path) for path in sorted((_home(conf) / "history").glob("[0-9]*.json"))]
 
 
 def find(conf: Conf, number: int | None) -> tuple[Switch, dict[str, bytes]]:
@@ -113,24 +129,31 @@ def find(conf: Conf, number: int | None) -> tuple[Switch, dict[str, bytes]]:
     return found, version(conf, found.version)
 
 
-def switch(conf: Conf, texts: Files, how: str, note: str = "", base: str | None = None) -> Switch | None:
-    """Put *texts* in force, and nothing else; None when they are.
+def switch(
+    conf: Conf, texts: Files, how: str, note: str = "", base: str | None = None, by: Person | None = None
+) -> Switch | None:
+    """Put *texts* in force, and nothing else; None when they are. *by*: who does, if not the caller on this host.
 
     Raises DreError, also where other rules are in force by now than those of the version *base*.
     """
+    by = by or Person(person())
     with _locked(conf):
         done = _settled(conf)
-        before = done[-1].version
-        if base not in (None, before):
-            raise DreError("other rules came into force meanwhile; nothing was changed")
+        before = _unchanged(done, base)
         if digest(texts) == before:
             return None
-        made = Switch(
-            done[-1].number + 1, event.stamp(), _keep(conf, texts), before, person(), how, note, event.new_id()
-        )
+        number, identity = done[-1].number + 1, event.new_id()
+        made = Switch(number, event.stamp(), _keep(conf, texts), before, by.name, how, note, identity, by.via)
         files.write_atomic(_home(conf) / "switch.json", json.dumps(asdict(made)) + "\n")
         _exchange(conf.core_etc_dir / "rules.d", texts)
         return _settled(conf)[-1]
+
+
+def _unchanged(done: list[Switch], base: str | None) -> str:
+    """The version in force. Raises DreError where that is not *base*."""
+    if base not in (None, done[-1].version):
+        raise DreError("other rules came into force meanwhile; nothing was changed")
+    return done[-1].version
 
 
 def deliver(conf: Conf, seconds: float = 2.0) -> None:
@@ -141,11 +164,14 @@ def deliver(conf: Conf, seconds: float = 2.0) -> None:
 # --- What waits for a second person ---
 
 
-def propose(conf: Conf, texts: Files, note: str) -> Proposal:
-    """Keep *texts* until somebody else approves them. Raises DreError."""
+def propose(conf: Conf, texts: Files, note: str, base: str | None = None, by: Person | None = None) -> Proposal:
+    """Keep *texts* until somebody else approves them. Raises DreError, also where *base* is not in force by now."""
+    by = by or Person(person())
     with _locked(conf):
-        base = _settled(conf)[-1].version
-        made = Proposal(os.urandom(6).hex(), event.stamp(), digest(texts), base, person(), note)
+        if len(proposals(conf)) >= WAITING:
+            raise DreError(f"{WAITING} proposals wait already: approve or reject some first")
+        base = _unchanged(_settled(conf), base)
+        made = Proposal(os.urandom(6).hex(), event.stamp(), digest(texts), base, by.name, note, by.via)
         with _new(_home(conf) / "proposed" / made.id) as scratch:
             _write(scratch, texts)
             files.write_atomic(scratch / "proposal.json", json.dumps(asdict(made)) + "\n")
@@ -169,9 +195,9 @@ def proposed(conf: Conf, identity: str) -> tuple[Proposal, dict[str, bytes]]:
     return made, texts
 
 
-def may_approve(conf: Conf, made: Proposal) -> None:
+def may_approve(conf: Conf, made: Proposal, by: Person | None = None) -> None:
     """Raise NotPermittedError for who proposed it, and DreError where other rules are in force by now."""
-    if made.by == person():
+    if made.by == (by.name if by else person()):
         raise NotPermittedError(f"{made.id}: {made.by} proposed it, so somebody else has to approve it")
     if history(conf)[-1].version != made.base:
         raise DreError(f"{made.id}: other rules are in force than those it was made from; propose it anew")

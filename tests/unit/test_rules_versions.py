@@ -148,3 +148,23 @@ def test_killed_at_any_moment_all_of_one_set_is_there(made):
         assert {one.how for one in done[1:]} == {"install"}  # none is taken for a change by hand
         assert [row["id"] for row in recorded(made)] == [one.id for one in done]
         assert os.listdir(made.core_etc_dir) == ["rules.d"]
+
+
+def test_whom_the_page_knows_is_on_record(made):
+    ann, bob = versions.Person("ann", "account"), versions.Person("bob", "certificate ab12")
+    proposal = versions.propose(made, ONE, "why", by=ann)
+    assert (proposal.by, proposal.via) == ("ann", "account")
+    with pytest.raises(NotPermittedError):
+        versions.may_approve(made, proposal, versions.Person("ann", "certificate cd34"))
+    versions.may_approve(made, proposal, bob)
+    versions.switch(made, ONE, "approve", by=bob)
+    assert (recorded(made)[-1]["by"], recorded(made)[-1]["via"]) == ("bob", "certificate ab12")
+    with pytest.raises(DreError, match="meanwhile"):
+        versions.propose(made, TWO, "", base=proposal.base, by=ann)
+
+
+def test_looking_at_the_history_writes_nothing(made):
+    versions.switch(made, ONE, "install")
+    (made.core_etc_dir / "rules.d/a.sec").write_bytes(b"by hand\n")
+    assert len(versions.seen(made)) == 2
+    assert len(versions.history(made)) == 3 == len(versions.seen(made))

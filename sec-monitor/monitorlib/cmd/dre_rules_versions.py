@@ -2,17 +2,16 @@
 """The verbs of dre-rules that put rules in force: install, rollback, history; propose, pending, approve and reject."""
 
 import argparse
-import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dre import cli
-from dre.errors import DONE, FAILED, DreError, NotPermittedError, UsageError
+from dre.errors import DONE, FAILED, NotPermittedError, UsageError
 
-from monitorlib import rulecheck, ruleset, taking, versions
-from monitorlib.versions import Proposal, Switch
+from monitorlib import changing, rulecheck, versions
+from monitorlib.versions import Switch
 
 _SHORT = 12  # digits of a version that people see
 
@@ -44,14 +43,16 @@ def _install(ctx: cli.Context) -> int:
     if ctx.conf.monitor_four_eyes:
         raise NotPermittedError("DRE_MONITOR_FOUR_EYES=yes: a second person has to approve it; dre-rules propose")
     texts, base = _wanted(ctx)
-    return _put(ctx, texts, "install", ctx.args.note, base) if _acceptable(ctx, texts) else FAILED
+
+    def install() -> Switch | None:
+        changing.check(ctx.conf, texts, _named(ctx))
+        return changing.put(ctx.conf, texts, "install", ctx.args.note, base)
+
+    return _done(ctx, install)
 
 
 def _rollback(ctx: cli.Context) -> int:
-    """Without a second person: what was in force once was approved then, and a person in need must not wait."""
-    found, texts = versions.find(ctx.conf, ctx.args.number)
-    note = ctx.args.note or f"to {found.number}"
-    return _put(ctx, texts, "rollback", note) if _acceptable(ctx, texts) else FAILED
+    return _done(ctx, lambda: changing.rollback(ctx.conf, ctx.args.number, ctx.args.note))
 
 
 def _history(ctx: cli.Context) -> None:
@@ -64,13 +65,15 @@ def _history(ctx: cli.Context) -> None:
 
 
 def _propose(ctx: cli.Context) -> int:
-    texts, _ = _wanted(ctx)
-    if not _acceptable(ctx, texts):
-        return FAILED
-    if texts == versions.in_force(ctx.conf):
+    texts, base = _wanted(ctx)
+    try:
+        changing.check(ctx.conf, texts, _named(ctx))
+    except changing.RefusedError as error:
+        return _refused(ctx, error)
+    if versions.digest(texts) == base:
         ctx.say("these rules are in force already")
         return DONE
-    made = versions.propose(ctx.conf, texts, ctx.args.note)
+    made = versions.propose(ctx.conf, texts, ctx.args.note, base)
     if ctx.args.json:
         ctx.out.json(asdict(made))
     else:
@@ -81,30 +84,14 @@ def _propose(ctx: cli.Context) -> int:
 def _pending(ctx: cli.Context) -> None:
     for made in versions.proposals(ctx.conf):
         if ctx.args.json:
-            ctx.out.json({**asdict(made), "changes": _changes(ctx, made)})
+            ctx.out.json({**asdict(made), "changes": changing.changes(ctx.conf, made)})
         else:
-            columns = (made.id, made.time, made.by, " ".join(_changes(ctx, made)), made.note)
+            columns = (made.id, made.time, made.by, " ".join(changing.changes(ctx.conf, made)), made.note)
             ctx.out.line(cli.harmless("\t".join(columns).rstrip("\t")))
 
 
-def _changes(ctx: cli.Context, made: Proposal) -> list[str]:
-    """The files that would be added, changed and removed: +NAME, ~NAME, -NAME."""
-    new, old = versions.proposed(ctx.conf, made.id)[1], versions.in_force(ctx.conf)
-    signs = {name: "+" if name not in old else "-" if name not in new else "~" for name in sorted(new | old)}
-    return [sign + name for name, sign in signs.items() if new.get(name) != old.get(name)]
-
-
 def _approve(ctx: cli.Context) -> int:
-    made, texts = versions.proposed(ctx.conf, ctx.args.id)
-    versions.may_approve(ctx.conf, made)
-    if not _acceptable(ctx, texts):
-        return FAILED
-    status = _put(
-        ctx, texts, "approve", f"{made.by}: {made.note}" if made.note else f"proposed by {made.by}", made.base
-    )
-    if status == DONE:
-        versions.drop(ctx.conf, made.id)
-    return status
+    return _done(ctx, lambda: changing.approve(ctx.conf, ctx.args.id))
 
 
 def _reject(ctx: cli.Context) -> None:
@@ -137,52 +124,27 @@ def _wanted(ctx: cli.Context) -> tuple[dict[str, bytes], str]:
     return texts, base
 
 
-def _acceptable(ctx: cli.Context, texts: Mapping[str, bytes]) -> bool:
-    """Check all rules as those of one set, and say what is wrong. Raises DreError with what sec itself says."""
-    pipes = {path.name for path in ctx.conf.monitor_pipes}
-    named = {Path(file).name: file for file in getattr(ctx.args, "file", ())}
-    books, read = [], {}
-    for name, octets in sorted(texts.items()):
-        file = named.get(name, name)
-        try:
-            read[name] = rulecheck.text(octets)
-            books.append(rulecheck.parse(file, read[name], pipes))
-        except ValueError as error:
-            finding = rulecheck.Finding(file, 1, f"not a text in ASCII: {error}")
-            books.append(rulecheck.Book(file, findings=[finding]))
-    findings = [finding for book in books for finding in book.findings]
-    findings += [rulecheck.Finding(name, 1, "odd file name") for name in texts if not versions.NAME.fullmatch(name)]
-    if not findings and ctx.conf.monitor_correlator == "dre":
-        findings = ruleset.compile(books, pipes)[1]
-    for finding in findings:
+def _named(ctx: cli.Context) -> dict[str, str]:
+    """How the user named the files."""
+    return {Path(file).name: file for file in ctx.args.file}
+
+
+def _done(ctx: cli.Context, change: Callable[[], Switch | None]) -> int:
+    """Make a change and say what became of it."""
+    try:
+        made = change()
+    except changing.RefusedError as error:
+        return _refused(ctx, error)
+    ctx.say(
+        f"version {made.number} is in force: {made.version[:_SHORT]}" if made else "these rules are in force already"
+    )
+    return DONE
+
+
+def _refused(ctx: cli.Context, error: changing.RefusedError) -> int:
+    for finding in error.findings:
         if ctx.args.json:
             ctx.out.json({"file": finding.file, "line": finding.line, "reason": finding.reason})
         else:
             ctx.out.line(str(finding))
-    if not findings:
-        taking.tried(ctx.conf, read)
-    return not findings
-
-
-def _put(ctx: cli.Context, texts: Mapping[str, bytes], how: str, note: str, base: str | None = None) -> int:
-    """Put *texts* in force; where the monitor does not live with them, those before again."""
-    made = versions.switch(ctx.conf, texts, how, note, base)
-    if made is None:
-        ctx.say("these rules are in force already")
-        return DONE
-    try:
-        wrong = taking.take(ctx.conf)
-        if wrong:
-            assert made.before is not None  # what was there at the first call is a version, too
-            back = versions.switch(ctx.conf, versions.version(ctx.conf, made.before), "back", wrong, made.version)
-            taking.take(ctx.conf)
-            raise DreError(f"version {made.number}: {wrong}; the rules before are in force again{_as(back)}")
-        ctx.say(f"version {made.number} is in force: {made.version[:_SHORT]}")
-    finally:
-        with contextlib.suppress(DreError):  # it waits in the spool, as the D-Box may be away, or never set up
-            versions.deliver(ctx.conf)
-    return DONE
-
-
-def _as(made: Switch | None) -> str:
-    return f", as version {made.number}" if made else ""
+    return FAILED
