@@ -10,7 +10,7 @@ import pytest
 from app_ground import alone, make_tree
 from conftest import environment
 
-SERVICES = ["dboxd", "dre-monitor", "dscript", "dre-keep"]
+SERVICES = ["dboxd", "dre-monitor", "dre-rules", "dscript", "dre-keep"]
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("DRE_TEST_INSTALLED") != "1", reason="for installed packages: DRE_TEST_INSTALLED=1"

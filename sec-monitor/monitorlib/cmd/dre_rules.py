@@ -11,7 +11,7 @@ from dre import cli
 from dre.errors import DONE, FAILED, UsageError
 
 from monitorlib import replay, rulecheck, ruleset
-from monitorlib.cmd import dre_rules_versions
+from monitorlib.cmd import dre_rules_page, dre_rules_versions
 from monitorlib.cmd.dre_correlate import watched
 from monitorlib.correlate import Correlator
 
@@ -26,6 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
     made.add_argument("file", metavar="FILE", nargs="+")
     made.add_argument("--events", metavar="EVENTS", required=True, help="event lines in time order; - for stdin")
     dre_rules_versions.add(verbs)
+    dre_rules_page.add(verbs)
     return parser
 
 
