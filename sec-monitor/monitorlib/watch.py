@@ -19,7 +19,7 @@ from dre import event, files
 from dre.conf import Conf
 from dre.errors import DreError, UsageError
 
-from monitorlib import probe, samplers, watchfile
+from monitorlib import probe, samplers, trend, watchfile
 from monitorlib.crossing import Monitor, Sample, State, step
 
 RESCAN = 0.5
@@ -42,9 +42,12 @@ class Watch:
         self._states = {key: State(raised=True) for key in _remembered(self._memory)}
         # One thread, so that crossings are emitted in the order in which they were made.
         self._teller = ThreadPoolExecutor(1, "tell")
+        self._keeper = ThreadPoolExecutor(1, "keep")
+        self._trends = trend.Trends(trend.directory(conf), self._keep)
         self._samplers = ThreadPoolExecutor(4, "sample")
         self._slow = ThreadPoolExecutor(16, "ask")
         self._said: set[tuple[Key, str]] = set()
+        self._unkept: set[str] = set()
         self._values: dict[Key, float] = {}
         self._shown = 0.0
 
@@ -64,7 +67,9 @@ class Watch:
             task.cancel()
         for pool in (self._samplers, self._slow):
             pool.shutdown(wait=False, cancel_futures=True)
-        await asyncio.to_thread(self._teller.shutdown)
+        self._trends.end()
+        for pool in (self._teller, self._keeper):
+            await asyncio.to_thread(pool.shutdown)
 
     def rescan(self) -> None:
         """Read what has changed in watch.d; start, replace and end monitors accordingly."""
@@ -135,6 +140,7 @@ class Watch:
         state, crossing = step(monitor, self._states.get(key, State()), sample, now)
         self._states[key] = state
         self._values[key] = sample.value
+        self._trends.add(monitor, sample, time.time())
         if crossing:
             value = now - (state.since or now) if monitor.watch == "liveness" else sample.value
             about = monitor.about
@@ -150,6 +156,19 @@ class Watch:
             }
             source = event.host() + monitor.place
             self._tell(f"watch.{crossing}", source, data, 4 if crossing == "raised" else 6)
+            self._trends.crossed(monitor, crossing, value, time.time())
+
+    def _keep(self, write: Callable[..., None], *fields: object) -> None:
+        self._keeper.submit(self._kept, write, *fields)
+
+    def _kept(self, write: Callable[..., None], *fields: object) -> None:
+        try:
+            write(*fields)
+        except OSError as error:  # nobody needs a picture more than the watching itself
+            text = f"{error.filename or 'trend'}: {error.strerror}; ignoring it, as only pictures are made of it"
+            if text not in self._unkept:
+                self._unkept.add(text)
+                self._say(text)
 
     def _show(self) -> None:
         """Write how all monitors are in the text format of Prometheus, for node_exporter's collector `textfile`."""
