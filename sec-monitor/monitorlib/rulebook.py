@@ -14,7 +14,7 @@ from dre import event, files, run
 from dre.conf import Conf
 from dre.errors import DreError
 
-from monitorlib import rulecheck, ruleset, spool
+from monitorlib import actions, rulecheck, ruleset, spool
 
 RECENT = 10.0  # seconds; and the last
 BLOCK = 16384  # octets in front of what stands in the FIFO: sec reads 8192 at once, and may hold half a line before
@@ -59,19 +59,29 @@ def load(conf: Conf) -> tuple[list[Path], dict[str, int]]:
 
 
 def write(conf: Conf, directory: Path, texts: Mapping[str, str]) -> list[Path]:
-    """Write what sec is given into *directory*: the names of the FIFOs, and the files of *texts*. Raises DreError."""
+    """Write what the correlator is given into *directory*: for sec the names of the FIFOs, and the files of *texts*.
+
+    Raises DreError.
+    """
     made = [directory / "-pipes.sec"]
+    pipes = {path.name for path in conf.monitor_pipes}
     files.write_atomic(made[0], _ASSIGN.format(actions="; ".join(_assignments(conf))))
     for name, text in texts.items():
-        files.write_atomic(directory / name, text)
+        try:
+            told = rulecheck.for_sec(text, pipes) if conf.monitor_correlator == "sec" else text
+        except ValueError as error:
+            raise DreError(f"rules refused: {name}: {error}") from None
+        files.write_atomic(directory / name, told)
         made.append(directory / name)
     return made
 
 
 def _assignments(conf: Conf) -> list[str]:
     """`assign` actions for the FIFOs. The first is sec's stdout, which blocks while it is full instead of losing."""
-    words = []
+    words = [f"assign %{actions.FIFO} {conf.core_run_dir / actions.FIFO}"]
     for number, path in enumerate(conf.monitor_pipes):
+        if path.name == actions.FIFO:
+            raise DreError(f"DRE_MONITOR_PIPES: {path}: this name is that of the FIFO for programs")
         if not _PIPE.fullmatch(path.name) or re.search(r"[\s;%$()\\]", str(path)):
             raise DreError(f"DRE_MONITOR_PIPES: {path}: rules cannot name it; use letters, digits and '_'")
         words.append(f"assign %{path.name} {path if number else '-'}")
@@ -90,7 +100,7 @@ def argv(conf: Conf, rules: list[Path]) -> list[str]:
         "--debug=3",
         "--intevents",
         "--intcontexts",
-        "--nochildterm",  # no rule starts a child; else sec sleeps for 3 s before it ends
+        "--nochildterm",  # it starts no child; else sec sleeps for 3 s before it ends
         "--nodetach",
     ]
 

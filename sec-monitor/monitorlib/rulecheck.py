@@ -2,9 +2,10 @@
 """Read SEC rules, and let through only what is known to run nothing. Nothing in a file is executed.
 
 SEC's own `--testonly` is no such check: it runs Perl from the file. Here a rule may match by plain patterns, keep
-contexts and variables, and write event lines to the FIFOs of DRE_MONITOR_PIPES, which it names as `%script` and the
-like. Perl, shells, programs, other files and sockets are refused, as is whatever is not in the tables below. The
-same reader serves dre-rules, which checks what sec is given, and dre-correlate, which runs what was read.
+contexts and variables, write event lines to the FIFOs of DRE_MONITOR_PIPES, which it names as `%script` and the like,
+and ask for programs of actions.d by `cmdexec`, which is read as a request written to the FIFO of monitorlib.actions.
+Perl, shells, other programs, files and sockets are refused, as is whatever is not in the tables below. The same reader
+serves dre-rules, which checks what sec is given, and dre-correlate, which runs what was read.
 """
 
 import re
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from monitorlib import perlre
+from monitorlib.actions import FIFO as ACTIONS
 
 LIMIT = 1024 * 1024
 # Of each type: keys that it needs, and keys that it may have, besides rem and label.
@@ -44,6 +46,11 @@ _CONTEXT = re.compile(rf"\[?\s*(?:{_NAME}|&&|\|\||!|\(|\)|\s)+\]?")
 _CONTEXT_ACTION = re.compile(rf"(create|set|delete|obsolete|add|copy|empty) ({_NAME})(?:\s+(.*))?", re.DOTALL)
 _WRITE = re.compile(r"write %([A-Za-z][A-Za-z0-9_]*)(?:\s+(.+))?", re.DOTALL)
 _ASSIGN = re.compile(r"assign (%[A-Za-z][A-Za-z0-9_]*)(?:\s+(.+))?", re.DOTALL)
+# A program, and arguments that hold nothing which would end an action.
+_PROGRAM = re.compile(r"(?:/etc/dre/actions\.d/)?([A-Za-z0-9][A-Za-z0-9_.-]{0,63})((?:\s+[^\s;()\\]{1,256})*)")
+_ARGUMENTS = 16  # at most
+_VALUE = re.compile(r"[$%]")
+_CALL = re.compile(r"(^|[;(])(\s*)cmdexec\s([^;()]*)")
 _LIFETIME = re.compile(r"([0-9]{1,7}|-)(?:\s+(.+))?", re.DOTALL)
 _VARIABLE = re.compile(r"%[A-Za-z][A-Za-z0-9_]*")
 _NUMBER = re.compile(r"[0-9]{1,7}")
@@ -203,6 +210,10 @@ def _fits(rule: Rule) -> Iterator[tuple[int, str]]:
             _pattern(rule.values[f"ptype{number}"], rule.values[f"pattern{number}"], number, rule.values["ptype"])
         except ValueError as error:
             yield rule.lines[f"pattern{number}"], f"pattern{number}: {error}"
+    for number in ("", "2"):
+        ptype = rule.values.get(f"ptype{number}", rule.values.get("ptype", ""))
+        if "RegExp" not in ptype and _asks(rule.values.get(f"action{number}", "")):
+            yield rule.lines[f"action{number}"], f"action{number}: cmdexec needs a RegExp, whose $0 is the event"
     for key in {"window", "window2", "thresh"} & set(rule.values):
         if not int(rule.values[key]) and rule.type != "Pair":
             yield rule.lines[key], f"{key} must not be 0"
@@ -315,6 +326,8 @@ def _bare(text: str) -> str:
 
 def _action(text: str, pipes: set[str]) -> Action:
     verb, _, rest = text.partition(" ")
+    if verb == "cmdexec":
+        return ("write", ACTIONS, _request(rest))
     if text == "none":
         return ("none",)
     if verb == "logonly":
@@ -352,9 +365,52 @@ def _lifetime(verb: str, name: str, rest: str, pipes: set[str]) -> Action:
 def _variable(verb: str, text: str, pipes: set[str]) -> str:
     if not _VARIABLE.fullmatch(text):
         raise RefusedError(f"{verb} takes a name and a %variable")
-    if text[1:] in pipes:
+    if text[1:] in {*pipes, ACTIONS}:
         raise RefusedError(f"the names of FIFOs are not for {verb}")
     return text[1:]
+
+
+# --- Programs ---
+
+
+def _request(text: str) -> str:
+    """What is written for a program and its arguments, in *text*; monitorlib.actions says what it means."""
+    match = _PROGRAM.fullmatch(text.strip())
+    words = match[2].split() if match else []
+    if not match or len(words) > _ARGUMENTS:
+        raise RefusedError(f"cmdexec takes the name of a program in actions.d and at most {_ARGUMENTS} words")
+    signs = ["?" if _VALUE.match(word) else "+" if _VALUE.search(word) else "=" for word in words]
+    fields = [str(len(words) + 1), f"={match[1]}", *map("".join, zip(signs, words, strict=True)), "$0"]
+    return "%{.tab}".join(fields)
+
+
+def _asks(text: str) -> bool:
+    """Whether a list of actions asks for a program."""
+    return bool(_CALL.search(text))
+
+
+def for_sec(text: str, pipes: set[str]) -> str:
+    """The acceptable rules in *text* as sec is given them: `cmdexec` as what it is read as, all else as it is.
+
+    Raises ValueError where that is not possible: a text that holds what looks like this action.
+    """
+    made: list[str] = []
+    lines = iter(text.split("\n"))
+    for line in lines:
+        parts = [line]
+        whole = line.strip()
+        while whole.endswith("\\") and (following := next(lines, None)) is not None:
+            parts.append(following)
+            whole = (whole[:-1] + following).strip()
+        key, _, value = (part.strip() for part in whole.partition("="))
+        if key in ("action", "action2") and _asks(value):
+            changed = _CALL.sub(lambda match: f"{match[1]}{match[2]}write %{ACTIONS} {_request(match[3])}", value)
+            if actions(changed, {*pipes, ACTIONS}) != actions(value, pipes):
+                raise RefusedError(f"{key}: a text that holds 'cmdexec' cannot be told to sec")
+            # As many lines as before, so that sec counts them as we do.
+            parts = [f"{key}={changed}" + "\\" * (len(parts) > 1), *["\\"] * (len(parts) - 2), *[""] * (len(parts) > 1)]
+        made += parts
+    return "\n".join(made)
 
 
 # --- Conditions ---

@@ -2,7 +2,7 @@
 """Start the stages of the monitor, start them again when they die, tell how they are, and stop them in order.
 
     senders -> ingest -> (pipe) -> reorder -> (FIFO ordered) -> sec or correlate -> (FIFO script) -> dscript
-                                                                                                 and watch
+                                                            and -> (FIFO actions) -> act         and watch
 
 The supervisor holds every pipe open at both ends, so the death of one stage is neither an end of file nor a broken
 pipe to its neighbours, and what stands in a pipe stays there. It never looks into the events that flow.
@@ -28,13 +28,13 @@ from dre import app, event, files
 from dre.conf import Conf
 from dre.errors import DreError
 
-from monitorlib import rulebook
+from monitorlib import actions, rulebook
 from monitorlib.intake import open_fifo
 from monitorlib.pipes import write_lines
 
 CORRELATORS = {"sec": "sec", "dre": "correlate"}  # the stage that DRE_MONITOR_CORRELATOR chooses
 STAGES = ("reorder", "ingest", "watch")  # started behind it in this order, stopped in the other
-OPTIONAL = ("sec", "correlate", "watch")
+OPTIONAL = ("sec", "correlate", "watch", "act")
 BACK_OFF = (0.2, 5.0)  # seconds until a stage that died is started again: first, and most
 HEALTHY = 10.0  # seconds after which a stage counts as having come up, and back-off begins anew
 PIPE_SIZE = 1024 * 1024
@@ -75,7 +75,7 @@ class Supervisor:
         self.say = say
         self._correlator = CORRELATORS[conf.monitor_correlator]
         without = [self._correlator if name in CORRELATORS.values() else name for name in without]
-        names = (self._correlator, *STAGES)
+        names = ("act", self._correlator, *STAGES)
         self.stages = {name: Stage(name, state="left-out" if name in without else "waiting") for name in names}
         self._config = ["--config", config] if config else []
         self._remembered: dict[str, int] = {}
@@ -86,8 +86,9 @@ class Supervisor:
             self._argv(self._correlator)
         self._ordered = open_fifo(conf.core_run_dir / "ordered", 0o600, owner="dre-sec")
         pipes = [open_fifo(path, 0o620, owner="dscript", group="dre-sec") for path in conf.monitor_pipes]
+        self._actions = open_fifo(conf.core_run_dir / actions.FIFO, 0o620, group="dre-sec")
         self._pipe = os.pipe2(os.O_CLOEXEC)
-        for fd in (self._ordered, self._pipe[1], *pipes):
+        for fd in (self._ordered, self._actions, self._pipe[1], *pipes):
             with contextlib.suppress(OSError):  # smaller pipes hold less while a reader is away, no more
                 fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
         self._resume = str(conf.core_state_dir / "spool" / "ingest" / "reorder.resume")
@@ -103,6 +104,8 @@ class Supervisor:
         if name == "correlate":
             return rulebook.correlate_argv(self.conf, self._config, rulebook.load(self.conf)[0])
         program = str(Path(__file__).resolve().parents[1] / f"dre-{name}")  # installed beside us
+        if name == "act":
+            return [str(Path(program).with_name("dre-monitor")), "act", *self._config]
         resume = ["--resume", self._resume] if name in ("ingest", "reorder") else []
         return [program, *self._config, *resume]
 
@@ -111,7 +114,10 @@ class Supervisor:
         stdin: int = subprocess.DEVNULL
         opened: list[int] = []
         stdout: int = subprocess.DEVNULL
-        if stage.name == "ingest":
+        if stage.name == "act":
+            stdin = os.open(self.conf.core_run_dir / actions.FIFO, os.O_RDONLY)
+            opened.append(stdin)
+        elif stage.name == "ingest":
             stdout = self._pipe[1]
         elif stage.name == "reorder":
             # A file description of its own: ours is in non-blocking mode.
@@ -262,6 +268,10 @@ class Supervisor:
         while self.stages[self._correlator].process and _unread(self._ordered) and time.monotonic() < deadline:
             time.sleep(0.01)  # a FIFO has no way to tell that it has become empty
         self._end(self._correlator, ask=True)
+        deadline = time.monotonic() + PATIENCE
+        while self.stages["act"].process and _unread(self._actions) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self._end("act", ask=True)
         if unread := _unread(self._ordered):
             self._emit("monitor.dropped", {"octets": unread, "where": "ordered"}, 4)
         status_file(self.conf).unlink(missing_ok=True)

@@ -121,7 +121,7 @@ def test_the_monitor_killed_and_started_again_goes_on(monitor):
     sent += [event.emit(monitor.conf, "shop.order", event.host(), {"n": n}) for n in range(300, 310)]
     monitor.start("--without", "watch")
     until(lambda: set(sent) <= {item["id"] for item in monitor.events("shop.order")}, 30)
-    assert {row["stage"] for row in monitor.status()} == {"correlate", "reorder", "ingest", "watch"}
+    assert {row["stage"] for row in monitor.status()} == {"act", "correlate", "reorder", "ingest", "watch"}
 
 
 def test_the_record_gives_what_was_recognised_live(monitor, run, tmp_path):

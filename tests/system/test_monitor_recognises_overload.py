@@ -276,7 +276,13 @@ def test_status_tells_what_runs_and_what_was_left_out(monitor, run):
     done = run("dre-monitor", "status", "--config", monitor.config)
     assert done.returncode == 1
     words = {line.split()[0]: line.split()[1] for line in done.stdout.decode().splitlines()}
-    assert words == {"sec": "left-out", "reorder": "running", "ingest": "running", "watch": "left-out"}
+    assert words == {
+        "act": "running",
+        "sec": "left-out",
+        "reorder": "running",
+        "ingest": "running",
+        "watch": "left-out",
+    }
     for row in monitor.status():
         if row["pid"]:
             assert row["stage"] in pathlib.Path(f"/proc/{row['pid']}/cmdline").read_text()

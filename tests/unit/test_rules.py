@@ -75,6 +75,29 @@ def test_labels_and_options_are_no_rules():
         {"action": "pipe 'x' /bin/sh"},
         {"action": "report A /bin/sh"},
         {"action": "cmdexec /bin/id"},
+        {"action": "cmdexec"},
+        {"action": "cmdexec ../id"},
+        {"action": "cmdexec /etc/dre/actions.d/../id"},
+        {"action": "cmdexec $1"},
+        {"action": "cmdexec %x $1"},
+        {"action": "cmdexec note (a b)"},
+        {"action": "cmdexec note a;b"},
+        {"action": "cmdexec note" + 17 * " x"},
+        {"action": "cmdexec note $1", "ptype": "SubStr"},
+        {"action": "create A 10 (cmdexec note)", "ptype": "TValue", "pattern": "TRUE"},
+        {"action": "write %actions 1%{.tab}=note%{.tab}$0"},
+        {"action": "assign %actions x"},
+        {"action": "copy A %actions"},
+        {"action": "spawnexec note"},
+        {"action": "cspawnexec A note"},
+        {"action": "pipeexec 'x' note"},
+        {"action": "reportexec A note"},
+        {"action": "SHELLCMD $1"},
+        {"action": "owritecl %script x"},
+        {"action": "event 0 x"},
+        {"action": "tcpsock a:1 y"},
+        {"action": "udgram /run/x y"},
+        {"action": "dropinput x"},
         {"action": "addinput /etc/shadow"},
         {"action": "write /etc/cron.d/x y"},
         {"action": "write - y"},
@@ -151,3 +174,29 @@ def test_odd_octets_are_refused(tmp_path, octets):
 
 def test_what_rules_want_again_after_a_restart():
     assert rulecheck.remembered("# remember: shop.release 600\n#remember: a b\nx\n") == {"shop.release": 600}
+
+
+def test_a_program_is_a_request_with_as_many_words_as_the_rule_has():
+    (made,) = rulecheck.actions("cmdexec /etc/dre/actions.d/note $1 --to=$2 %s -v", set())
+    words = ["5", "=note", "?$1", "+--to=$2", "?%s", "=-v", "$0"]
+    assert made == ("write", "actions", "%{.tab}".join(words))
+    assert check(action="cmdexec note $1; create A 10 (cmdexec note)") == []
+
+
+@pytest.mark.parametrize("cut", ["", "\\\n", "\\\n   \\\n"])
+def test_sec_is_given_the_request_and_the_same_lines(cut):
+    text = f"type=Single\n# c\n\naction=none; {cut}create A 9 (cmdexec  note $1 ; none);cmdexec b\ndesc=cmdexec x\n"
+    told = rulecheck.for_sec(text, set())
+    assert told.count("\n") == text.count("\n") and told.splitlines()[-1] == "desc=cmdexec x"
+    (_, action), (_, desc) = list(rulecheck._rules(told))[-1]
+    assert desc == "desc=cmdexec x"
+    request = "write %actions 2%{.tab}=note%{.tab}?$1%{.tab}$0"
+    assert (
+        " ".join(action.split()) == f"action=none; create A 9 ({request}; none);write %actions 1%{{.tab}}=b%{{.tab}}$0"
+    )
+
+
+def test_a_text_that_looks_like_a_program_is_not_told_to_sec_as_one():
+    assert check(action="write %script (cmdexec note)") == []
+    with pytest.raises(ValueError, match="text that holds"):
+        rulecheck.for_sec("action=write %script (cmdexec note)\n", {"script"})

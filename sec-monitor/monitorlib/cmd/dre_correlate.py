@@ -18,7 +18,7 @@ from dre import cli, event, files
 from dre.errors import DreError, UsageError
 from dre.event import LIMIT
 
-from monitorlib import rulecheck, ruleset, snapshot
+from monitorlib import actions, rulecheck, ruleset, snapshot
 from monitorlib.correlate import Correlator, TooLongError
 from monitorlib.inbox import Inbox, Mark, end_with_parent, wait
 from monitorlib.memory import Output
@@ -57,7 +57,9 @@ def correlate(ctx: cli.Context) -> None:
         raise UsageError("there are no rule files; name them, or put them into rules.d")
     pipes = [path.name for path in ctx.conf.monitor_pipes]
     correlator = Correlator(load(given, set(pipes), ctx.say), pipes, bool(ctx.args.explain))
-    sink = _Sink(ctx.conf.monitor_pipes, ctx.args.explain)
+    sink = _Sink(
+        ctx.conf.monitor_pipes, ctx.conf.core_run_dir / actions.FIFO if ctx.args.live else None, ctx.args.explain
+    )
     with watched(correlator):
         if ctx.args.live and not ctx.args.state:
             raise UsageError("--live is for --state")
@@ -118,8 +120,9 @@ def watched(correlator: Correlator) -> Iterator[None]:
 class _Sink:
     """Writes what comes out: to stdout for the first FIFO of DRE_MONITOR_PIPES, to the others by their paths."""
 
-    def __init__(self, pipes: tuple[Path, ...], explain: str | None) -> None:
-        self._paths = {path.name: path for path in pipes}
+    def __init__(self, pipes: tuple[Path, ...], acting: Path | None, explain: str | None) -> None:
+        """*acting* is the FIFO for requests of programs; None: they are explained, and no more."""
+        self._paths = {path.name: path for path in (*pipes, acting) if path}
         self._fds = {pipes[0].name: sys.stdout.fileno()}
         self._explain = explain
         self._explained = -1
@@ -137,7 +140,8 @@ class _Sink:
             self._piece(out[begin:], written)
 
     def _piece(self, out: list[Output], written: Callable[[int], None]) -> None:
-        write_lines(self._fd(out[0].pipe), b"".join(item.text + b"\n" for item in out))
+        if out[0].pipe != actions.FIFO or actions.FIFO in self._paths:
+            write_lines(self._fd(out[0].pipe), b"".join(item.text + b"\n" for item in out))
         written(len(out))
         if self._explain:
             self._tell(self._explain, b"".join(map(_explained, out)))
@@ -160,7 +164,11 @@ class _Sink:
             path = self._paths[pipe]
             if not path.is_fifo():
                 raise DreError(f"{path}: there is no such FIFO")
-            self._fds[pipe] = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # never waits for a reader to open it
+            try:
+                self._fds[pipe] = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # never waits for a reader to open it
+            except PermissionError:  # we may only write; then somebody has to hold it open, as dre-monitor does
+                self._fds[pipe] = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                os.set_blocking(self._fds[pipe], True)
         return self._fds[pipe]
 
 

@@ -2,13 +2,15 @@
 """dre-monitor: run the stages of the monitor, and tell how they are."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from dre import cli, files
 from dre.errors import DONE, FAILED, NotFoundError, UsageError
 
-from monitorlib import supervise
+from monitorlib import actions, supervise
+from monitorlib.tally import Tally
 
 COLUMNS = [
     ("STAGE", "stage", 8),
@@ -31,6 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=[],
         help=f"leave a stage out: {' or '.join(supervise.OPTIONAL)}; may be given twice",
     )
+    cli.verb(verbs, "act", act, "Run the programs that rules ask for, by requests from stdin: a stage of `run`.")
     cli.verb(verbs, "status", status, "Tell how each stage is: 0 all running, 1 not all, 3 the monitor does not run.")
     return parser
 
@@ -44,6 +47,12 @@ def run(ctx: cli.Context) -> None:
     config = str(Path(ctx.args.config).resolve()) if ctx.args.config else None
     with files.lock(ctx.conf.core_run_dir / "lock" / "monitor", timeout=2.0):
         supervise.Supervisor(ctx.conf, config, ctx.args.without, ctx.say).run()
+
+
+def act(ctx: cli.Context) -> None:
+    """Run until SIGTERM."""
+    tally = Tally(ctx.conf.core_run_dir / "actions.tally")
+    actions.Runner(ctx.conf, sys.stdin.fileno(), tally, ctx.say).run()
 
 
 def status(ctx: cli.Context) -> int:
