@@ -91,7 +91,7 @@ def kernel(pid, controller, name):
     raise AssertionError(f"process {pid} is in no group of {controller}")
 
 
-def wait_for(condition, timeout=10.0):
+def wait_for(condition, timeout=60.0):
     """Wait until *condition* holds; returns what it gave last."""
     deadline = time.monotonic() + timeout
     while not (found := condition()) and time.monotonic() < deadline:
