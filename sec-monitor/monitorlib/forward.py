@@ -12,6 +12,7 @@ Nothing is queued in memory: the spool is the queue. How far the reader is stand
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,8 @@ class Forwarder:
         self._stop = False
         self._thread = threading.Thread(target=self._run, name="forward", daemon=True)
         self.failed: OSError | None = None
+        self.lines = 0  # that were written, those included that a new reader got once more
+        self._since = 0.0  # time.monotonic() from which a write waits; 0: none does
 
     def start(self) -> None:
         """Begin to copy."""
@@ -54,6 +57,17 @@ class Forwarder:
         self._wake.set()
         self._thread.join(wait)
 
+    @property
+    def offset(self) -> int:
+        """Up to where in the spool lines were taken to be written."""
+        return self._reader.offset
+
+    @property
+    def lag(self) -> float:
+        """Seconds for which the reader has let us wait."""
+        since = self._since
+        return time.monotonic() - since if since else 0.0
+
     def _oldest(self) -> int:
         """Where the reader is, as noted by itself or by us; the end where nothing is noted."""
         for path in (self._resume, self._note):
@@ -70,6 +84,7 @@ class Forwarder:
                     self._begin_again()
                 while (lines := self._reader.read()) and not self._rewind:
                     self._write(lines)
+                    self.lines += lines.count(b"\n")
                     self._remember()
                 if self._reader.lost:
                     self._lost(self._reader.lost)
@@ -91,8 +106,10 @@ class Forwarder:
 
     def _write(self, octets: bytes) -> None:
         view = memoryview(octets)
+        self._since = time.monotonic()
         while view:
             view = view[os.write(self._out, view) :]
+        self._since = 0.0
 
     def _remember(self) -> None:
         if self._resume is None:

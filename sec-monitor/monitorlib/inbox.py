@@ -55,6 +55,11 @@ class Inbox:
         self._recover()
 
     @property
+    def waits(self) -> bool:
+        """Whether there is something in the pipe."""
+        return bool(select.select([self._fd], [], [], 0)[0])
+
+    @property
     def end(self) -> int:
         """The offset behind the last line in the spool."""
         return self._spool.end

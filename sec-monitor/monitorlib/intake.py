@@ -23,7 +23,8 @@ from dre import event, files
 from dre.conf import Conf
 from dre.errors import DreError, TimedOutError
 
-from monitorlib import forward, remotes, spool, trust
+from monitorlib import forward, health, remotes, spool, trust
+from monitorlib.tally import Tally
 
 CLIENTS = 256
 REMEMBERED = 65536  # ids; an emitter that missed the acknowledgement spools the same event once more
@@ -72,6 +73,8 @@ class Intake:
         self._remember(_kept(spool.tail(directory, spool.SEGMENT)))
         self._forward = forward.Forwarder(directory, out, resume, self._spool.end, self._lost)
         self._clients: list[socket.socket] = []
+        self._tally = Tally(health.tally_file(conf, "ingest"))
+        self._told = {"in": 0, "refused": 0, "dropped": 0}  # since our start
         self._half = b""
         self._half_since = 0.0
         self._stop = False
@@ -115,9 +118,16 @@ class Intake:
             self._say(f"{type}: {data['where']}: {data['count']}: {data['reason']}")
             made = event.Event(event.stamp(), event.host() + "/monitor", type, 4, data, {"id": event.new_id()})
             self._keep([event.format(made)], 0, "monitor")
+        self._note()
 
     def _lost(self, octets: int) -> None:
         self._counts.add("monitor.dropped", "reader", "octets that went from the spool before they were read", octets)
+
+    def _note(self) -> None:
+        """Tell `dre-monitor status` how we do."""
+        forward = self._forward
+        numbers = {**self._told, "out": forward.lines, "waiting": self._spool.end - forward.offset}
+        self._tally.write({**numbers, "lag": round(forward.lag, 1)})
 
     # --- Taking in ---
 
@@ -138,8 +148,11 @@ class Intake:
         except OSError as error:
             full = f"{FULL}{error.strerror}"
             self._counts.add("monitor.dropped", where, full, len(admitted))
+            self._told["dropped"] += len(admitted)
+            self._told["in"] += len(admitted)
             return [reason or full for reason in reasons]
         self._remember(admitted)
+        self._told["in"] += len(admitted)
         return reasons
 
     def _admit(
@@ -150,6 +163,8 @@ class Intake:
             return None, trust.admit(line, uid, seen, self._users, remote)
         except event.EventError as error:
             self._counts.add("monitor.refused", where, str(error))
+            self._told["refused"] += 1
+            self._told["in"] += 1
             with contextlib.suppress(event.EventError):
                 return str(error), trust.admit(trust.salvage(line), uid, seen, self._users, remote)
             return str(error), ("", b"")

@@ -28,7 +28,7 @@ from dre import app, event, files
 from dre.conf import Conf
 from dre.errors import DreError
 
-from monitorlib import actions, rulebook
+from monitorlib import actions, health, rulebook
 from monitorlib.intake import open_fifo
 from monitorlib.pipes import write_lines
 
@@ -51,7 +51,8 @@ class Stage:
     name: str
     process: subprocess.Popen[bytes] | None = None
     state: str = "waiting"  # running, waiting, left-out
-    restarts: int = -1
+    starts: int = 0
+    restarts: int = 0  # that nobody asked for
     since: float = 0.0  # time.time() of the last change of state
     due: float = 0.0  # time.monotonic() of the next start
     delay: float = field(default=BACK_OFF[0])
@@ -62,7 +63,7 @@ class Stage:
             "stage": self.name,
             "state": self.state,
             "pid": self.process.pid if self.process else None,
-            "restarts": max(0, self.restarts),
+            "restarts": self.restarts,
             "since": self.since,
         }
 
@@ -129,7 +130,7 @@ class Supervisor:
                 opened.append(stdin)
             if stage.name == "sec":
                 self._tell_again()
-            elif stage.restarts < 0 and rulebook.has_state(self.conf):
+            elif not stage.starts and rulebook.has_state(self.conf):
                 # When we were killed, what stood in the FIFO went with us; correlate knows what it has had already.
                 self._tell_again(RECENT, PIPE_SIZE)
             stdout = os.open(self.conf.monitor_pipes[0], os.O_WRONLY)
@@ -140,7 +141,7 @@ class Supervisor:
             for fd in opened:
                 os.close(fd)
         stage.state, stage.since = "running", time.time()
-        stage.restarts += 1
+        stage.starts += 1
         if stage.name == "reorder" and (process := self.stages["ingest"].process):
             process.send_signal(signal.SIGHUP)  # its reader was replaced: what that held comes once more
 
@@ -194,6 +195,7 @@ class Supervisor:
         stage.delay = BACK_OFF[0] if lived > HEALTHY else stage.delay
         self._wait(stage, f"ended with status {status}")
         self._emit("monitor.stage.died", {"stage": stage.name, "status": status, "restarts": stage.restarts}, 3)
+        stage.restarts += 1
 
     def _wait(self, stage: Stage, why: str) -> None:
         self.say(f"{stage.name}: {why}; next start in {stage.delay:g} s")
@@ -342,7 +344,8 @@ def status(conf: Conf) -> list[dict[str, object]] | None:
         if row["state"] == "running" and not alive:
             row["state"] = "waiting"
         uptime = round(max(0.0, time.time() - row.pop("since")), 1) if row["state"] == "running" else None
-        rows.append({**row, "uptime": uptime})
+        told = health.numbers(conf, row["stage"], row["pid"]) if row["state"] == "running" else {}
+        rows.append({**row, "uptime": uptime, **dict.fromkeys(health.FIELDS), **told})
     return rows
 
 

@@ -23,12 +23,14 @@ from monitorlib.correlate import Correlator, TooLongError
 from monitorlib.inbox import Inbox, Mark, end_with_parent, wait
 from monitorlib.memory import Output
 from monitorlib.pipes import write_lines
+from monitorlib.tally import Tally
 
 BLOCK = 1 << 18
 STATE_OCTETS = 32 * 1024 * 1024  # of lines at most, and seconds at least, from one state to the next
 STATE_PERIOD = 10.0
 EXPLAINED = 16 * 1024 * 1024  # octets of the file of --explain
 REPORT_PERIOD = 60.0
+TALLY_PERIOD = 0.25
 ASK_PERIOD = 1.0  # seconds at least from one watermark that is asked for to the next
 RECENT = 20_000  # lines that are remembered, and as many before them, to know those that come once more
 RECENT_OCTETS = 8 * 1024 * 1024  # of them that a new reader looks at
@@ -240,7 +242,10 @@ class _Keeper(_Loop):
         self._due = time.monotonic() + STATE_PERIOD
         self._child = 0  # that writes the state
         self._saving = 0  # up to which offset
+        self._note_due = 0.0
+        self._before = self._mark.written  # by readers before us
         self._recent: tuple[set[bytes], set[bytes]] = (set(), set())
+        self._tally = Tally(directory / "tally")
         self._ends = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def run(self) -> None:
@@ -262,12 +267,29 @@ class _Keeper(_Loop):
             if time.monotonic() >= self._report_due:
                 self._report()
             if not lines:
+                self._note()
                 ended = self._wait() or ended
+            elif time.monotonic() >= self._note_due:
+                self._note()
         if lines is None and (half := self._inbox.close()):
             self._take([half])
         self._written_beside(wait=True)
         self._save()
         self._last_words()
+
+    def _note(self) -> None:
+        """Tell `dre-monitor status` how we do: by the time of the events we lag while more of them wait."""
+        self._note_due = time.monotonic() + TALLY_PERIOD
+        lag = max(0.0, time.time() - self.correlator.memory.now) if self._inbox.waits else 0.0
+        self._tally.write(
+            {
+                "in": self.correlator.lines,
+                "out": self._mark.written - self._before,
+                "refused": self.correlator.refused,
+                "dropped": self._inbox.dropped,
+                "lag": round(lag, 1),
+            }
+        )
 
     def _wait(self) -> bool:
         """Wait for input; True when a signal asks for the end."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from dre import cli, files
 from dre.errors import DONE, FAILED, NotFoundError, UsageError
 
-from monitorlib import actions, supervise
+from monitorlib import actions, health, supervise
 from monitorlib.tally import Tally
 
 COLUMNS = [
@@ -18,6 +18,7 @@ COLUMNS = [
     ("PID", "pid", 7),
     ("RESTARTS", "restarts", 8),
     ("UPTIME", "uptime", 8),
+    *((key.upper(), key, 8) for key in health.FIELDS),
 ]
 
 
@@ -34,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"leave a stage out: {' or '.join(supervise.OPTIONAL)}; may be given twice",
     )
     cli.verb(verbs, "act", act, "Run the programs that rules ask for, by requests from stdin: a stage of `run`.")
-    cli.verb(verbs, "status", status, "Tell how each stage is: 0 all running, 1 not all, 3 the monitor does not run.")
+    cli.verb(verbs, "status", status, "Tell how each stage is: 0 all well, 1 not all, 3 the monitor does not run.")
     return parser
 
 
@@ -51,7 +52,7 @@ def run(ctx: cli.Context) -> None:
 
 def act(ctx: cli.Context) -> None:
     """Run until SIGTERM."""
-    tally = Tally(ctx.conf.core_run_dir / "actions.tally")
+    tally = Tally(health.tally_file(ctx.conf, "act"))
     actions.Runner(ctx.conf, sys.stdin.fileno(), tally, ctx.say).run()
 
 
@@ -61,7 +62,7 @@ def status(ctx: cli.Context) -> int:
     if rows is None:
         raise NotFoundError("the monitor does not run; start it with dre-monitor run")
     ctx.out.table(rows, COLUMNS)
-    return DONE if all(row["state"] == "running" for row in rows) else FAILED
+    return DONE if all(map(health.is_well, rows)) else FAILED
 
 
 def main(argv: Sequence[str] | None = None) -> int:

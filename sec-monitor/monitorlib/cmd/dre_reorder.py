@@ -17,9 +17,11 @@ from dre.errors import UsageError
 
 from monitorlib.pipes import write_lines
 from monitorlib.reorder import DIVERT, DROP, MARK, Place, Reorder, Stats
+from monitorlib.tally import Tally
 
 BLOCK = 1 << 20
 STATS_PERIOD = 60.0
+TALLY_PERIOD = 0.25
 OLDEST_PERIOD = 0.25  # finding the oldest held line looks at all of them; an older answer only costs repetition
 
 
@@ -97,6 +99,8 @@ class _Loop:
         self.note = note
         self.say = say
         self.aside = aside  # the file descriptor for late events
+        self.done = Stats()  # before the last report
+        self.tell_due = 0.0
         self.source = sys.stdin.fileno()
         self.out = sys.stdout.fileno()
 
@@ -114,6 +118,7 @@ class _Loop:
             self._write(self.filter.due(time.time()))
             if self.note:
                 self.note.update(self.filter)
+                self._tell(self.note)
             if time.monotonic() >= report:
                 self._report()
                 report = time.monotonic() + STATS_PERIOD
@@ -160,7 +165,26 @@ class _Loop:
     def _report(self) -> None:
         if not self.filter.replay:
             stats, self.filter.stats = self.filter.stats, Stats()
+            self.done = Stats(*(had + new for had, new in zip(_counts(self.done), _counts(stats), strict=True)))
             self.filter.add(self._stats_line(stats))
+
+    def _tell(self, note: "_Note") -> None:
+        """Tell `dre-monitor status` how we do, now and then."""
+        if time.monotonic() < self.tell_due:
+            return
+        self.tell_due = time.monotonic() + TALLY_PERIOD
+        had, new = self.done, self.filter.stats
+        note.tally.write(
+            {
+                "in": had.taken + had.refused + new.taken + new.refused,
+                "out": had.released + new.released,
+                "late": had.late + new.late,
+                "refused": had.refused + new.refused,
+                "dropped": had.dropped + new.dropped,
+                "held": self.filter.held,
+                "lag": round(max(0.0, self.filter.lag(time.time()) - self.filter.window), 1),
+            }
+        )
 
     def _last_words(self) -> None:
         stats = self.filter.stats
@@ -168,6 +192,10 @@ class _Loop:
             self.say(", ".join(f"{key} {value}" for key, value in asdict(stats).items()))
             if not self.filter.replay:
                 self._write([self._stats_line(stats)])
+
+
+def _counts(stats: Stats) -> tuple[int, ...]:
+    return tuple(asdict(stats).values())
 
 
 def _line(type: str, sev: int, data: Mapping[str, object]) -> bytes:
@@ -181,6 +209,7 @@ class _Note:
 
     def __init__(self, path: Path) -> None:
         self.before = Place()
+        self.tally = Tally(path.with_suffix(".tally"))
         with contextlib.suppress(OSError, ValueError):
             oldest, consumed, passed = path.read_text().split()
             event.seconds(passed)
