@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of the monitor for tests: dre-rules serve on scratch directories, and Flask's own client as the browser."""
 
+import contextlib
 import html
 import os
+import pathlib
 import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 from conftest import ROOT, environment, program
@@ -55,6 +58,30 @@ class Site:
         """One who has logged in as *name*, or comes with a certificate."""
         made = Browser(self.config, certificate)
         return made.login(name) if name else made
+
+
+@contextlib.contextmanager
+def site():
+    """A site in a directory of its own, until the end."""
+    with tempfile.TemporaryDirectory(prefix="dre-page-", dir="/var/tmp") as name:
+        place = pathlib.Path(name)
+        values = {
+            "DRE_CORE_STATE_DIR": place / "state",
+            "DRE_CORE_RUN_DIR": place / "run",
+            "DRE_CORE_ETC_DIR": place / "etc",
+            "DRE_CORE_LOG_DIR": place / "log",
+            "DRE_MONITOR_SINK": place / "run/events.sock",
+            "DRE_MONITOR_PIPES": place / "run/script",
+            "DRE_DBOX_CERTS_DIR": place / "etc/certs/dbox",
+            "DRE_MONITOR_CORRELATOR": "dre",  # sec is asked in the system ring
+        }
+        config = place / "dre.conf"
+        config.write_text("".join(f'{key}="{value}"\n' for key, value in values.items()))
+        made = Site(place, str(config))
+        try:
+            yield made
+        finally:
+            made.end()
 
 
 class Browser:

@@ -127,6 +127,7 @@ class Desk:
         return call(self, visitor, request)
 
     def _hello(self, visitor: Visitor | None, request: Fields) -> Fields:
+        """Nothing but who asks, and that he may."""
         return {}
 
     def _login(self, visitor: Visitor | None, request: Fields) -> Fields:
@@ -302,6 +303,7 @@ ASKED: dict[str, tuple[str, bool, Callable[..., Fields]]] = {
     "logout": ("", True, Desk._logout),
     "password": ("see", True, Desk._password),
     "overview": ("see", False, Desk._overview),
+    "watch": ("see", False, Desk._hello),
     "rules": ("see", False, Desk._rules),
     "proposal": ("see", False, Desk._proposal),
     "history": ("see", False, Desk._history),

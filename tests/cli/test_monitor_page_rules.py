@@ -5,12 +5,10 @@ import hashlib
 import io
 import json
 import os
-import pathlib
 import socket
 import sqlite3
 import ssl
 import subprocess
-import tempfile
 import time
 
 import pagekit
@@ -28,23 +26,8 @@ WRITES = (
 
 @pytest.fixture(scope="module")
 def site():
-    with tempfile.TemporaryDirectory(prefix="dre-page-", dir="/var/tmp") as name:
-        place = pathlib.Path(name)
-        values = {
-            "DRE_CORE_STATE_DIR": place / "state",
-            "DRE_CORE_RUN_DIR": place / "run",
-            "DRE_CORE_ETC_DIR": place / "etc",
-            "DRE_CORE_LOG_DIR": place / "log",
-            "DRE_MONITOR_SINK": place / "run/events.sock",
-            "DRE_MONITOR_PIPES": place / "run/script",
-            "DRE_DBOX_CERTS_DIR": place / "etc/certs/dbox",
-            "DRE_MONITOR_CORRELATOR": "dre",  # sec is asked in the system ring
-        }
-        config = place / "dre.conf"
-        config.write_text("".join(f'{key}="{value}"\n' for key, value in values.items()))
-        made = pagekit.Site(place, str(config))
+    with pagekit.site() as made:
         yield made
-        made.end()
 
 
 @pytest.fixture

@@ -33,12 +33,12 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
-MENU = (("rules.overview", "Rules"), ("rules.history", "History"))
+MENU = (("rules.overview", "Rules"), ("rules.history", "History"), ("watch.overview", "Watched"))
 
 
 def build(conf: Conf) -> Flask:
     """The page of one monitor."""
-    from monitorlib.page import view_login, view_rules
+    from monitorlib.page import view_login, view_rules, view_watch
 
     app = Flask(__name__)
     app.config.update(
@@ -51,7 +51,7 @@ def build(conf: Conf) -> Flask:
     app.after_request(_after)
     app.context_processor(lambda: {"who": g.get("who"), "csrf": g.get("csrf", ""), "menu": MENU})
     app.register_error_handler(Exception, _failed)
-    for view in (view_login, view_rules):
+    for view in (view_login, view_rules, view_watch):
         app.register_blueprint(view.views)
     return app
 

@@ -50,7 +50,7 @@ def leave() -> Response:
 @views.get("/account")
 def account() -> str:
     """Who is here, and the form for another password."""
-    ask("overview")
+    ask("watch")
     return render_template("account.html")
 
 

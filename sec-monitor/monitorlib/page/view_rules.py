@@ -53,7 +53,7 @@ def edit() -> str:
     """A draft of the files that are named, or of a new one."""
     told, names = ask("rules"), request.args.getlist("file")[:64]
     files = [(name, told["texts"][name]) for name in names if name in told["texts"]] or [("new.sec", BEGIN)]
-    return _draft(files, told["version"], [], "", sorted(told["texts"]))
+    return _draft(files, told["version"], [], "")
 
 
 @views.post("/rules/edit")
@@ -82,7 +82,7 @@ def try_draft() -> str | Response | tuple[str, int]:
     told = ask(do, **asked, **more)
     if do == "propose" and "error" not in told:
         return redirect(f"/rules/proposals/{told['id']}", 303)
-    page = _draft(list(texts.items()), asked["base"], gone, note, [], {**told, "did": do})
+    page = _draft(list(texts.items()), asked["base"], gone, note, {**told, "did": do})
     return page, 422 if "error" in told else 200
 
 
@@ -91,10 +91,9 @@ def _draft(
     base: str,
     gone: list[str],
     note: str,
-    others: list[str],
     told: dict[str, Any] | None = None,
 ) -> str:
-    return render_template("edit.html", files=files, base=base, gone=gone, note=note, others=others, told=told or {})
+    return render_template("edit.html", files=files, base=base, gone=gone, note=note, told=told or {})
 
 
 @views.get("/rules/proposals/<identity>")
