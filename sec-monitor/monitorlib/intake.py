@@ -190,7 +190,9 @@ class Intake:
             connection, _ = self._listener.accept()
             connection.setblocking(False)
             credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-            _, uid, _ = struct.unpack("3i", credentials)
+            pid, uid, _ = struct.unpack("3i", credentials)
+            if not trust.is_here(pid):
+                uid = -1  # root of a container is nobody here
             self._selector.register(connection, selectors.EVENT_READ, lambda: self._answer(connection, uid))
             self._clients.append(connection)
             if len(self._clients) > CLIENTS:
@@ -206,7 +208,7 @@ class Intake:
             if packet.startswith(remotes.FROM):
                 connection.send(self._handed_over(packet, uid))
             else:
-                (refused,) = self._keep([packet], uid, f"uid {uid}")
+                (refused,) = self._keep([packet], uid, f"uid {uid}" if uid >= 0 else "container")
                 connection.send(b"ok" if refused is None else _no(refused))
         except BlockingIOError:
             pass  # nothing sent yet, or the peer does not read its answers: it will take it for unacknowledged

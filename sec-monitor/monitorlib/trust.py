@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the intake believes: which user may speak for which part, and the form in which an event is kept.
 
-Pure but for the look-up of user names. An event is *proven* when the kernel told us that its sender is root or the
-part's own service user; every other event is marked `claimed`.
+Pure but for the look-up of user names and of who is in a container. An event is *proven* when the kernel told us that
+its sender is root or the part's own service user, here and not in a container; every other is marked `claimed`.
 """
 
 import pwd
 import re
+from pathlib import Path
 
 from dre import event
 
@@ -38,6 +39,17 @@ def _uids(names: tuple[str, ...]) -> list[int]:
         except KeyError:
             continue
     return known
+
+
+def is_here(pid: int) -> bool:
+    """Whether the process *pid* is one of this host, or of the same container: it sees the same processes as we do.
+
+    What has ended already is not: who sends an event for others to act on waits for the answer.
+    """
+    try:
+        return Path(f"/proc/{pid}/ns/pid").stat().st_ino == Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return False
 
 
 def proven(type: str, uid: int | None, users: dict[str, frozenset[int]]) -> bool:
