@@ -1,160 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """What to do when: a pure function of (script, state, input) in event time.
 
-It reads no clock, no file and no network, so that the engine, tests and later the simulation share it, and so that
+It reads no clock, no file and no network, so that the engine, the simulation and tests share it, and so that
 the state restored from the journal decides as the lost process would have. The engine acts on what it returns.
 """
 
 import copy
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dre.event import Event
 
-from dscriptlib.model import Response, Script, Step
+from dscriptlib import watching
+from dscriptlib.model import Monitor, Response, Script, Step
+from dscriptlib.state import (
+    Act,
+    Answered,
+    Book,
+    Command,
+    Given,
+    Happened,
+    Later,
+    Passed,
+    Replied,
+    Run,
+    State,
+    Tell,
+    line,
+)
 from dscriptlib.steps import KINDS
 
 RAISED, CLEARED = "watch.raised", "watch.cleared"
 IDS = 16  # most event ids that an action names as its reason
-
-
-# --- what comes in ---
-
-
-@dataclass(frozen=True)
-class Happened:
-    """An event, whether it is proven, and the ids that it rests on."""
-
-    time: float
-    event: Event
-    proven: bool
-    ids: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Answered:
-    """The outcome of an Act; *former* is what a read found."""
-
-    time: float
-    run: str
-    step: int
-    phase: str
-    error: str | None = None
-    former: Mapping[str, str] | None = None
-
-
-@dataclass(frozen=True)
-class Passed:
-    """Time has passed without an event."""
-
-    time: float
-
-
-# --- what goes out ---
-
-
-@dataclass(frozen=True)
-class Act:
-    """Do one phase of a step: read (what it will change), act, or revert (with what was read)."""
-
-    run: str
-    response: str
-    step: int
-    phase: str
-    events: tuple[str, ...]
-    former: Mapping[str, str] | None = None
-
-    @property
-    def request(self) -> str:
-        """The request id under which dre-app remembers the outcome."""
-        return f"{self.run}-{self.step}-{self.phase}"
-
-
-@dataclass(frozen=True)
-class Tell:
-    """Something to record and to send to the monitor as an event."""
-
-    type: str
-    sev: int
-    data: Mapping[str, Any]
-
-
-Command = Act | Tell
-
-
-# --- what is remembered ---
-
-
-@dataclass
-class Book:
-    """The guard of one response; claimed events have a book of their own, so they cannot use up its attempts."""
-
-    attempts: list[float] = field(default_factory=list)
-    ended: float | None = None
-    exhausted: bool = False  # escalated already because no attempt was left
-
-
-@dataclass
-class Run:
-    """One execution of a response, standing at one phase of one step."""
-
-    id: str
-    response: str
-    proven: bool
-    events: list[str]
-    step: int = 0
-    phase: str = "act"  # read, act, expect or revert
-    deadline: float | None = None  # of expect
-    formers: dict[str, dict[str, str]] = field(default_factory=dict)
-    done: list[int] = field(default_factory=list)
-    undoing: list[int] = field(default_factory=list)
-    error: str | None = None
-
-
-@dataclass
-class Later:
-    """A compensation that waits until the monitors are clear."""
-
-    run: str
-    response: str
-    step: int
-    proven: bool
-    events: list[str]
-    former: dict[str, str]
-    asked: bool = False
-
-
-@dataclass
-class State:
-    """All that the core knows about one script; plain values that survive as JSON."""
-
-    sha256: str
-    count: int = 0
-    clock: dict[str, float] = field(default_factory=dict)
-    seen: dict[str, list[Any]] = field(default_factory=dict)  # "type" or "type?" (claimed) → [time, ids]
-    raised: dict[str, list[str]] = field(default_factory=dict)  # monitor id → ids of the event that raised it
-    books: dict[str, Book] = field(default_factory=dict)
-    runs: dict[str, Run] = field(default_factory=dict)
-    later: list[Later] = field(default_factory=list)
-
-    def busy(self) -> bool:
-        """Whether something of this version of the script is still to be done."""
-        return bool(self.runs or self.later)
-
-    def dump(self) -> dict[str, Any]:
-        """The state as JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def restore(cls, values: Mapping[str, Any]) -> "State":
-        """The state that `dump` gave."""
-        state = cls(**values)
-        state.books = {key: Book(**book) for key, book in values["books"].items()}
-        state.runs = {key: Run(**run) for key, run in values["runs"].items()}
-        state.later = [Later(**later) for later in values["later"]]
-        return state
+__all__ = ["Act", "Answered", "Happened", "Passed", "Replied", "State", "Tell", "adopt", "decide", "mentions"]
+__all__ += ["next_time", "outstanding"]
 
 
 # --- the functions ---
@@ -164,18 +44,22 @@ def mentions(script: Script, event: Event) -> bool:
     """Whether *event* can matter to *script*."""
     if event.type in (RAISED, CLEARED) and _monitor(script, event) is not None:
         return True
+    if any(watching.concerns(monitor, event) for monitor in script.monitors):
+        return True
     return any(
         event.type in (trigger.event, trigger.after) for response in script.responses for trigger in response.when
     )
 
 
-def decide(script: Script, state: State, given: Happened | Answered | Passed) -> tuple[State, list[Command]]:
+def decide(script: Script, state: State, given: Given) -> tuple[State, list[Command]]:
     """The state after *given* and what to do now. The arguments are not changed."""
     turn = _Turn(script, copy.deepcopy(state))
     if isinstance(given, Happened):
         turn.happened(given)
     elif isinstance(given, Answered):
         turn.answered(given)
+    elif isinstance(given, Replied):
+        turn.replied(given)
     else:
         turn.passed(given.time)
     turn.settle()
@@ -184,8 +68,13 @@ def decide(script: Script, state: State, given: Happened | Answered | Passed) ->
 
 def outstanding(script: Script, state: State) -> list[Act]:
     """What was asked for and never answered: after a crash it is asked again under the same request ids."""
-    acts = [_act(run, _former(run)) for run in state.runs.values() if run.phase != "expect"]
+    acts = [_act(run, _former(run)) for run in state.runs.values() if run.phase not in ("ask", "expect")]
     return acts + [_revert(later) for later in state.later if later.asked]
+
+
+def asks(state: State, request: str) -> bool:
+    """Whether a run waits, or will, for a person's answer to *request*."""
+    return any(_question(run) == request for run in state.runs.values())
 
 
 def adopt(script: Script, state: State) -> State:
@@ -196,6 +85,7 @@ def adopt(script: Script, state: State) -> State:
     state.sha256 = script.sha256
     state.books = {key: book for key, book in state.books.items() if key.rstrip("?") in responses}
     state.raised = {key: ids for key, ids in state.raised.items() if key in monitors}
+    state.windows = {key: window for key, window in state.windows.items() if key.rstrip("?") in monitors}
     return state
 
 
@@ -205,6 +95,11 @@ def next_time(script: Script, state: State) -> float | None:
     for response in script.responses:
         if (ready := _ready(script, state, response)) is not None:
             times.append(ready)
+    now = state.clock.get(_key("now", True), 0.0)
+    for monitor in script.monitors:
+        if monitor.watch in watching.KINDS:
+            changes = watching.due(monitor, watching.windows(monitor, state.windows, True), now)
+            times += [] if changes is None else [changes]
     return min(times, default=None)
 
 
@@ -220,7 +115,12 @@ def _key(name: str, proven: bool) -> str:
 
 def _act(run: Run, former: Mapping[str, str] | None = None) -> Act:
     step = run.undoing[0] if run.phase == "revert" else run.step
-    return Act(run.id, run.response, step, run.phase, tuple(run.events), former)
+    return Act(run.id, run.response, step, run.phase, tuple(run.events), former, run.about)
+
+
+def _question(run: Run) -> str | None:
+    """The request under which the step of *run* has been asked for, while it is at it."""
+    return f"{run.id}-{run.step}-act" if run.phase in ("act", "ask") else None
 
 
 def _former(run: Run) -> Mapping[str, str] | None:
@@ -263,6 +163,8 @@ class _Turn:
         self.script = script
         self.state = state
         self.commands: list[Command] = []
+        self.about: str | None = None  # the event that is answered, if a step of the script hands events on
+        self.hands_on = any(KINDS[step.action].hands_on for response in script.responses for step in response.steps)
 
     def now(self, proven: bool, time: float = 0.0) -> float:
         """The clock of proven or of claimed events, which never goes back; a claimed event cannot move the other."""
@@ -281,6 +183,7 @@ class _Turn:
     def happened(self, given: Happened) -> None:
         event, time = given.event, given.time
         self.now(given.proven, time)
+        self.about = line(event) if self.hands_on else None
         ids = list(given.ids[:IDS])
         monitor = _monitor(self.script, event) if event.type in (RAISED, CLEARED) else None
         if monitor and given.proven:  # a claim neither raises nor clears: it could fake the success of a step
@@ -295,6 +198,53 @@ class _Turn:
                 elif trigger.event is not None and trigger.event == event.type:
                     self.sequence(response, given, trigger.after, trigger.within)
         self.remember(event.type, given)
+        for item in self.script.monitors:
+            if watching.concerns(item, event):
+                self.saw(item, given, ids)
+        self.look()
+
+    def saw(self, monitor: Monitor, given: Happened, ids: list[str]) -> None:
+        """Put an event into the windows of a monitor. What is proven counts among the claimed, too, not the reverse."""
+        time, type = given.time, given.event.type
+        proven = watching.windows(monitor, self.state.windows, True)
+        claimed = watching.windows(monitor, self.state.windows, False)
+        before = watching.raised(monitor, claimed, time)
+        if given.proven:
+            self.state.windows[monitor.id] = watching.after(monitor, proven, time, type, ids, proven)
+        claimed = watching.after(monitor, claimed, time, type, ids, claimed)
+        self.state.windows[_key(monitor.id, False)] = claimed
+        found = watching.raised(monitor, claimed, time)
+        certain = watching.raised(monitor, watching.windows(monitor, self.state.windows, True), time)
+        if found and not before and not certain and monitor.watch != "evidence":
+            self.trigger(monitor, False, found[:IDS])
+
+    def look(self) -> None:
+        """Raise and clear the monitors of events as of now."""
+        now = self.now(True)
+        for monitor in self.script.monitors:
+            if monitor.watch not in watching.KINDS:
+                continue
+            window = watching.windows(monitor, self.state.windows, True)
+            if monitor.watch == "evidence" and not window:
+                self.state.windows[monitor.id] = window = [[now, [], watching.LAST]]
+            ids = watching.raised(monitor, window, now)
+            if ids is not None and monitor.id not in self.state.raised:
+                self.state.raised[monitor.id] = ids[:IDS]
+                self.watched("raised", 4, monitor, ids[:IDS])
+                self.trigger(monitor, True, ids[:IDS])
+            elif ids is not None:
+                self.state.raised[monitor.id] = ids[:IDS]
+            elif monitor.id in self.state.raised:
+                self.watched("cleared", 6, monitor, self.state.raised.pop(monitor.id))
+
+    def watched(self, word: str, sev: int, monitor: Monitor, ids: list[str]) -> None:
+        data = {"script": self.script.name, "id": monitor.id, "watch": monitor.watch, "events": ids}
+        self.commands.append(Tell(f"script.monitor.{word}", sev, data))
+
+    def trigger(self, monitor: Monitor, proven: bool, ids: list[str]) -> None:
+        for response in self.script.responses:
+            if any(trigger.monitor == monitor.id for trigger in response.when):
+                self.start(response, proven, ids)
 
     def sequence(self, response: Response, given: Happened, after: str | None, within: float) -> None:
         """Start *response* on an event, if it needs no other one before it or that one came in time."""
@@ -317,9 +267,14 @@ class _Turn:
     def passed(self, time: float) -> None:
         now = self.now(True, time)
         self.now(False, time)
+        self.look()
         for run in list(self.state.runs.values()):
-            if run.deadline is not None and time >= run.deadline and not self.clear(run):
-                step = self.script.response(run.response).steps[run.step]
+            if run.deadline is None or time < run.deadline:
+                continue
+            step = self.script.response(run.response).steps[run.step]
+            if run.phase == "ask":
+                self.decided(run, step.values["default"] == "approve", None)
+            elif not self.clear(run):
                 assert step.expect is not None
                 self.fail(run, f"{step.expect.watch} was not clear within {step.expect.within:g} s")
         for response in self.script.responses:
@@ -351,9 +306,33 @@ class _Turn:
             run.undoing.pop(0)
             self.undo_next(run)
 
+    def replied(self, reply: Replied) -> None:
+        for run in list(self.state.runs.values()):
+            if _question(run) == reply.request and KINDS[self.step(run).action].asks:
+                self.now(run.proven, reply.time)
+                run.reply = [reply.approved, reply.by]  # it may come before we know that the question has gone out
+        for run in list(self.state.runs.values()):
+            if run.phase == "ask" and run.reply is not None:
+                self.decided(run, *run.reply)
+
+    def decided(self, run: Run, approved: bool, by: str | None) -> None:
+        """A question has its answer, of a person or, by None, the agreed one because nobody answered in time."""
+        step = self.step(run)
+        word = "approved" if approved else "refused"
+        self.tell(f"script.ask.{word}", 5, run, step=run.step + 1, action=step.action, by=by)
+        run.deadline, run.reply = None, None
+        if approved:
+            self.effect(run, step)
+        else:
+            reason = f"nobody answered within {step.timeout:g} s" if by is None else f"{by} refused"
+            self.fail(run, reason, tried=False)
+
+    def step(self, run: Run) -> Step:
+        return self.script.response(run.response).steps[run.step]
+
     # --- a run from its start to its end ---
 
-    def start(self, response: Response, proven: bool, events: list[str]) -> None:
+    def start(self, response: Response, proven: bool, events: list[str], about: str | None = None) -> None:
         if _running(self.state, response, proven):
             return
         now = self.now(proven)
@@ -362,6 +341,7 @@ class _Turn:
         self.state.count += 1
         seed = f"{self.script.name}/{response.id}/{self.state.count}/{now:.3f}/{proven}/{','.join(events)}"
         run = Run(hashlib.sha256(seed.encode()).hexdigest()[:16], response.id, proven, events)
+        run.about = about or self.about
         if limit is not None:
             # Sums as in _ready: with differences a time could be due there and too early here.
             book.attempts = [time for time in book.attempts if now < time + limit.per]
@@ -412,7 +392,10 @@ class _Turn:
             other = self.script.response(later.response).steps[later.step]
             if unasked and later.asked:
                 continue  # it is being taken back at this moment, perhaps before the step acted again
-            if (other.action, other.of) == (step.action, step.of) and other.values.keys() == step.values.keys():
+            if (other.action, other.container) == (
+                step.action,
+                step.container,
+            ) and other.values.keys() == step.values.keys():
                 return later.former
         return None
 
@@ -428,7 +411,17 @@ class _Turn:
         if answer.error:
             self.fail(run, answer.error)
             return
-        step = self.script.response(run.response).steps[run.step]
+        step = self.step(run)
+        if not KINDS[step.action].asks:
+            self.effect(run, step)
+            return
+        run.phase = "ask"
+        run.deadline = self.now(run.proven) + step.timeout
+        if run.reply is not None:
+            self.decided(run, *run.reply)
+
+    def effect(self, run: Run, step: Step) -> None:
+        """The step is done; go on when it has the effect that it must have."""
         if step.expect is None:
             self.next(run)
             return
@@ -494,7 +487,7 @@ class _Turn:
     def escalate(self, run: Run) -> None:
         response = self.script.response(run.response)
         if response.then is not None:
-            self.start(self.script.response(response.then), run.proven, run.events)
+            self.start(self.script.response(response.then), run.proven, run.events, run.about)
 
     def reverted_later(self, answer: Answered) -> None:
         for later in self.state.later:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does one phase of one step: calls dre-app by an argv with a deadline, or acts within this process.
+"""Does one phase of one step: calls dre-app or dre-sys by an argv with a deadline, or acts within this process.
 
-Asking dre-app again under the same request id is the probe after a crash: it answers with the first outcome.
+Asking again under the same request id is the probe after a crash: it answers with the first outcome.
 """
 
 import json
@@ -15,7 +15,7 @@ from dre.errors import DreError
 
 from dscriptlib.core import Act
 from dscriptlib.model import Script, Step
-from dscriptlib.steps import KINDS, Setting, Told
+from dscriptlib.steps import KINDS, FailedStep, Setting, Told
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,24 @@ class Doer:
 
     def __init__(self, conf: Conf, config: str | None, dry: bool = False) -> None:
         self.conf = conf
-        self.program = ["dre-app", *(["--config", config] if config else [])]
+        self.options = ["--config", config] if config else []
         self.dry = dry
 
     def argv(self, script: Script, act: Act) -> list[str]:
         """What *act* runs; for a step within this process, its name and values, to be shown."""
         step = _step(script, act)
         kind = KINDS[step.action]
+        program = ["dre-sys" if "system" in step.values else "dre-app", *self.options]
         if act.phase == "read":
             assert kind.ask_former is not None
-            return [*self.program, *kind.ask_former(step.values)]
+            return [*program, *kind.ask_former(step.values)]
         if act.phase == "revert":
             assert kind.compensate is not None
-            return [*self.program, *kind.compensate(step.values, act.former or {}), "--request-id", act.request]
+            return [*program, *kind.compensate(step.values, act.former or {}), "--request-id", act.request]
         if kind.argv is None:
-            return [step.action, *(f"{key}={value}" for key, value in step.values.items())]
-        return [*self.program, *kind.argv(step.values), "--request-id", act.request]
+            words = {key: value for key, value in step.values.items() if key != "argv"}
+            return [step.action, *step.values.get("argv", ()), *(f"{key}={value}" for key, value in words.items())]
+        return [*program, *kind.argv(step.values), "--request-id", act.request]
 
     def do(self, script: Script, act: Act) -> Outcome:
         """Do *act* and wait for its end, at most for the timeout of the step."""
@@ -56,6 +58,8 @@ class Doer:
         try:
             former, told = self._do(script, act, _step(script, act))
             error = None
+        except FailedStep as failure:
+            former, told, error = None, failure.told, str(failure)
         except (DreError, OSError, ValueError) as failure:
             former, told, error = None, (), str(failure)
         return Outcome(error, time.monotonic() - begin, former, told)
@@ -65,14 +69,14 @@ class Doer:
         if self.dry:
             return (kind.former(step.values, {}) if kind.former and act.phase == "read" else None), ()
         if kind.act is not None and act.phase == "act":
-            setting = Setting(self.conf, script.name, act.response, act.request, act.events)
+            setting = Setting(self.conf, script.name, act.response, act.request, act.events, act.about, step.timeout)
             return None, tuple(kind.act(setting, step.values))
         done = run.run(self.argv(script, act), timeout=step.timeout)
         if act.phase != "read":
             return None, ()
         row = json.loads(done.stdout)
         if kind.former is None or not isinstance(row, dict):
-            raise DreError(f"{step.action}: dre-app did not answer with one object")
+            raise DreError(f"{step.action}: the answer is not one object")
         return kind.former(step.values, row), ()
 
 

@@ -22,13 +22,14 @@ from dre.conf import Conf
 from dre.errors import DreError
 from dre.event import Event, EventError
 
-from dscriptlib import core, lines, store, trust
-from dscriptlib.core import Act, Answered, Happened, Passed, State, Tell
+from dscriptlib import answers, core, lines, store, trust
+from dscriptlib import state as state_of
 from dscriptlib.doer import Doer, Outcome
 from dscriptlib.fifo import BadLines, Fifo
 from dscriptlib.follower import Follower
 from dscriptlib.journal import Journal, Record, records
 from dscriptlib.model import Script
+from dscriptlib.state import Act, Answered, Given, Happened, Passed, Replied, State, Tell
 
 KNOWN = 4096  # events remembered, so that one that is sent again is not answered again
 LOOK = 1.0  # seconds between looks at the directory of deployed scripts
@@ -91,6 +92,7 @@ class Engine:
             for line in fifo.lines():
                 self.line(line)
             self.answers()
+            self.replies()
             self.tick(time.time())
             self._report_bad()
             self._look()
@@ -141,6 +143,16 @@ class Engine:
             given = Answered(time.time(), act.run, act.step, act.phase, outcome.error, outcome.former)
             self._decide(record, [(slot, given)], told)
 
+    def replies(self) -> None:
+        """Take in what persons have answered; each answer goes once it is in the journal."""
+        for reply in answers.waiting(self.conf):
+            line = lines.replied(reply)
+            record = self._record("answer", **vars(reply), line=line, send=line)
+            given = Replied(time.time(), reply.request, reply.word == "approved", reply.by)
+            asked = [slot for slot in self.slots.values() if core.asks(slot.state, reply.request)]
+            self._decide(record, [(slot, given) for slot in asked if reply.word != "acknowledged"])
+            answers.taken(self.conf, reply)
+
     def tick(self, now: float) -> None:
         """Tell the core that time has passed, where that can matter."""
         for slot in list(self.slots.values()):
@@ -153,14 +165,17 @@ class Engine:
     def _decide(
         self,
         record: Record,
-        inputs: Sequence[tuple[Slot, Happened | Answered | Passed]],
+        inputs: Sequence[tuple[Slot, Given]],
         more: Sequence[Record] = (),
     ) -> None:
         """Let the core decide, make its decision durable, then do it."""
         written, acts, states = [record, *more], [], {}
+        record["given"] = {slot.script.name: state_of.dump(given) for slot, given in inputs}
+        record["decided"] = {}
         for slot, given in inputs:
             state, commands = core.decide(slot.script, slot.state, given)
             states[slot.script.name] = state
+            record["decided"][slot.script.name] = state_of.shown(commands)
             for command in commands:
                 if isinstance(command, Tell):
                     text = lines.told(slot.script, command)

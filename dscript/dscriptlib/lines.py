@@ -7,6 +7,7 @@ from typing import Any
 from dre import event
 from dre.event import Event, EventError
 
+from dscriptlib.answers import Answer
 from dscriptlib.core import Act, Tell
 from dscriptlib.model import Script
 
@@ -55,6 +56,12 @@ def ended(script: Script, act: Act, error: str | None, seconds: float) -> tuple[
     )
 
 
+def replied(reply: Answer) -> str:
+    """The line of what a person said."""
+    data = {"request": reply.request, "by": reply.by, "text": reply.text}
+    return line("engine", f"script.person.{reply.word}", data, 5)
+
+
 def goal(script: Script, act: Act) -> str | None:
     """The node of the D-Case that *act* answers."""
     return script.goal(script.response(act.response))
@@ -69,8 +76,8 @@ def _step(script: Script, act: Act) -> dict[str, Any]:
     step = script.response(act.response).steps[act.step]
     data = {"script": script.name, "response": act.response, "run": act.run, "step": act.step + 1}
     data["action"] = step.action
-    if step.of:
-        data["of"] = step.of
+    if step.container:
+        data.update([step.container])
     if act.phase == "revert":
         data["phase"] = act.phase
     return {**data, "request": act.request}

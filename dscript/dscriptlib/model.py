@@ -48,7 +48,17 @@ class Monitor:
     hold: float = 0.0  # the key `for`
     missing: float | None = None
     every: float | None = None
+    type: str | None = None  # of an event, for event and evidence
+    source: str | None = None  # of it; `*` stands for anything
+    fields: tuple[tuple[str, str], ...] = ()  # of its data, and what they are equal to
+    count: int = 1
+    within: float = 0.0
+    first: str | None = None  # of a sequence: the event it begins with, the one it ends with,
+    then: str | None = None
+    unless: str | None = None  # and the one that must not come in between
+    finding: str | None = None  # of the D-System Monitor
     at: Place = _place()
+    every_at: Place = _place()
 
 
 @dataclass(frozen=True)
@@ -83,9 +93,9 @@ class Step:
     at: Place = _place()
 
     @property
-    def of(self) -> str | None:
-        """The container it acts on, where it acts on one."""
-        return self.values.get("of")
+    def container(self) -> tuple[str, str] | None:
+        """What it acts on, if on a container: `of` or `system`, and the name."""
+        return next(((key, self.values[key]) for key in ("of", "system") if key in self.values), None)
 
 
 @dataclass(frozen=True)
@@ -138,7 +148,7 @@ class Script:
         if step.expect is None:
             return ()
         named = [monitor for monitor in self.monitors if step.expect.watch in (monitor.watch, monitor.id)]
-        own = [monitor for monitor in named if step.of is not None and monitor.of == step.of]
+        own = [monitor for monitor in named if step.container in (("of", monitor.of), ("system", monitor.system))]
         return tuple(monitor.id for monitor in own or named)
 
     def watched(self, response: Response) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from dre import files
 from dre.conf import Conf
 from dre.errors import DreError
 
-from dscriptlib import check, load
+from dscriptlib import check, load, watching
 from dscriptlib.model import Monitor, Script
 
 EVERY = 0.2  # seconds between two probes of an http monitor
@@ -52,7 +52,8 @@ def watch(conf: Conf, script: Script) -> None:
 
 def compiled(script: Script) -> dict[str, Any]:
     """The monitors of *script* as dre-watch reads them."""
-    return {"script": script.name, "monitors": [_monitor(monitor) for monitor in script.monitors]}
+    sampled = [_monitor(monitor) for monitor in script.monitors if monitor.watch not in watching.KINDS]
+    return {"script": script.name, "monitors": sampled}
 
 
 def _monitor(monitor: Monitor) -> dict[str, Any]:

@@ -115,6 +115,27 @@ def test_the_example_of_the_contract_loads_as_written():
             "belong together",
         ),
         (HEAD + CALL + "  - {id: r, at-most: {attempts: §0, per: 1m}, steps: [{action: stop, of: a}]}\n", "1 to 9999"),
+        (HEAD + CALL + "  - {id: r, steps: [§{action: stop}]}\n", "say 'of', an app, or 'system'"),
+        (HEAD + CALL + "  - {id: r, steps: [§{action: undo, of: a, system: b}]}\n", "only one of them"),
+        (HEAD + CALL + "  - {id: r, steps: [§{action: limit, system: a, pids: 4}]}\n", "for apps only"),
+        (HEAD + CALL + "  - {id: r, steps: [{action: migrate, of: a, to: §-oProxyCommand=x}]}\n", "is not a HOST"),
+        (HEAD + CALL + "  - {id: r, steps: [{action: run, argv: §[/bin/sh, -c, id]}]}\n", "in actions.d"),
+        (HEAD + CALL + "  - {id: r, steps: [{action: run, argv: [a], user: §'0'}]}\n", "name of a user"),
+        (
+            HEAD + CALL + "  - {id: r, steps: [§{action: ask, to: o, text: x, default: refuse}]}\n",
+            "lacks the key 'timeout'",
+        ),
+        (
+            HEAD + CALL + "  - {id: r, steps: [{action: ask, to: o, text: x, default: §maybe, timeout: 1m}]}\n",
+            "approve or",
+        ),
+        (HEAD + "monitors: [§{id: m, watch: event, type: a.b}]\n" + CALL, "lacks the key 'within'"),
+        (HEAD + "monitors: [{id: m, watch: event, type: a.b, within: 1m, §above: 3}]\n" + CALL, "unknown key 'above'"),
+        (HEAD + "monitors: [{id: m, watch: event, type: a.b, within: 1m, fields: §[x]}]\n" + CALL, "fields must be a"),
+        (
+            HEAD + "monitors: [{id: m, watch: sysmon, finding: §ghost, system: p, within: 1m}]\n" + CALL,
+            "expected hidden",
+        ),
         (HEAD + CALL + "  - {id: r, steps: §{a: b}}\n", "steps must be a list"),
         (HEAD + CALL + "  - {id: §[r], steps: [{action: stop, of: a}]}\n", "expected one value"),
     ],
@@ -156,12 +177,11 @@ def test_words_that_plain_yaml_would_change_stay_words():
 def test_every_step_has_a_file_and_a_meaning():
     from dscriptlib.steps import KINDS
 
-    assert set(KINDS) == set(
-        ["emit", "freeze", "limit", "notify", "record", "restart", "snapshot", "stop", "thaw", "undo"]
-    )
+    words = "limit freeze thaw isolate rejoin restart stop checkpoint snapshot undo migrate notify emit record ask run"
+    assert set(KINDS) == set(words.split())  # those of the contract
     assert all((kind.argv is None) != (kind.act is None) for kind in KINDS.values())
     unproven = {name for name, kind in KINDS.items() if not kind.needs_proof}
-    assert unproven == {"notify", "record", "snapshot"}
+    assert unproven == {"ask", "notify", "record", "snapshot"}
 
 
 def test_argvs_of_steps():
@@ -175,8 +195,13 @@ def test_argvs_of_steps():
     assert limit.compensate(values, former) == ["limit", "web1", "--cpu", "none", "--memory", "4096"]
     assert KINDS["undo"].argv({"of": "web1"}) == ["undo", "web1"]
     assert KINDS["snapshot"].argv({"of": "web1", "tag": "good"}) == ["snapshot", "save", "web1", "good"]
-    for name in ("restart", "stop", "freeze", "thaw"):
-        assert KINDS[name].argv({"of": "web1"}) == [name, "web1"]
+    for name in ("restart", "stop", "freeze", "thaw", "isolate", "rejoin"):
+        assert KINDS[name].argv({"of": "web1"}) == KINDS[name].argv({"system": "web1"}) == [name, "web1"]
+    back = {name: kind.compensate({"of": "a"}, {})[0] for name, kind in KINDS.items() if kind.compensate}
+    assert back == {"freeze": "thaw", "isolate": "rejoin", "limit": "limit", "stop": "start"}
+    assert KINDS["checkpoint"].argv({"system": "pay", "tag": "t"}) == ["checkpoint", "save", "pay", "t"]
+    move = {"system": "pay", "to": "h2", "live": True, "copy-storage": False, "as": "pay2"}
+    assert KINDS["migrate"].argv(move) == ["migrate", "--live", "--as", "pay2", "pay", "h2"]
     assert re.fullmatch("[a-z]+", "".join(KINDS))
 
 
@@ -189,6 +214,10 @@ KINDS = """
   - {id: f, watch: command, system: vm1, argv: [/usr/bin/queue, "a b"], above: 10, clear: 5, every: 3s}
   - {id: g, watch: clock, above: 500ms, clear: 100ms}
   - {id: h, watch: host-memory}
+  - {id: i, watch: event, type: ssh.failed, source: "/host:h7/*", fields: {user: root}, count: 5, within: 15m}
+  - {id: j, watch: sequence, first: ssh.failed, then: ssh.login, unless: ssh.reset, within: 1m}
+  - {id: k, watch: sysmon, finding: hidden.process, system: vm1, within: 2m}
+  - {id: l, watch: evidence, type: shop.backup, missing: 25h}
 """
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from dre import cli, event, files
 from dre.conf import Conf
-from dre.errors import FAILED, DreError, NotFoundError, TimedOutError, UsageError
+from dre.errors import FAILED, DreError, NotFoundError, NotPermittedError, TimedOutError, UsageError
 
 LOCK = "dscript-run"
 Say = Callable[[str], None]
@@ -30,6 +30,13 @@ def make_parser() -> argparse.ArgumentParser:
     run = cli.verb(verbs, "run", run_engine, "run the engine in the foreground, with the deployed scripts or FILEs")
     run.add_argument("files", metavar="FILE", nargs="*", type=Path)
     run.add_argument("--dry-run", action="store_true", help="print what would be done instead of doing it")
+    approve = cli.verb(verbs, "approve", approve_request, "answer the question of an ask step")
+    approve.add_argument("request", metavar="REQUEST", help="what notify.log names")
+    approve.add_argument("--refuse", action="store_true", help="answer no")
+    approve.add_argument("--text", default="", help="why, for the evidence")
+    ack = cli.verb(verbs, "ack", acknowledge, "note that a person has taken notice")
+    ack.add_argument("request", metavar="REQUEST", help="what notify.log names")
+    ack.add_argument("--text", default="", help="what is done about it, for the evidence")
     cli.verb(verbs, "history", show_history, "print what was done, from the journal")
     cli.verb(verbs, "status", show_status, "print the scripts and what runs; 0 when the engine runs, else 1")
     return parser
@@ -185,6 +192,54 @@ def _memory(conf: Conf, directory: Path, complain: Say, dry: bool) -> tuple[Any,
         if "send" in old and old["n"] > monitor.mark:
             monitor.hand(old["n"], old["send"].encode())
     return made, [box, monitor]
+
+
+# --- what persons say ---
+
+
+def approve_request(ctx: cli.Context) -> None:
+    """dscript approve REQUEST"""
+    _requested(ctx, "ask")
+    _answer(ctx, "refused" if ctx.args.refuse else "approved")
+
+
+def acknowledge(ctx: cli.Context) -> None:
+    """dscript ack REQUEST"""
+    _requested(ctx, None)
+    _answer(ctx, "acknowledged")
+
+
+def _requested(ctx: cli.Context, action: str | None) -> None:
+    """Whether the journal knows the request, and whether its answer is still waited for."""
+    from dscriptlib import journal
+
+    states: dict[str, Any] = {}
+    asked: dict[str, Any] | None = None
+    for record in journal.records(_journal_directory(ctx.conf)):
+        states.update(record.get("states", {}))
+        if record["kind"] == "intent" and record["request"] == ctx.args.request:
+            asked = record
+    if asked is None:
+        raise NotFoundError(f"{ctx.args.request}: no such request in the journal")
+    if action is None:
+        return
+    runs = states.get(asked["script"], {}).get("runs", {})
+    if asked["action"] != action:
+        raise DreError(f"{ctx.args.request}: {asked['action']} asks nothing; to take notice: dscript ack")
+    run = runs.get(asked["run"])
+    if run is None or (run["step"] + 1, run["phase"]) not in ((asked["step"], "act"), (asked["step"], "ask")):
+        raise DreError(f"{ctx.args.request}: it is over, the answer would come too late")
+
+
+def _answer(ctx: cli.Context, word: str) -> None:
+    from dscriptlib import answers
+
+    if len(ctx.args.text) > 300 or not all(letter.isprintable() for letter in ctx.args.text):
+        raise UsageError("--text: at most 300 printable characters")
+    try:
+        answers.give(ctx.conf, ctx.args.request, word, ctx.args.text)
+    except PermissionError:
+        raise NotPermittedError("only root and the user of the engine may answer") from None
 
 
 # --- history and status ---

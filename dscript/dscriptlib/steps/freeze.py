@@ -1,13 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`freeze`: stop the processes of an app where they are; its compensation thaws them."""
+"""`freeze`: stop the processes of a container where they are; its compensation thaws it."""
 
-from dre import units
+from dscriptlib.steps import verb
 
-from dscriptlib.steps import Key, Kind
-
-STEP = Kind(
-    keys={"of": Key(units.name)},
-    needs_proof=True,
-    argv=lambda values: ["freeze", values["of"]],
-    compensate=lambda values, former: ["thaw", values["of"]],
-)
+STEP = verb("freeze", back="thaw")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`limit`: give an app less CPU time, memory or processes; its compensation puts the former limits back."""
+"""`limit`: give a container less CPU time, memory or processes; its compensation puts the former limits back."""
 
 import re
 from collections.abc import Mapping
@@ -8,9 +8,9 @@ from typing import Any
 from dre import units
 from dre.errors import UsageError
 
-from dscriptlib.steps import Key, Kind, Values
+from dscriptlib.steps import CONTAINER, Key, Kind, Values, container, of_one
 
-# key of the step and option of dre-app → field of `dre-app limit NAME --json`
+# key of the step and option of dre-app and dre-sys → field of `limit NAME --json`
 FIELDS = {"cpu": "cpu_limit", "memory": "memory_limit", "pids": "pids_limit"}
 
 
@@ -29,7 +29,9 @@ def _pids(text: str) -> str:
 
 
 def _problem(values: Values) -> str | None:
-    return None if FIELDS.keys() & values.keys() else "limit needs at least one of cpu, memory, pids"
+    if not FIELDS.keys() & values.keys():
+        return "limit needs at least one of cpu, memory, pids"
+    return "limit: pids are for apps only" if {"system", "pids"} <= values.keys() else of_one(values)
 
 
 def _options(values: Mapping[str, str]) -> list[str]:
@@ -43,22 +45,22 @@ def _former(values: Values, row: Mapping[str, Any]) -> dict[str, str]:
         if key in values:
             value = row.get(name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-                raise UsageError(f"dre-app limit: {name} is {value!r}, not a number")
+                raise UsageError(f"limit: {name} is {value!r}, not a number")
             found[key] = "none" if value is None else f"{value:g}" if key == "cpu" else str(int(value))
     return found
 
 
 STEP = Kind(
     keys={
-        "of": Key(units.name),
+        **CONTAINER,
         "cpu": Key(_cpu, required=False),
         "memory": Key(_memory, required=False),
         "pids": Key(_pids, required=False),
     },
     needs_proof=True,
-    argv=lambda values: ["limit", values["of"], *_options(values)],
+    argv=lambda values: ["limit", container(values), *_options(values)],
     problem=_problem,
-    ask_former=lambda values: ["limit", values["of"], "--json"],
+    ask_former=lambda values: ["limit", container(values), "--json"],
     former=_former,
-    compensate=lambda values, former: ["limit", values["of"], *_options(former)],
+    compensate=lambda values, former: ["limit", container(values), *_options(former)],
 )

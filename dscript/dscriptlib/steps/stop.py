@@ -1,12 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`stop`: stop an app."""
+"""`stop`: stop a container; its compensation starts it."""
 
-from dre import units
+from dscriptlib.steps import verb
 
-from dscriptlib.steps import Key, Kind
-
-STEP = Kind(
-    keys={"of": Key(units.name)},
-    needs_proof=True,
-    argv=lambda values: ["stop", values["of"]],
-)
+STEP = verb("stop", back="start")

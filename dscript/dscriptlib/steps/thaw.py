@@ -1,12 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`thaw`: let the processes of a frozen app go on."""
+"""`thaw`: let a frozen container go on."""
 
-from dre import units
+from dscriptlib.steps import verb
 
-from dscriptlib.steps import Key, Kind
-
-STEP = Kind(
-    keys={"of": Key(units.name)},
-    needs_proof=True,
-    argv=lambda values: ["thaw", values["of"]],
-)
+STEP = verb("thaw")

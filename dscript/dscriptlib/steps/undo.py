@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`undo`: put an app back to a snapshot, the newest one without a tag, and start it."""
+"""`undo`: put a container back to a snapshot or checkpoint, the newest snapshot without a tag, and start it."""
 
 from dre import units
 
-from dscriptlib.steps import Key, Kind
+from dscriptlib.steps import Key, verb
 
-STEP = Kind(
-    keys={"of": Key(units.name), "tag": Key(units.name, required=False)},
-    needs_proof=True,
-    argv=lambda values: ["undo", values["of"], *([values["tag"]] if "tag" in values else [])],
-)
+STEP = verb("undo", keys={"tag": Key(units.name, required=False)})
