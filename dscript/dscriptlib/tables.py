@@ -91,7 +91,7 @@ USUAL = {
 def monitor(kind: str, bounds: bool) -> Table:
     """The keys of a monitor of *kind*, with above and clear when *bounds*, as they are written or as they must be."""
     required, optional, measure = WATCHES[kind]
-    keys = {"id": MONITOR["id"], "watch": word(kind)}
+    keys: dict[str, Callable[[str], object]] = {"id": MONITOR["id"], "watch": word(kind)}
     keys.update({key: MONITOR[key] for key in required.split()})
     needed = f"id watch {required}"
     if measure is not None and bounds:

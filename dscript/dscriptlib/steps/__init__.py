@@ -102,15 +102,16 @@ def verb(*words: str, back: str | None = None, proof: bool = True, keys: Mapping
     )
 
 
-def word(*choices: str) -> Callable[[str], str]:
+class word:  # noqa: N801 - read as a type among the functions that are the other types
     """The type whose values are *choices*."""
 
-    def convert(value: str) -> str:
-        if value not in choices:
-            raise UsageError(f"expected {' or '.join(choices)}, got {value[:60]!r}")
-        return value
+    def __init__(self, *choices: str) -> None:
+        self.choices = choices
 
-    return convert
+    def __call__(self, value: str) -> str:
+        if value not in self.choices:
+            raise UsageError(f"expected {' or '.join(self.choices)}, got {value[:60]!r}")
+        return value
 
 
 def account(value: str) -> str:
@@ -130,15 +131,16 @@ def _load() -> dict[str, Kind]:
     return {name: importlib.import_module(f"{__name__}.{name}").STEP for name in names}
 
 
-def text(limit: int) -> Callable[[str], str]:
+class text:  # noqa: N801
     """The type of a line of at most *limit* printable characters for people."""
 
-    def convert(value: str) -> str:
-        if not 0 < len(value) <= limit or not value.isprintable():
-            raise UsageError(f"expected 1 to {limit} printable characters")
-        return value
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
 
-    return convert
+    def __call__(self, value: str) -> str:
+        if not 0 < len(value) <= self.limit or not value.isprintable():
+            raise UsageError(f"expected 1 to {self.limit} printable characters")
+        return value
 
 
 KINDS: Mapping[str, Kind] = _load()
