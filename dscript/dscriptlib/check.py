@@ -3,9 +3,12 @@
 
 from collections.abc import Iterator
 
-from dscriptlib import load
-from dscriptlib.model import Finding, Place, Response, Script
+from dscriptlib import load, tables, watching
+from dscriptlib.model import Finding, Monitor, Place, Response, Script
+from dscriptlib.steps import KINDS
 
+CHANGES = ("restart", "undo", "migrate", "run", "thaw", "rejoin", "emit")  # what is as it was only before them
+SURE = ("notify", "emit", "record")  # they need nothing but this host
 PERSON = ("notify", "ask")  # actions that reach a person
 
 
@@ -26,16 +29,64 @@ def findings_of(script: Script, file: str) -> Iterator[Finding]:
         return Finding(file, at, "error", text)
 
     for monitor in script.monitors:
-        if monitor.above is not None and monitor.clear is not None and monitor.clear >= monitor.above:
-            yield error(monitor.at, f"monitor {monitor.id!r}: clear must be below above, or it would never be clear")
+        for severity, at, text in _monitor(script, monitor):
+            yield Finding(file, at, severity, text)
+    broken = False
     for response in script.responses:
         for at, text in _unknown(script, response):
+            broken = True
             yield error(at, text)
         for at, text in _chain(script, response):
+            broken = True
             yield error(at, text)
-        if response.when and response.at_most is None:
-            text = f"response {response.id!r} can repeat without end; say at-most: {{attempts: N, per: TIME}}"
+        for at, text in _weak(response):
+            yield Finding(file, at, "warning", text)
+    reached = _reached(script)
+    for response in script.responses:
+        if response.id not in reached and not broken:  # else it may be just that
+            text = f"response {response.id!r} can never run: it has no 'when', and no 'then' of another one leads to it"
             yield Finding(file, response.at, "warning", text)
+
+
+def _monitor(script: Script, monitor: Monitor) -> Iterator[tuple[str, Place, str]]:
+    if monitor.above is not None and monitor.clear is not None and monitor.clear >= monitor.above:
+        text = f"monitor {monitor.id!r}: clear must be below above, or it would never be clear"
+        yield "error", monitor.at, text
+    every = tables.EVERY.get(monitor.watch, 0.0) if monitor.every is None else monitor.every
+    for length in (monitor.hold, monitor.missing or 0.0):
+        if monitor.watch not in watching.KINDS and 0 < length < every:
+            text = f"monitor {monitor.id!r} looks every {every:g} s, which is too seldom to tell that something lasts"
+            yield "error", monitor.every_at, f"{text} {length:g} s; say every: {length:g}s or less"
+    used = {trigger.monitor for response in script.responses for trigger in response.when}
+    used |= {name for response in script.responses for step in response.steps for name in script.expected(step)}
+    if monitor.id not in used:
+        yield "warning", monitor.at, f"monitor {monitor.id!r} has no response: when it is raised nobody is told"
+
+
+def _weak(response: Response) -> Iterator[tuple[Place, str]]:
+    if response.when and response.at_most is None:
+        text = f"response {response.id!r} can repeat without end; say at-most: {{attempts: N, per: TIME}}"
+        yield response.at, text
+    if response.if_failed != "revert":
+        return
+    for number, step in enumerate(response.steps):
+        lasting = KINDS[step.action].compensate is None and step.action in CHANGES
+        later = next((other for other in response.steps[number + 1 :] if other.action not in SURE), None)
+        if lasting and later is not None:
+            text = f"{step.action} cannot be taken back, yet {later.action} after it may fail; let it come last,"
+            yield step.at, f"{text} or do not promise if-failed: revert"
+
+
+def _reached(script: Script) -> set[str]:
+    """The responses that an event can lead to, by themselves or by `then`."""
+    following = {response.id: response.then for response in script.responses}
+    reached: set[str] = set()
+    for response in script.responses:
+        name: str | None = response.id if response.when else None
+        while name is not None and name not in reached:
+            reached.add(name)
+            name = following.get(name)
+    return reached
 
 
 def _unknown(script: Script, response: Response) -> Iterator[tuple[Place, str]]:

@@ -80,6 +80,14 @@ WATCHES: Mapping[str, tuple[str, str, Callable[[str], float] | None]] = {
     "sysmon": ("finding system within", "", None),
     "evidence": ("type missing", "of system source fields", None),
 }
+# How often dre-watch looks, in seconds, where `every` is not said.
+EVERY: Mapping[str, float] = {
+    **dict.fromkeys(("cpu", "memory", "liveness"), 0.5),
+    "http": 0.2,
+    **dict.fromkeys(("host-cpu", "host-memory"), 1.0),
+    **dict.fromkeys(("disk", "clock", "apache", "mysql"), 5.0),
+    "command": 10.0,
+}
 # Of those that may do without above and clear: what the first D-RE had.
 USUAL = {
     **dict.fromkeys(("cpu", "memory", "host-cpu", "host-memory"), (90.0, 80.0)),  # percent

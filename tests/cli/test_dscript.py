@@ -130,10 +130,13 @@ def engine(tmp_path, settings):
 
 
 def test_check_is_silent_and_0_when_clean_1_with_findings(run, tmp_path, settings, shop):
+    used = "when: [busy, dead, {event: shop.overload, after: shop.release, within: 10m}]"
+    text = SCRIPT.replace("when: {event: shop.overload, after: shop.release, within: 10m}", used)
+    shop.write_text(text)
     done = run("dscript", "--config", settings(), "check", shop)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     bad = tmp_path / "bad.yaml"
-    bad.write_text(SCRIPT.replace("clear: 200ms", "clear: 400ms"))
+    bad.write_text(text.replace("clear: 200ms", "clear: 400ms"))
     done = run("dscript", "--config", settings(), "check", shop, bad)
     assert done.returncode == 1
     assert done.stdout.decode() == (
@@ -142,6 +145,20 @@ def test_check_is_silent_and_0_when_clean_1_with_findings(run, tmp_path, setting
     done = run("dscript", "--config", settings(), "check", "--json", bad)
     row = json.loads(done.stdout)
     assert (row["file"], row["line"], row["column"], row["severity"]) == (str(bad), 5, 79, "error")
+
+
+def test_check_looks_at_all_files_together(run, tmp_path, settings):
+    head = "dscript: 1\nname: {0}\nresponses:\n  - id: r\n    when: {{event: {1}}}\n    steps:\n"
+    rest = "      - {{action: emit, type: {2}}}\n      - {{action: notify, to: o}}\n"
+    rest += "    at-most: {{attempts: 1, per: 1m}}\n"
+    for name, heard, emitted in (("one", "a.b", "c.d"), ("two", "c.d", "a.b")):
+        (tmp_path / name).write_text((head + rest).format(name, heard, emitted))
+    assert run("dscript", "--config", settings(), "check", tmp_path / "one").returncode == 0
+    done = run("dscript", "--config", settings(), "check", tmp_path / "one", tmp_path / "two")
+    assert done.returncode == 1 and b"one:7:9: error: responses that trigger each other" in done.stdout
+    assert run("dscript", "--config", settings(), "deploy", tmp_path / "one").returncode == 0
+    done = run("dscript", "--config", settings(), "deploy", tmp_path / "two")  # and with what is in force
+    assert done.returncode == 1 and b"two:7:9: error: responses that trigger each other" in done.stderr
 
 
 @pytest.mark.parametrize(("argv", "code"), [((), 2), (("check",), 2), (("check", "/none"), 3), (("check", "/"), 2)])

@@ -3,6 +3,7 @@
 
 import argparse
 import contextlib
+import json
 import shlex
 import signal
 import sys
@@ -49,19 +50,39 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check_files(ctx: cli.Context) -> int:
     """dscript check FILE…"""
-    from dscriptlib import check, load
+    from dscriptlib import between, check, load
 
-    found = 0
+    found, scripts = [], []
     for path in ctx.args.files:
-        _, findings = check.check(_read(path, load), str(path))
-        found += len(findings)
-        for finding in findings:
-            row = {"file": finding.file, "line": finding.at.line, "column": finding.at.column}
-            if ctx.out.as_json:
-                ctx.out.json({**row, "severity": finding.severity, "text": finding.text})
-            else:
-                ctx.out.line(str(finding))
+        script, findings = check.check(_read(path, load), str(path))
+        found += findings
+        if script is not None:
+            scripts.append((str(path), script))
+    found += between.findings(scripts, _here(ctx, [script for _, script in scripts]))
+    for finding in found:
+        row = {"file": finding.file, "line": finding.at.line, "column": finding.at.column}
+        if ctx.out.as_json:
+            ctx.out.json({**row, "severity": finding.severity, "text": finding.text})
+        else:
+            ctx.out.line(str(finding))
     return FAILED if found else 0
+
+
+def _here(ctx: cli.Context, scripts: Sequence[Any]) -> dict[str, list[str]]:
+    """The containers of this host, of the sorts that *scripts* name; nothing where they cannot be listed."""
+    from dre import run
+
+    named = {step.container[0] for script in scripts for response in script.responses for step in response.steps
+             if step.container}  # fmt: skip
+    here: dict[str, list[str]] = {}
+    for key, program in (("of", "dre-app"), ("system", "dre-sys")):
+        if key in named:
+            options = ["--config", ctx.args.config] if ctx.args.config else []
+            # Whoever may not list them, or has no such containers, can still check what is written.
+            with contextlib.suppress(DreError):
+                rows = run.run([program, *options, "list", "--json"], timeout=20.0).stdout.splitlines()
+                here[key] = [json.loads(row)["name"] for row in rows]
+    return here
 
 
 def _read(path: Path, load: Any) -> bytes:
@@ -77,14 +98,18 @@ def _read(path: Path, load: Any) -> bytes:
 
 def deploy_file(ctx: cli.Context) -> int:
     """dscript deploy FILE"""
-    from dscriptlib import check, load, store
+    from dscriptlib import between, check, load, store
 
     path = ctx.args.file
     octets = _read(path, load)
     script, findings = check.check(octets, str(path))
+    if script is not None:
+        others = [(str(other), store.read(other)[0]) for other in store.deployed(ctx.conf) if other.stem != script.name]
+        together = between.findings([*others, (str(path), script)], _here(ctx, [script]))
+        findings += [finding for finding in together if finding.file == str(path)]
     for finding in findings:
         sys.stderr.write(f"{finding}\n")
-    if script is None:
+    if script is None or any(finding.severity == "error" for finding in findings):
         return FAILED
     store.deploy(ctx.conf, script, octets)
     source = f"{event.host()}/script:{script.name}"
