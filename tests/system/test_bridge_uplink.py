@@ -292,13 +292,14 @@ def test_the_caller_killed_all_is_done_to_the_end(host):
 
 def test_the_worker_killed_its_caller_takes_all_back(host):
     before = everything(host)
-    block(host, BRIDGE)  # so that it waits
-    with subprocess.Popen(host.argv("migrate-uplink", "up0"), env=environment(), stderr=subprocess.PIPE) as caller:
+    block(host, BRIDGE)  # so that it waits, long enough to be caught at it
+    argv = host.argv("migrate-uplink", "--timeout", "60", "up0")
+    with subprocess.Popen(argv, env=environment(), stderr=subprocess.PIPE) as caller:
         assert wait_for(lambda: host.links()["up0"].get("master") == BRIDGE and not has(host, "up0"))
         parents = {pid: int(pathlib.Path(f"/proc/{pid}/stat").read_text().split()[3]) for pid in workers(host)}
         worker = next(pid for pid, parent in parents.items() if parent in parents)
         os.kill(worker, signal.SIGKILL)
-        assert caller.wait(20) == 1
+        assert caller.wait(60) == 1
         assert b"was killed; they were taken back" in caller.stderr.read()
     assert host.bridge("down").returncode == 0
     assert everything(host) == before
