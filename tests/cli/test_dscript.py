@@ -161,6 +161,23 @@ def test_check_looks_at_all_files_together(run, tmp_path, settings):
     assert done.returncode == 1 and b"two:7:9: error: responses that trigger each other" in done.stderr
 
 
+def test_explain_and_graph_print_and_a_bad_script_is_named(run, tmp_path, settings, shop):
+    config = settings()
+    assert run("dscript", "--config", config, "explain", shop).stdout.startswith(b"This is the script shop.\n")
+    japanese = run("dscript", "--config", config, "explain", "--lang", "ja", shop).stdout.decode()
+    assert japanese.startswith("これはスクリプト「shop」です。\n")
+    assert run("dscript", "--config", config, "graph", "--format", "dot", shop).stdout.startswith(b'digraph "shop" {')
+    drawn = run("dscript", "--config", config, "graph", shop)
+    if drawn.returncode == 6:
+        assert b"apt-get install graphviz" in drawn.stderr
+    else:
+        assert (drawn.returncode, drawn.stdout[:5]) == (0, b"<?xml")
+    shop.write_text("dscript: 1\n")
+    for verb in ("explain", "graph"):
+        done = run("dscript", "--config", config, verb, shop)
+        assert (done.returncode, done.stdout) == (1, b"") and b"error: a script lacks" in done.stderr
+
+
 @pytest.mark.parametrize(("argv", "code"), [((), 2), (("check",), 2), (("check", "/none"), 3), (("check", "/"), 2)])
 def test_mistakes_of_the_caller(run, settings, argv, code):
     done = run("dscript", "--config", settings(), *argv)

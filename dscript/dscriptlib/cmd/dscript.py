@@ -14,7 +14,7 @@ from typing import Any
 
 from dre import cli, event, files
 from dre.conf import Conf
-from dre.errors import FAILED, DreError, NotFoundError, NotPermittedError, TimedOutError, UsageError
+from dre.errors import FAILED, DreError, MissingError, NotFoundError, NotPermittedError, TimedOutError, UsageError
 
 LOCK = "dscript-run"
 Say = Callable[[str], None]
@@ -26,6 +26,15 @@ def make_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
     check = cli.verb(verbs, "check", check_files, "say what is wrong with scripts: 0 nothing, 1 findings")
     check.add_argument("files", metavar="FILE", nargs="+", type=Path)
+    explained = cli.verb(verbs, "explain", explain_file, "say in plain sentences what a script does")
+    explained.add_argument("--lang", choices=("en", "ja"), default="en", help="the language (default: en)")
+    explained.add_argument("file", metavar="FILE", type=Path)
+    graph = cli.verb(verbs, "graph", draw_file, "draw what leads to what in a script")
+    graph.add_argument(
+        "--format", choices=("svg", "dot"), default="svg", help="svg, by graphviz, or dot (default: svg)"
+    )
+    graph.add_argument("--lang", choices=("en", "ja"), default="en", help="the language (default: en)")
+    graph.add_argument("file", metavar="FILE", type=Path)
     deploy = cli.verb(verbs, "deploy", deploy_file, "check a script and put it in force")
     deploy.add_argument("file", metavar="FILE", type=Path)
     run = cli.verb(verbs, "run", run_engine, "run the engine in the foreground, with the deployed scripts or FILEs")
@@ -66,6 +75,47 @@ def check_files(ctx: cli.Context) -> int:
         else:
             ctx.out.line(str(finding))
     return FAILED if found else 0
+
+
+def _script(ctx: cli.Context, path: Path) -> Any:
+    """The script in *path*; its errors go to stderr, then None."""
+    from dscriptlib import check, load
+
+    script, findings = check.check(_read(path, load), str(path))
+    if script is None:
+        sys.stderr.write("".join(f"{finding}\n" for finding in findings))
+    return script
+
+
+def explain_file(ctx: cli.Context) -> int:
+    """dscript explain FILE"""
+    from dscriptlib import explain
+
+    script = _script(ctx, ctx.args.file)
+    if script is None:
+        return FAILED
+    for line in explain.explain(script, ctx.args.lang):
+        ctx.out.line(line) if not ctx.out.as_json else ctx.out.json({"text": line})
+    return 0
+
+
+def draw_file(ctx: cli.Context) -> int:
+    """dscript graph FILE"""
+    from dscriptlib import graph
+
+    script = _script(ctx, ctx.args.file)
+    if script is None:
+        return FAILED
+    text = graph.dot(script, ctx.args.lang)
+    if ctx.args.format == "svg":
+        from dre import run
+
+        try:
+            text = run.run(["dot", "-Tsvg"], stdin=text.encode()).stdout.decode()
+        except MissingError:
+            raise MissingError("dot is not installed: apt-get install graphviz, or say --format dot") from None
+    ctx.out.stream.write(text)
+    return 0
 
 
 def _here(ctx: cli.Context, scripts: Sequence[Any]) -> dict[str, list[str]]:
