@@ -30,13 +30,17 @@ class Site:
         (self.rules / "a.sec").write_text(RULE.format("alpha"))
         for name, role in (("ann", "author"), ("bob", "approver"), ("eve", "reader")):
             self.command("person", name, "--role", role, "--password", stdin=PASSWORD + "\n")
-        argv = [program("dre-rules"), "serve", "--config", config]
         self.log = place / "serve.log"
+        self.start()
+
+    def start(self):
+        """Have the desk served."""
+        argv = [program("dre-rules"), "serve", "--config", self.config]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=log, env=environment())
         deadline = time.monotonic() + 20
         with socket.socket(socket.AF_UNIX) as asking:
-            while asking.connect_ex(str(place / "run/rules.sock")):
+            while asking.connect_ex(str(self.place / "run/rules.sock")):
                 assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
                 time.sleep(0.02)
 

@@ -14,6 +14,8 @@ from monitorlib import rulecheck, ruleset, taking, versions
 from monitorlib.rulecheck import Book, Finding
 from monitorlib.versions import Files, Person, Proposal, Switch
 
+LINE = 16_384  # letters of a line, with all that continue it
+
 
 class RefusedError(DreError):
     """Rules that are not acceptable, and why."""
@@ -29,13 +31,7 @@ def read(conf: Conf, texts: Files, shown: Mapping[str, str] | None = None) -> li
     *shown* is how findings name a file, where that is not its name.
     """
     pipes = {path.name for path in conf.monitor_pipes}
-    books = []
-    for name, octets in sorted(texts.items()):
-        file = (shown or {}).get(name, name)
-        try:
-            books.append(rulecheck.parse(file, rulecheck.text(octets), pipes))
-        except ValueError as error:
-            books.append(Book(file, findings=[Finding(file, 1, f"not a text in ASCII: {error}")]))
+    books = [book((shown or {}).get(name, name), octets, pipes) for name, octets in sorted(texts.items())]
     findings = [finding for book in books for finding in book.findings]
     findings += [Finding(name, 1, "odd file name") for name in texts if not versions.NAME.fullmatch(name)]
     if not findings and conf.monitor_correlator == "dre":
@@ -43,6 +39,24 @@ def read(conf: Conf, texts: Files, shown: Mapping[str, str] | None = None) -> li
     if findings:
         raise RefusedError(findings)
     return books
+
+
+def book(file: str, octets: bytes, pipes: set[str]) -> Book:
+    """What is read of one file, and what is wrong with it; whatever it holds takes bounded time and depth."""
+    try:
+        text = rulecheck.text(octets)
+        number, long = 1, 0
+        for line in text.split("\n"):
+            long += len(line)
+            if long > LINE:
+                return Book(file, findings=[Finding(file, number, f"a line longer than {LINE} letters")])
+            long = long if line.endswith("\\") else 0
+            number += 1
+        return rulecheck.parse(file, text, pipes)
+    except ValueError as error:
+        return Book(file, findings=[Finding(file, 1, f"not a text in ASCII: {error}")])
+    except RecursionError:
+        return Book(file, findings=[Finding(file, 1, "something in it is nested too deeply")])
 
 
 def check(conf: Conf, texts: Files, shown: Mapping[str, str] | None = None) -> None:

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of rules over a real `dre-rules serve`: two people change rules; strangers and hostile texts change none."""
 
+import contextlib
 import hashlib
 import io
 import json
 import os
+import signal
 import socket
 import sqlite3
 import ssl
 import subprocess
+import threading
 import time
 
 import pagekit
@@ -251,7 +254,9 @@ HOSTILE = {
     "a context of perl": RULES.format("SubStr", "x", "none") + f"context==({TOUCH})\n",
     "exploding": RULES.format("RegExp", "^(a+)+$", "none"),
     "a file": RULES.format("SubStr", "x", "write FILE x"),
-    "a long line": RULES.format("SubStr", "x" * 1_100_000, "none"),
+    "a long line": RULES.format("SubStr", "x" * 1_000_000, "none"),
+    "deep": RULES.format("RegExp", "(" * 5000 + "a" + ")" * 5000, "none"),
+    "a line of many": "type=Single\nptype=SubStr\npattern=x" + "\\\nx" * 17_000 + "\ndesc=x\naction=none\n",
     "no ASCII": RULES.format("SubStr", "\u202eolleh", "none"),
     "HTML": "type=<script>alert(1)</script>\n\"'><img src=x onerror=alert(1)>\n",
 }
@@ -274,6 +279,9 @@ def test_odd_names_and_large_forms_are_refused(start):
     for name in ("../../etc/passwd", "<img src=x>.sec", "a b.sec", ".sec", "x" * 200 + ".sec", "b.txt", "a/b.sec"):
         assert ann.draft(name, RULE.format("b"), "propose") == 400, name
     assert ann.draft("b.sec", "x" * (5 << 20), "check") == 413 and "4 MiB" in ann.words
+    assert (
+        ann.draft("b.sec", "x" * (1 << 20), "check", file=(io.BytesIO(b"x"), "c.sec")) == 400 and "1 MiB" in ann.words
+    )
     assert ann.get("/rules/files/..%2f..%2fetc%2fpasswd") == 404 and ann.get("/rules/proposals/..%2f..") == 404
     assert ann.get("/rules/history/99999999999999999999") == 400 and ann.get("/rules/history/99") == 400
     assert not start.command("pending")
@@ -309,3 +317,32 @@ def test_the_desk_answers_nonsense_with_a_reason(start, octets):
 def test_the_page_says_when_nobody_answers(tmp_path, settings):
     asking = pagekit.Browser(settings())
     assert asking.get("/rules") == 503 and "dre-rules serve" in asking.words
+
+
+def test_killed_in_the_middle_it_begins_anew_and_nothing_is_half_done():
+    with pagekit.site() as site:
+        ann, bob = site.browser("ann"), site.browser("bob")
+        for n in range(4):
+            identity = ann.propose("b.sec", RULE.format(f"beta{n}"))
+            assert bob.get(of(identity)) == 200
+            approving = threading.Thread(target=bob.again, args=(of(identity),), kwargs={"do": "approve"}, daemon=True)
+            before = site.here()
+            approving.start()
+            time.sleep(0.02 * n)
+            children = subprocess.run(
+                ["pgrep", "-P", str(site.process.pid)], capture_output=True, text=True, check=False
+            ).stdout.split()
+            for pid in [site.process.pid, *map(int, children)]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            site.process.wait()
+            approving.join(20)
+            assert site.here() in (before, {**before, "b.sec": RULE.format(f"beta{n}")})
+            site.start()
+            assert bob.get("/rules") == 200
+            versions = [json.loads(line)["version"] for line in site.command("history", "--json").splitlines()]
+            assert versions and len(versions) == len(
+                [v for i, v in enumerate(versions) if not i or v != versions[i - 1]]
+            )
+            for line in site.command("pending", "--json").splitlines():
+                site.command("reject", json.loads(line)["id"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from dre import cli
 from dre.errors import DONE, FAILED, UsageError
 
-from monitorlib import replay, rulecheck, ruleset
+from monitorlib import changing, replay, rulecheck, ruleset
 from monitorlib.cmd import dre_rules_page, dre_rules_versions
 from monitorlib.cmd.dre_correlate import watched
 from monitorlib.correlate import Correlator
@@ -68,12 +68,10 @@ def _read(ctx: cli.Context) -> list[rulecheck.Book]:
     books = []
     for file in ctx.args.file:
         try:
-            books.append(rulecheck.parse(file, rulecheck.read(Path(file)), pipes))
+            with Path(file).open("rb") as stream:
+                books.append(changing.book(file, stream.read(rulecheck.LIMIT + 1), pipes))
         except OSError as error:
             raise UsageError(f"{file}: {error.strerror}") from None
-        except ValueError as error:
-            finding = rulecheck.Finding(file, 1, f"not a text in ASCII: {error}")
-            books.append(rulecheck.Book(file, findings=[finding]))
     return books
 
 
