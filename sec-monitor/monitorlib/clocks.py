@@ -14,7 +14,7 @@ from dre import event
 SAMPLES = 15
 ENOUGH = 3  # samples before anything is said
 SOURCES = 10_000  # in memory
-_SECOND = len("2026-11-23T08:00:00")
+SECOND = len("2026-11-23T08:00:00")
 
 
 class Clock:
@@ -40,23 +40,23 @@ class Clocks:
 
     most: float
     changed: list[tuple[bytes, float]] = field(default_factory=list)
-    _of: dict[bytes, Clock] = field(default_factory=dict)
+    known: dict[bytes, Clock] = field(default_factory=dict)
 
     def clock(self, source: bytes) -> Clock:
         """The clock of *source*."""
-        found = self._of.get(source)
+        found = self.known.get(source)
         if found is None:
-            if len(self._of) >= SOURCES:
-                kept = sorted(self._of, key=lambda name: self._of[name].looked)[SOURCES // 2 :]
-                self._of = {name: self._of[name] for name in kept}
-            found = self._of[source] = Clock()
+            if len(self.known) >= SOURCES:
+                kept = sorted(self.known, key=lambda name: self.known[name].looked)[SOURCES // 2 :]
+                self.known = {name: self.known[name] for name in kept}
+            found = self.known[source] = Clock()
         return found
 
     def look(self, source: bytes, clock: Clock, stamp: bytes, seen: bytes) -> None:
         """Take a sample, unless this second has one: an event of time *stamp* arrived at *seen*."""
-        if seen[:_SECOND] == clock.looked:
+        if seen[:SECOND] == clock.looked:
             return
-        clock.looked = seen[:_SECOND]
+        clock.looked = seen[:SECOND]
         try:
             delta = event.seconds(seen.decode()) - event.seconds(stamp.decode())
         except event.EventError:
@@ -75,4 +75,4 @@ class Clocks:
 
     def slowest(self, since: bytes) -> bytes:
         """The oldest of the newest times of all sources that sent something after *since*; empty without any."""
-        return min((clock.last for clock in self._of.values() if clock.arrived > since), default=b"")
+        return min((clock.last for clock in self.known.values() if clock.arrived > since), default=b"")
