@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 
 from dre.conf import Conf
-from dre.errors import DreError
+from dre.errors import DreError, NotFoundError
 
 from monitorlib import rulecheck, ruleset, taking, versions
 from monitorlib.rulecheck import Book, Finding
@@ -96,7 +96,8 @@ def approve(conf: Conf, identity: str, by: Person | None = None) -> Switch | Non
     check(conf, texts)
     note = f"{made.by}: {made.note}" if made.note else f"proposed by {made.by}"
     done = put(conf, texts, "approve", note, made.base, by)
-    versions.drop(conf, identity)
+    with contextlib.suppress(NotFoundError):  # rejected meanwhile, when it was too late
+        versions.drop(conf, identity)
     return done
 
 

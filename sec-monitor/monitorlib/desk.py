@@ -29,6 +29,7 @@ from monitorlib.versions import Person
 FILES, NAME, NOTE = 64, 100, 500  # files in a request, letters of a name and of a note
 POSTS = 60  # forms of one person in accounts.WINDOW
 RECORDED = 8 << 20  # octets of the spool that rules are tried on
+LISTED = 1000  # switches that the history tells
 SECONDS = 20  # of processor time for one trial
 ROWS, SHOWN = 20_000, 200  # lines that a trial may write, and that are told
 Fields = dict[str, Any]
@@ -197,7 +198,7 @@ class Desk:
         return {**told, "current": versions.digest(now) == made.base}
 
     def _history(self, visitor: Visitor, request: Fields) -> Fields:
-        return {"history": [asdict(one) for one in reversed(versions.seen(self.conf))]}
+        return {"history": [asdict(one) for one in versions.seen(self.conf)[: -LISTED - 1 : -1]]}
 
     def _switch(self, visitor: Visitor, request: Fields) -> Fields:
         number, done = _number(request), versions.seen(self.conf)
