@@ -75,7 +75,7 @@ def test_every_monitor_action_and_term_has_a_sentence(lang):
     told = lines(ALL, lang)
     text = "\n".join(told)
     assert "{" not in text and "None" not in text
-    for word in "web1 vm1 G9 good host2 t1 boss owner a.c job backup 1536M look".split():
+    for word in ["web1", "vm1", "G9", "good", "host2", "t1", "boss", "owner", "a.c", "job", "backup", "1536M", "look"]:
         assert word in text, word
     numbered = [line for line in told if re.match(r" {4}\d+\. ", line)]
     assert len(numbered) == len(KINDS)

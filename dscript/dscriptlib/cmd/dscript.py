@@ -35,6 +35,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     graph.add_argument("--lang", choices=("en", "ja"), default="en", help="the language (default: en)")
     graph.add_argument("file", metavar="FILE", type=Path)
+    simulate = cli.verb(verbs, "simulate", simulate_files, "print what scripts would decide about recorded events")
+    simulate.add_argument("--events", metavar="FILE", required=True, type=Path, help="event lines, or a journal")
+    simulate.add_argument("--fail", metavar="ACTION", action="append", default=[], help="suppose that ACTIONs fail")
+    simulate.add_argument("--answer", choices=("approve", "refuse"), help="suppose that a person answers so")
+    simulate.add_argument("--after", metavar="TIME", default="1h", help="go on so long after the last event (1h)")
+    simulate.add_argument("files", metavar="SCRIPT", nargs="*", type=Path)
     deploy = cli.verb(verbs, "deploy", deploy_file, "check a script and put it in force")
     deploy.add_argument("file", metavar="FILE", type=Path)
     run = cli.verb(verbs, "run", run_engine, "run the engine in the foreground, with the deployed scripts or FILEs")
@@ -48,6 +54,8 @@ def make_parser() -> argparse.ArgumentParser:
     ack.add_argument("request", metavar="REQUEST", help="what notify.log names")
     ack.add_argument("--text", default="", help="what is done about it, for the evidence")
     cli.verb(verbs, "history", show_history, "print what was done, from the journal")
+    why = cli.verb(verbs, "why", explain_run, "say why something was done, and what came of it")
+    why.add_argument("id", metavar="ID", help="of an event, a run or a request")
     cli.verb(verbs, "status", show_status, "print the scripts and what runs; 0 when the engine runs, else 1")
     return parser
 
@@ -116,6 +124,13 @@ def draw_file(ctx: cli.Context) -> int:
             raise MissingError("dot is not installed: apt-get install graphviz, or say --format dot") from None
     ctx.out.stream.write(text)
     return 0
+
+
+def simulate_files(ctx: cli.Context) -> int:
+    """dscript simulate --events FILE [SCRIPT…]"""
+    from dscriptlib.cmd import simulating
+
+    return simulating.simulate_files(ctx)
 
 
 def _here(ctx: cli.Context, scripts: Sequence[Any]) -> dict[str, list[str]]:
@@ -353,6 +368,21 @@ def _actions(directory: Path) -> Iterator[dict[str, Any]]:
             outcome = {"outcome": "failed" if record["error"] else "done", "duration": record["seconds"]}
             yield {**found, **outcome, **({"error": record["error"]} if record["error"] else {})}
     yield from open_.values()
+
+
+def explain_run(ctx: cli.Context) -> None:
+    """dscript why ID"""
+    from dscriptlib import journal, why
+
+    rows = list(why.reasons(journal.records(_journal_directory(ctx.conf)), ctx.args.id))
+    if not rows:
+        raise NotFoundError(f"{ctx.args.id}: the journal knows no such event, run or request")
+    for row in rows:
+        if ctx.out.as_json:
+            ctx.out.json(row)
+        else:
+            for line in why.sentences(row):
+                ctx.out.line(cli.harmless(line))
 
 
 def show_status(ctx: cli.Context) -> int:
