@@ -112,6 +112,8 @@ class Trends:
         self._place, self._later = place, later
         self._open: dict[tuple[Key, str], Point] = {}
         self._limits: dict[Key, tuple[float, float]] = {}
+        if place.is_dir():
+            files.remove_halves(place)
 
     def add(self, monitor: Monitor, sample: Sample, now: float) -> None:
         """Take a sample into account that was made at *now*, by the clock on the wall."""
@@ -175,12 +177,12 @@ class Trends:
 
     def _sweep(self) -> None:
         """Let go of monitors that are not sampled any more."""
-        ages = []
-        for key in known(self._place):
-            newest = [path.stat().st_mtime for path in self._place.glob(f"{key[0]}.{key[1]}.*")]
-            ages.append((max(newest, default=0.0), key))
-        ages.sort(reverse=True)
-        for number, (changed, key) in enumerate(ages):
-            if number >= KEPT or time.time() - changed > AGE:
-                for path in self._place.glob(f"{key[0]}.{key[1]}.*"):
-                    path.unlink(missing_ok=True)
+        newest: dict[str, float] = {}
+        for path in self._place.iterdir():
+            name = path.name.rpartition(".")[0]
+            if _NAME.fullmatch(name):
+                newest[name] = max(newest.get(name, 0.0), path.stat().st_mtime)
+        for number, name in enumerate(sorted(newest, key=lambda name: -newest[name])):
+            if number >= KEPT or time.time() - newest[name] > AGE:
+                for ending in ("json", *RINGS):
+                    (self._place / f"{name}.{ending}").unlink(missing_ok=True)

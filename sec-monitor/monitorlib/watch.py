@@ -29,9 +29,9 @@ Emit = Callable[[str, str, dict[str, Any], int], None]  # type, source, data, se
 
 
 class Watch:
-    """All monitors of all files, each with a task that samples."""
+    """All monitors of all files, each with a task that samples; *keep*: whether a trend of them is kept."""
 
-    def __init__(self, conf: Conf, emit: Emit, say: Callable[[str], None]) -> None:
+    def __init__(self, conf: Conf, emit: Emit, say: Callable[[str], None], keep: bool = True) -> None:
         self.conf = conf
         self._emit = emit
         self._say = say
@@ -42,7 +42,7 @@ class Watch:
         self._states = {key: State(raised=True) for key in _remembered(self._memory)}
         # One thread, so that crossings are emitted in the order in which they were made.
         self._teller = ThreadPoolExecutor(1, "tell")
-        self._keeper = ThreadPoolExecutor(1, "keep")
+        self._keeps, self._keeper = keep, ThreadPoolExecutor(1, "keep")
         self._trends = trend.Trends(trend.directory(conf), self._keep)
         self._samplers = ThreadPoolExecutor(4, "sample")
         self._slow = ThreadPoolExecutor(16, "ask")
@@ -159,7 +159,8 @@ class Watch:
             self._trends.crossed(monitor, crossing, value, time.time())
 
     def _keep(self, write: Callable[..., None], *fields: object) -> None:
-        self._keeper.submit(self._kept, write, *fields)
+        if self._keeps:
+            self._keeper.submit(self._kept, write, *fields)
 
     def _kept(self, write: Callable[..., None], *fields: object) -> None:
         try:

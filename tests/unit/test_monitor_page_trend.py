@@ -14,8 +14,8 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "sec-monitor"))
 
-from dre import event  # noqa: E402
-from monitorlib import trend  # noqa: E402
+from dre import conf, event  # noqa: E402
+from monitorlib import trend, watch  # noqa: E402
 from monitorlib.crossing import Monitor, Sample  # noqa: E402
 
 KEY, NOW = ("shop", "slow"), 1_790_000_400  # a multiple of 10 minutes
@@ -110,6 +110,17 @@ def test_who_is_not_sampled_any_more_goes_and_there_are_only_so_many(tmp_path):
         one = Monitor("s", f"m{n}", "cpu", "web1", None, 90.0, 70.0, 0.0, 0.5)
         made.add(one, Sample(1.0), NOW)
     assert len(trend.known(tmp_path)) == trend.KEPT and KEY not in trend.known(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_who_only_looks_keeps_nothing(settings, tmp_path, keep):
+    made = watch.Watch(conf.load(settings()), lambda *told: None, pytest.fail, keep=keep)
+    made.report(monitor(), Sample(0.5), time.monotonic())
+    made._trends.end()
+    for pool in (made._teller, made._keeper):
+        pool.shutdown()
+    found = sorted(path.name for path in (tmp_path / "state/watch").glob("trend/*"))
+    assert found == (["shop.slow.10m", "shop.slow.10s", "shop.slow.json"] if keep else [])
 
 
 def test_a_kill_leaves_whole_lines(tmp_path):

@@ -30,7 +30,8 @@ def watch(ctx: cli.Context) -> None:
         ctx.out.line(event.new_line(made).decode().rstrip("\n"))
         ctx.out.stream.flush()
 
-    asyncio.run(Watch(ctx.conf, show if ctx.args.stdout else send, ctx.say).run())
+    asked = ctx.args.stdout  # somebody looks; the service beside it keeps what is measured
+    asyncio.run(Watch(ctx.conf, show if asked else send, ctx.say, keep=not asked).run())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
