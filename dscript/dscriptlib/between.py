@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from dscriptlib import watching
 from dscriptlib.model import Finding, Place, Response, Script, Step
 
-# Actions of which two on one container at the same time leave it as the last one wanted.
+# Actions of which two on one container at the same time leave it as the last one wanted. Restart and undo are none:
+# in either order the container runs, on the state that is good.
 _LIFE = frozenset(("restart", "stop", "undo", "migrate"))
+_HARMLESS = frozenset(("restart", "undo"))
 _OPPOSITES = (frozenset(("freeze", "thaw")), frozenset(("isolate", "rejoin")))
 Names = Mapping[str, Sequence[str]]  # `of` and `system` → the names of containers of this host
 
@@ -123,7 +125,7 @@ def _against(step: Step, other: Step) -> bool:
         return any(step.values[key] != other.values[key] for key in step.values.keys() & other.values.keys())
     if len(pair) == 1:
         return step.action in ("undo", "migrate") and step.values != other.values
-    return pair <= _LIFE or pair in _OPPOSITES
+    return (pair <= _LIFE and pair != _HARMLESS) or pair in _OPPOSITES
 
 
 # --- this host ---

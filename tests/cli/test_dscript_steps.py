@@ -11,7 +11,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import environment, program
+from conftest import ROOT, environment, program
 from dre import event
 
 HEAD = """\
@@ -237,3 +237,27 @@ def test_a_program_killed_with_its_supervisor_is_not_started_again_and_the_owner
     assert "not known, so it is not started again" in outcome["error"]
     one.wait(lambda: (one.place / "log/notify.log").exists(), "the owner")
     assert len(log.read_text().splitlines()) == 1
+
+
+def test_the_shipped_program_stops_the_batch_jobs_that_the_record_names_and_nothing_else(tmp_path):
+    """The D-Box and dre-app are fakes: what they print and are told is all that the program has to do with them."""
+    fakes, told = tmp_path / "bin", tmp_path / "told"
+    fakes.mkdir()
+    sources = ["/host:h/app:batch-1", "/host:h/app:web1", "/host:h/app:batch-2; id", "/host:h/app:batch-1"]
+    for number, source in enumerate(sources):
+        line = json.dumps({"source": source, "type": "app.started"}, separators=(",", ":"))
+        (tmp_path / f"{number}").write_text(line)
+    answer = f'echo "$*" >{told}.asked; seq 0 3 | sed "s/$/ time app/"'
+    search = f'case "$1" in --search) {answer} ;; *) cat {tmp_path}/$1 ;; esac'
+    for name, text in (("dbox-get", search), ("dre-app", f'echo "$*" >>{told}')):
+        (fakes / name).write_text(f"#!/bin/sh\n{text}\n")
+        (fakes / name).chmod(0o755)
+    env = {**environment(), "PATH": f"{fakes}:/usr/bin:/bin"}
+    done = subprocess.run([ROOT / "dscript/actions/stop-batch"], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "stopped batch-1\n"), done.stderr
+    assert told.read_text() == "stop batch-1\n"
+    assert "stream=app type=app.started since=20" in pathlib.Path(f"{told}.asked").read_text()
+    (tmp_path / "0").write_text("{}")
+    (tmp_path / "3").write_text("{}")
+    done = subprocess.run([ROOT / "dscript/actions/stop-batch"], env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and "no batch job was started" in done.stdout

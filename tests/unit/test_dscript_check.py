@@ -45,6 +45,12 @@ def test_shipped_scripts_are_clean(path):
     assert findings == [] and script.name == path.stem
 
 
+def test_the_shipped_scripts_fit_together():
+    paths = sorted((ROOT / "dscript" / "scripts").glob("*.yaml"))
+    assert len(paths) >= 8
+    assert between.findings([(path.name, check.check(path.read_bytes(), path.name)[0]) for path in paths], {}) == []
+
+
 @pytest.mark.parametrize(
     ("old", "new", "finding"),
     [
@@ -133,7 +139,8 @@ responses:
 @pytest.mark.parametrize(
     ("one", "two", "conflict"),
     [
-        ("{action: restart, of: a}", "{action: undo, of: a}", True),
+        ("{action: stop, of: a}", "{action: undo, of: a}", True),
+        ("{action: restart, of: a}", "{action: undo, of: a}", False),
         ("{action: restart, of: a}", "{action: undo, of: b}", False),
         ("{action: restart, of: a}", "{action: undo, system: a}", False),
         ("{action: freeze, of: a}", "{action: thaw, of: a}", True),
