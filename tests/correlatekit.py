@@ -94,8 +94,13 @@ class Maker:
         return "; ".join(self.some.choices(texts, k=2))
 
     def paired(self, n):
-        texts = (f"write %script S{n} %1 %{{2}} $1 %+{{host}} %s u=%u", "create F_%1 3 (write %script end %s)", "none")
-        return "; ".join(self.some.choices(texts, (4, 2, 1), k=2))
+        texts = (
+            f"write %script S{n} %1 %{{2}} $1 %+{{host}} %s u=%u",
+            "create F_%1 3 (write %script end %s)",
+            "none",
+            "reset 0",
+        )
+        return "; ".join(self.some.choices(texts, (4, 2, 1, 1), k=2))
 
     def actions(self, n):
         some = self.some
@@ -113,6 +118,9 @@ class Maker:
             "delete C_$1",
             "obsolete D",
             "assign %v x$1%%y",
+            f"reset {some.choice(['0', '+1', '-1', '1', '2', '+9'])} {some.choice(['d', 'd $1', 'd $1 $2', '%s'])}",
+            f"create R_$1 {some.randint(1, 3)} (reset d $1; write %script end {n} %u)",
+            "reset",
         ]
         return "; ".join(some.choices(texts, k=some.randint(1, 3)))
 

@@ -89,6 +89,8 @@ class Correlator:
         self._head = b"-"
         self._line = b""
         self._about: list[bytes] = []  # contexts that an explanation is to show
+        self._marked = {rule.mark.encode(): rule for rules in rules.files for rule in rules}
+        self.memory.reset = self._reset
         self._prepare()
 
     def _prepare(self) -> None:
@@ -313,9 +315,19 @@ class Correlator:
         self.memory.timers.put(rule.place, name, operation)
         return True
 
+    def _reset(self, marks: bytes, desc: bytes) -> None:
+        """End the operations of the rules with *marks* for the description *desc*, without their actions."""
+        for rule in map(self._marked.get, marks.split()):
+            waiting = self.operations.get(rule.place) if rule else None
+            if rule and waiting and (operation := waiting.all.get(desc)):
+                self._end(rule, operation)
+
     def _end(self, rule: Ready, operation: Operation) -> None:
+        """Take an operation out of the books, unless `reset` has done so."""
         name = operation.desc
-        waiting = self.operations[rule.place]
+        waiting = self.operations.get(rule.place)
+        if not waiting or waiting.all.get(name) is not operation:
+            return
         del waiting.all[name]
         self.count -= 1
         waiting.patterns.pop(name, None)

@@ -4,6 +4,7 @@
 import hashlib
 import heapq
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -96,6 +97,7 @@ class Memory:
         self.count = 0  # of the lines it has put out
         self.ids: list[bytes] = []  # of the events on which that rests
         self.why: dict[str, object] | None = None
+        self.reset: Callable[[bytes, bytes], None] = lambda marks, desc: None  # ends operations of rules
         self.full = 0  # contexts and operations that were not begun because there were too many
 
     def begin(self, cause: bytes) -> None:
@@ -162,6 +164,8 @@ class Memory:
                 self._write(name.decode(), rest[0], rule)
             elif verb == "logonly":
                 self.logged.append(name)
+            elif verb == "reset":
+                self.reset(name, rest[0])
             elif verb == "assign":
                 self.variables[name] = rest[0]
             else:

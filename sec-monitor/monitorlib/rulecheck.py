@@ -52,6 +52,7 @@ _ARGUMENTS = 16  # at most
 _VALUE = re.compile(r"[$%]")
 _CALL = re.compile(r"(^|[;(])(\s*)cmdexec\s([^;()]*)")
 _LIFETIME = re.compile(r"([0-9]{1,7}|-)(?:\s+(.+))?", re.DOTALL)
+_RESET = re.compile(r"reset(?:\s+([+-]?[0-9]{1,4}))?(?:\s+(.*\S))?", re.DOTALL)
 _VARIABLE = re.compile(r"%[A-Za-z][A-Za-z0-9_]*")
 _NUMBER = re.compile(r"[0-9]{1,7}")
 _SET = re.compile(r"[A-Za-z0-9_.:+${}-]+(\s+[A-Za-z0-9_.:+${}-]+)*")
@@ -340,6 +341,8 @@ def _action(text: str, pipes: set[str]) -> Action:
         raise RefusedError("write goes only to %NAME, the name of a FIFO in DRE_MONITOR_PIPES")
     if match := _ASSIGN.fullmatch(text):
         return ("assign", _variable("assign", match[1], pipes), _plain(match[2]))
+    if match := _RESET.fullmatch(text):
+        return ("reset", match[1] or "", _plain(match[2]))
     match = _CONTEXT_ACTION.fullmatch(text)
     if not match:
         raise RefusedError(f"{verb[:40]!r} is not an action that is allowed in this form")

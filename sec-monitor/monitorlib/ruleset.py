@@ -194,13 +194,9 @@ def compile(books: list[Book], pipes: set[str]) -> tuple[Ruleset, list[Finding]]
     for number, book in enumerate(books):
         found = [Finding(book.file, line, reason) for rule in book.rules for line, reason in _only_sec(rule)]
         findings += found
-        rules = [] if found else [_ready(book, rule, (number, n), pipes) for n, rule in enumerate(book.rules)]
+        marks = _marks(book)
+        rules = [] if found else [_ready(book, rule, (number, n), pipes, marks) for n, rule in enumerate(book.rules)]
         made.files.append(rules)
-        known: Counter[str] = Counter()
-        for ready, rule in zip(rules, book.rules, strict=False):
-            mark = hashlib.sha256(repr((Path(book.file).name, sorted(rule.values.items()))).encode()).hexdigest()[:16]
-            ready.mark = f"{mark}-{known[mark]}"
-            known[mark] += 1
         if book.options.get("procallin", "yes").lower() == "yes":
             made.main.append(number)
         for name in dict.fromkeys(book.options.get("joincfset", "").split()):
@@ -214,6 +210,17 @@ def compile(books: list[Book], pipes: set[str]) -> tuple[Ruleset, list[Finding]]
                 patterns.append((ready.place, ready.pattern2.demands if is_known else None))
     made.index = ruleindex.Index(patterns)
     return made, findings
+
+
+def _marks(book: Book) -> list[str]:
+    """For each rule of a file what stays the same as long as the rule says the same."""
+    marks: list[str] = []
+    known: Counter[str] = Counter()
+    for rule in book.rules:
+        mark = hashlib.sha256(repr((Path(book.file).name, sorted(rule.values.items()))).encode()).hexdigest()[:16]
+        marks.append(f"{mark}-{known[mark]}")
+        known[mark] += 1
+    return marks
 
 
 def _only_sec(rule: Rule) -> list[tuple[int, str]]:
@@ -232,7 +239,7 @@ def _names(terms: Condition) -> list[str]:
     return [name for _, term in terms if term for name in ([term] if isinstance(term, str) else _names(term))]
 
 
-def _ready(book: Book, rule: Rule, place: ruleindex.Place, pipes: set[str]) -> Ready:
+def _ready(book: Book, rule: Rule, place: ruleindex.Place, pipes: set[str], marks: list[str]) -> Ready:
     has = rule.values
 
     def number(key: str) -> int:
@@ -245,7 +252,7 @@ def _ready(book: Book, rule: Rule, place: ruleindex.Place, pipes: set[str]) -> R
         return {"TakeNext": place[1] + 1, "EndMatch": END}.get(word, len(book.rules))
 
     def octets(key: str) -> list[BytesAction]:
-        return [_octets(action) for action in actions(has[key], pipes)] if key in has else []
+        return [_octets(action, place[1], marks) for action in actions(has[key], pipes)] if key in has else []
 
     second = None
     if "pattern2" in has:
@@ -271,12 +278,27 @@ def _ready(book: Book, rule: Rule, place: ruleindex.Place, pipes: set[str]) -> R
         goto2=goto("continue2"),
         sets=has["cfset"].encode().split() if "cfset" in has else None,
         is_constant=has.get("constset", "yes").lower() == "yes",
+        mark=marks[place[1]],
     )
 
 
-def _octets(action: Action) -> BytesAction:
-    verb = action[0]
-    return (verb, *(part.encode() if isinstance(part, str) else [_octets(a) for a in part] for part in action[1:]))
+def _octets(action: Action, number: int, marks: list[str]) -> BytesAction:
+    """An action of the rule *number* in octets; what `reset` ends is named by marks, for the rule may move."""
+    verb, *parts = action
+    if verb == "reset" and isinstance(parts[0], str):
+        parts[0] = " ".join(_reset(parts[0], number, marks))
+    return (
+        verb,
+        *(part.encode() if isinstance(part, str) else [_octets(a, number, marks) for a in part] for part in parts),
+    )
+
+
+def _reset(which: str, number: int, marks: list[str]) -> list[str]:
+    """The marks of the rules whose operations end: of the first one for 1, of the one before for -1, of all without."""
+    if not which:
+        return marks
+    target = number + int(which) if which[0] in "+-" or not int(which) else int(which) - 1
+    return marks[target : target + 1] if target >= 0 else []
 
 
 def _map(text: str | None) -> tuple[tuple[bytes, int], ...]:

@@ -246,6 +246,24 @@ def test_negations_and_names_and_maps():
     assert [text for _, text in run(made(text), line(0, "b.q"))] == ["no $1", "qq. $ 100%"]
 
 
+@pytest.mark.parametrize(
+    ("which", "ended"), [("-1 d", 1), ("1", 1), ("", 1), ("0", 0), ("+1", 0), ("3", 0), ("1 e", 0)]
+)
+def test_reset_ends_what_a_rule_has_begun(which, ended):
+    counting = rule("SingleWithThreshold", r'"type":"a\.x"', window=60, thresh=3)
+    found = run(made(counting + rule(pattern='a.y"', ptype="SubStr", action=f"reset {which}".strip())),
+                line(1), line(2), line(3, "a.y"), line(4), line(5), line(6))  # fmt: skip
+    assert seconds(found) == [6 if ended else 4]
+
+
+def test_an_operation_may_end_itself():
+    text = rule("SingleWithSuppress", window=60, action="reset 0; write %script told")
+    text += rule("Pair", r'"type":"b\.(x)"', window=9, ptype2="SubStr", pattern2="b.y", desc2="d", action2="reset 0")
+    correlator = made(text)
+    assert seconds(run(correlator, line(1), line(2), line(3, "b.x"), line(4, "b.y"), line(5, "b.x"))) == [1, 2, 3, 5]
+    assert correlator.count == 1
+
+
 def test_what_an_event_holds_is_never_read_as_a_variable():
     text = rule(pattern='"v":"([^"]*)"', action="assign %x $1; write %script %x $1 %s", desc="$1")
     assert run(made(text), line(0, more='"v":"%u $1 $$ %%"')) == [(0, "%u $1 $$ %% %u $1 $$ %% %u $1 $$ %%")]
