@@ -44,14 +44,30 @@ responses:
     then: third
   - {id: third, when: backup, steps: [{action: record, text: x}, {action: restart, of: a}], then: call,
      at-most: {attempts: 1, per: 1m}}
+  - id: quick
+    when: {event: t.quick}
+    steps: [{action: record, text: x}]
+    at-most: {attempts: 3, per: 2m, cooldown: 6s}
+    then: call
   - {id: call, steps: [{action: notify, to: owner}]}
 """
-EVENTS = ["t.failed", "t.login", "t.reset", "t.go", "t.backup", "busy", "calm", "sysmon.hidden.process"]
+EVENTS = [
+    "t.quick",
+    "t.quick",
+    "t.failed",
+    "t.login",
+    "t.reset",
+    "t.go",
+    "t.backup",
+    "busy",
+    "calm",
+    "sysmon.hidden.process",
+]
 MOVES = st.one_of(
     st.tuples(st.just("event"), st.sampled_from(EVENTS), st.sampled_from([True, True, True, False])),
     st.tuples(st.just("answer"), st.integers(0, 3), st.sampled_from([None, None, None, "it broke"])),
     st.tuples(st.just("reply"), st.booleans()),
-    st.tuples(st.just("wait"), st.sampled_from([0.2, 5.0, 25.0, 45.0, 130.0, 700.0])),
+    st.tuples(st.just("wait"), st.sampled_from([0.2, 5.0, 7.0, 25.0, 45.0, 130.0, 700.0])),
     st.tuples(st.just("answer all"), st.none()),
 )
 
@@ -144,6 +160,17 @@ def test_whatever_happens_what_was_agreed_holds(moves):
             break
     assert not world.state.busy(), world.state
     assert len(world.asked) == len(set(world.asked)), "asked for twice"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([0.2, 3.0, 7.0, 20.0, 40.0, 130.0]), st.booleans()), max_size=20))
+def test_a_response_that_is_called_for_again_and_again_is_held_back(moves):
+    world = Judge()
+    for wait, proven in moves:
+        world.move("event", "t.quick", proven)
+        world.move("answer all", None)
+        world.move("wait", wait)
+    assert len(world.starts["quick", True]) > 0 or not any(proven for _, proven in moves)
 
 
 @settings(max_examples=150, deadline=None)
