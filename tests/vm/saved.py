@@ -143,11 +143,13 @@ def _image():
 
 
 def _booted():
-    """The directory of the booted guest. It depends on its hardware, and on the QEMU and processor it runs on."""
+    """The directory of the booted guest: of its hardware, what waits in it, and the QEMU and processor it runs on."""
     version = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, check=True, timeout=60).stdout
     lines = pathlib.Path("/proc/cpuinfo").read_bytes().splitlines()
     processor = next((line for line in lines if line.startswith(b"model name")), b"")
-    return CACHE / f"{_image()}-{_digest([repr(HARDWARE).encode(), version, processor])}".replace("guest", "booted")
+    waits = [(ROOT / "dre-core/dre/system" / name).read_bytes() for name in ("warm.py", "resident.py")]
+    digest = _digest([repr(HARDWARE).encode(), version, processor, *waits])
+    return CACHE / f"{_image()}-{digest}".replace("guest", "booted")
 
 
 def _made(place, make, say, done):

@@ -126,7 +126,7 @@ def test_a_warm_start_that_was_killed_makes_no_second_machine_of_one(host, share
         host.dre("create", "v2", "--ip", f"{NETWORK}.12/24", *words)
         try:
             process = host.begin("start", "v2")
-            time.sleep(random.uniform(0, 8))
+            time.sleep(random.uniform(0, 4))
             process.kill()
             process.communicate(timeout=60)
             host.dre("recover", timeout=300)

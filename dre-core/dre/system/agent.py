@@ -179,9 +179,9 @@ class Agent:
         except (binascii.Error, ValueError, TypeError):
             raise self._nonsense(command) from None
 
-    def write(self, pieces: Iterator[bytes], target: str) -> None:
-        """Make or replace the guest's file *target* of *pieces*."""
-        handle = self._opened(target, "w")
+    def write(self, pieces: Iterator[bytes], target: str, mode: str = "w") -> None:
+        """Make or replace the guest's file *target* of *pieces*; *mode* is one of fopen(3)."""
+        handle = self._opened(target, mode)
         try:
             for piece in pieces:
                 while piece:

@@ -24,7 +24,7 @@ from dre.errors import DreError
 from dre.images import Image
 from dre.run import need, run
 from dre.spec import DHCP
-from dre.system import address, building, hypervisor, isolation, lifecycle, savefile, virt
+from dre.system import address, building, hypervisor, isolation, lifecycle, resident, savefile, virt
 from dre.system import domain as definitions
 from dre.system.agent import Agent
 from dre.system.model import System
@@ -43,34 +43,11 @@ cp /etc/machine-id /run/dre-machine-id
 ip link set eth0 down
 sync
 """
-# 0x5207 is RNDRESEEDCRNG of random(4): else what was written counts only some minutes later, and not every kernel
-# hears of a new generation id.
-_AWAKE = """
-set -eu
-date -u -s "@$NOW" >/dev/null
-printf %s "$SEED" >/dev/urandom
-perl -e 'open my $random, ">", "/dev/urandom" or die; ioctl $random, 0x5207, 0 or die'
-old=$(cat /run/dre-machine-id 2>/dev/null || cat /etc/machine-id)
-old=/var/log/journal/$old
-rm -f /run/dre-machine-id
-printf '%s\\n' "$MACHINE" >/etc/machine-id
-[ ! -d "$old" ] || mv "$old" "/var/log/journal/$MACHINE"
-printf '%s\\n' "$NAME" >/etc/hostname
-hostname "$NAME"
-mkdir -p -m 700 /root/.ssh
-printf %s "$KEYS" >/root/.ssh/authorized_keys
-chmod 600 /root/.ssh/authorized_keys
-rm -f /etc/systemd/network/50-dre.network
-[ -z "$NETWORK" ] || printf %s "$NETWORK" >/etc/systemd/network/50-dre.network
-ip link set eth0 address "$MAC"
-networkctl reload
-systemctl --no-block restart systemd-journald dre-ssh-keys ssh
-"""
 
 
 @dataclass(frozen=True)
 class Warm:
-    """A warm state in *directory*: disk.qcow2, state, template.xml."""
+    """A warm state in *directory*: disk.qcow2, state, head, meta.json."""
 
     directory: Path
 
@@ -98,6 +75,7 @@ def key(image: Image, kind: str, memory: int, vcpus: int) -> str:
     """What a warm state depends on, as its name."""
     qemu = Path(need(virt.QEMU)).stat()
     told = [image.manifest.get("sha256"), str(image.disk), kind, memory, vcpus, qemu.st_size, qemu.st_mtime_ns]
+    told += [_SETTLE, resident.PROGRAM]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
 
 
@@ -133,9 +111,11 @@ def _build(
         lifecycle.start(template)
         lifecycle.wait_usable(template, BOOT_WAIT)
         domain = template.need()
-        ended = Agent(template.name, domain).run(["/bin/sh", "-c", _SETTLE], timeout=BOOT_WAIT)
+        agent = Agent(template.name, domain)
+        ended = agent.run(["/bin/sh", "-c", _SETTLE], timeout=BOOT_WAIT)
         if ended.status != 0:
             raise DreError(f"{image.name}: cannot be warm: {ended.stderr.decode(errors='replace').strip()[-200:]}")
+        resident.begin(agent)
         progress("is saved")
         with hypervisor.translated(f"{image.name}: cannot be saved"):
             domain.save(str(warm.state))
@@ -221,7 +201,7 @@ def tell(system: System, spec: Spec) -> None:
     agent = Agent(system.name, system.need())
     agent.wait(time.monotonic() + 60)
     variables = {
-        "NOW": f"{time.time():.3f}",
+        "NOW": f"{time.time():.6f}",
         "SEED": secrets.token_hex(64),
         "MACHINE": uuid.uuid4().hex,
         "NAME": spec.name,
@@ -229,13 +209,9 @@ def tell(system: System, spec: Spec) -> None:
         "MAC": spec.mac,
         "NETWORK": _network(system.conf, spec),
     }
-    ended = agent.run(["/bin/sh", "-c", _AWAKE], env=variables, timeout=120)
-    if ended.status != 0:
-        said = hypervisor.plain(ended.stderr.decode(errors="replace").strip())
-        raise DreError(f"{system.name}: warm start: the guest did not take its own identity: {said}")
+    resident.wake(agent, variables, timeout=120)
     if not spec.isolated:
         isolation.apply(system, False)
-    agent.run(["ip", "link", "set", "eth0", "up"], timeout=30)
 
 
 def _network(conf: Conf, spec: Spec) -> str:
