@@ -34,10 +34,21 @@ from dscriptlib.steps import KINDS
 RAISED, CLEARED = "watch.raised", "watch.cleared"
 IDS = 16  # most event ids that an action names as its reason
 __all__ = ["Act", "Answered", "Happened", "Passed", "Replied", "State", "Tell", "adopt", "decide", "mentions"]
-__all__ += ["next_time", "outstanding"]
+__all__ += ["next_time", "outstanding", "types"]
 
 
 # --- the functions ---
+
+
+def types(script: Script) -> frozenset[str]:
+    """The types of all events that can matter to *script*; of the others nothing more need be looked at."""
+    found = {RAISED, CLEARED}
+    for response in script.responses:
+        found.update(name for trigger in response.when for name in (trigger.event, trigger.after) if name)
+    for monitor in script.monitors:
+        if monitor.watch in watching.KINDS:
+            found.update(watching.types(monitor))
+    return frozenset(found)
 
 
 def mentions(script: Script, event: Event) -> bool:

@@ -43,6 +43,13 @@ class Slot:
     script: Script
     state: State
     waiting: Script | None = None
+    known: tuple[Script | None, frozenset[str]] = (None, frozenset())
+
+    def hears(self, happened: Event) -> bool:
+        """Whether the script has to do with the event; the most have not, and are told by their type alone."""
+        if self.known[0] is not self.script:
+            self.known = (self.script, core.types(self.script))
+        return happened.type in self.known[1] and core.mentions(self.script, happened)
 
 
 class Engine:
@@ -109,7 +116,7 @@ class Engine:
         except (EventError, UnicodeDecodeError) as error:
             self.bad.add(lines.clip(str(error)))
             return
-        concerned = [slot for slot in self.slots.values() if core.mentions(slot.script, happened)]
+        concerned = [slot for slot in self.slots.values() if slot.hears(happened)]
         if not concerned or not self._new(happened):
             return
         doubt = trust.doubt(self.conf, happened)

@@ -132,6 +132,14 @@ def test_an_approved_question_goes_on_and_names_who_approved(world):
     assert list((one.place / "state/script/answers").iterdir()) == []
 
 
+def test_status_names_the_questions_that_wait(world):
+    one = world(ASK % "1h")
+    one.dscript("deploy", one.place / "steps.yaml")
+    one.go()
+    request = one.question()
+    one.wait(lambda: json.loads(one.dscript("status", "--json"))["asked"] == [request], "the question")
+
+
 def test_a_refused_question_reaches_the_owner(world):
     one = world(ASK % "1h")
     one.go()

@@ -59,6 +59,7 @@ class World:
         self.number += 1
         made = event.Event(event.stamp(self.time), source, type, 5, data, {"id": f"e{self.number}"})
         assert core.mentions(self.script, made) or type == "ssh.failed"
+        assert type in core.types(self.script)
         return self.give(Happened(self.time, made, proven, (f"e{self.number}",)))
 
     def answer(self, error=None):

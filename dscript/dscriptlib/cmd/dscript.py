@@ -402,9 +402,21 @@ def show_status(ctx: cli.Context) -> int:
             "raised": sorted(state.get("raised", {})),
             "runs": sorted(run["response"] for run in state.get("runs", {}).values()),
             "waiting": sorted(later["response"] for later in state.get("later", [])),
+            "asked": sorted(
+                f"{run['id']}-{run['step']}-act" for run in state.get("runs", {}).values() if run["phase"] == "ask"
+            ),
         }
         columns: list[cli.Column] = [("NAME", "name", 16), ("ENGINE", "engine", 8), ("RAISED", "raised", 12)]
-        ctx.out.row(row, [*columns, ("RUNS", "runs", 12), ("WAITING", "waiting", 12), ("VERSION", "version", 64)])
+        ctx.out.row(
+            row,
+            [
+                *columns,
+                ("RUNS", "runs", 12),
+                ("WAITING", "waiting", 12),
+                ("ASKED", "asked", 22),
+                ("VERSION", "version", 64),
+            ],
+        )
     if not running:
         ctx.say("the engine does not run")
     return 0 if running else FAILED
