@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can go wrong between scripts that are in force together, and between them and the containers of this host."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,18 @@ def _taken(scripts: Sequence[tuple[str, Script]]) -> Iterator[Finding]:
                 yield Finding(
                     file, Place(), "error", f"{other} is named {script.name!r} too; each needs a name of its own"
                 )
+
+
+def goals(scripts: Sequence[tuple[str, Script]], case: str, file: str) -> Iterator[Finding]:
+    """The goals that do not occur in *case*, the text of a D-Case in whatever form, read from *file*."""
+    named = set(re.findall(r"[A-Za-z0-9][A-Za-z0-9_.-]*", case))
+    for own, script in scripts:
+        for response in script.responses:
+            goal = script.goal(response)
+            if goal is None:
+                yield Finding(own, response.at, "warning", f"response {response.id!r} answers no goal of the D-Case")
+            elif goal not in named:
+                yield Finding(own, response.at, "error", f"unknown goal {goal!r}: {file} has no such node")
 
 
 # --- events that scripts send each other ---

@@ -10,7 +10,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import environment, program
+from conftest import ROOT, environment, program
 from dre import event
 
 SCRIPT = """\
@@ -145,6 +145,25 @@ def test_check_is_silent_and_0_when_clean_1_with_findings(run, tmp_path, setting
     done = run("dscript", "--config", settings(), "check", "--json", bad)
     row = json.loads(done.stdout)
     assert (row["file"], row["line"], row["column"], row["severity"]) == (str(bad), 5, 79, "error")
+
+
+def test_check_knows_the_goals_of_a_case(run, tmp_path, settings):
+    text = (ROOT / "dscript/scripts/shop-memory.yaml").read_text()
+    (tmp_path / "s.yaml").write_text(text)
+    (tmp_path / "yaml").write_text("G1: {text: the shop is open, supported-by: [G28, S1]}\n")
+    (tmp_path / "xml").write_text('<node id="G28" type="goal"/><node id="G2"/>')
+    check = ("dscript", "--config", settings(), "check", "--case")
+    assert run(*check, tmp_path / "yaml", tmp_path / "s.yaml").returncode == 0
+    assert run(*check, tmp_path / "xml", tmp_path / "s.yaml").returncode == 0
+    (tmp_path / "s.yaml").write_text(text.replace("G28", "G2"))
+    done = run(*check, tmp_path / "yaml", tmp_path / "s.yaml")
+    assert done.returncode == 1 and b"s.yaml:9:5: error: unknown goal 'G2': " in done.stdout
+    (tmp_path / "s.yaml").write_text(text.replace("goal: G28, ", ""))
+    done = run(*check, tmp_path / "yaml", tmp_path / "s.yaml")
+    assert done.returncode == 1 and b"warning: response 'restart-shop' answers no goal of the D-Case" in done.stdout
+    assert run(*check, tmp_path / "none", tmp_path / "s.yaml").returncode == 3
+    (tmp_path / "xml").write_text("x" * 300_000)
+    assert run(*check, tmp_path / "xml", tmp_path / "s.yaml").returncode == 2
 
 
 def test_check_looks_at_all_files_together(run, tmp_path, settings):

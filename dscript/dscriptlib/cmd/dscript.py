@@ -25,6 +25,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("dscript", "Answer events by scripts that were agreed beforehand.")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
     check = cli.verb(verbs, "check", check_files, "say what is wrong with scripts: 0 nothing, 1 findings")
+    check.add_argument("--case", metavar="CASE", type=Path, help="a D-Case, whose nodes the goals must be")
     check.add_argument("files", metavar="FILE", nargs="+", type=Path)
     explained = cli.verb(verbs, "explain", explain_file, "say in plain sentences what a script does")
     explained.add_argument("--lang", choices=("en", "ja"), default="en", help="the language (default: en)")
@@ -76,6 +77,11 @@ def check_files(ctx: cli.Context) -> int:
         if script is not None:
             scripts.append((str(path), script))
     found += between.findings(scripts, _here(ctx, [script for _, script in scripts]))
+    if ctx.args.case is not None:
+        case = _read(ctx.args.case, load)
+        if len(case) > load.LIMIT:
+            raise UsageError(f"{ctx.args.case}: longer than {load.LIMIT // 1024} KiB")
+        found += between.goals(scripts, case.decode(errors="replace"), str(ctx.args.case))
     for finding in found:
         row = {"file": finding.file, "line": finding.at.line, "column": finding.at.column}
         if ctx.out.as_json:
