@@ -191,7 +191,11 @@ class Intake:
             connection.setblocking(False)
             credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
             pid, uid, _ = struct.unpack("3i", credentials)
-            if not trust.is_here(pid):
+            here = trust.is_here(pid)
+            if here is None:
+                self._refuse_the_gone(connection, uid)
+                return
+            if not here:
                 uid = -1  # root of a container is nobody here
             self._selector.register(connection, selectors.EVENT_READ, lambda: self._answer(connection, uid))
             self._clients.append(connection)
@@ -199,6 +203,14 @@ class Intake:
                 self._drop(self._clients[0])
             # Emitters send at once; asking now spares one round of the loop.
             self._answer(connection, uid)
+
+    def _refuse_the_gone(self, connection: socket.socket, uid: int) -> None:
+        """A sender has ended, and nobody can tell whose process it was. Ours spool what had no answer."""
+        with connection, contextlib.suppress(OSError):
+            if connection.recv(1):
+                self._counts.add("monitor.refused", f"uid {uid}", "the sender ended before it had an answer")
+                self._told["refused"] += 1
+                self._told["in"] += 1
 
     def _answer(self, connection: socket.socket, uid: int) -> None:
         try:

@@ -41,15 +41,15 @@ def _uids(names: tuple[str, ...]) -> list[int]:
     return known
 
 
-def is_here(pid: int) -> bool:
+def is_here(pid: int) -> bool | None:
     """Whether the process *pid* is one of this host, or of the same container: it sees the same processes as we do.
 
-    What has ended already is not: who sends an event for others to act on waits for the answer.
+    None when it has ended. One that we cannot see, as a container sees its host, is 0.
     """
     try:
-        return Path(f"/proc/{pid}/ns/pid").stat().st_ino == Path("/proc/self/ns/pid").stat().st_ino
-    except OSError:
-        return False
+        return bool(pid) and Path(f"/proc/{pid}/ns/pid").stat().st_ino == Path("/proc/self/ns/pid").stat().st_ino
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def proven(type: str, uid: int | None, users: dict[str, frozenset[int]]) -> bool:

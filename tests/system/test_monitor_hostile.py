@@ -6,6 +6,7 @@ Nothing of it stops others, and none of it is more than a claim, on which no ste
 
 import json
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -131,6 +132,16 @@ def test_a_services_events_from_the_socket_are_claims_when_another_user_or_a_con
     assert believed(monitor) == {(type, True) for type in FORGED}
     event.emit(monitor.conf, "app.stopped", event.host(), {})
     until(lambda: ("app.stopped", False) in believed(monitor))  # root of this host
+
+
+def test_who_does_not_wait_is_refused_and_counted(monitor):
+    ingest = monitor.pid("ingest")
+    os.kill(ingest, signal.SIGSTOP)
+    argv = ["python3", "-c", SEND.partition("; sys")[0], str(monitor.conf.monitor_sink)]
+    subprocess.run([*argv, line("/host:h", "lab.asked", {}).decode()], check=True)
+    os.kill(ingest, signal.SIGCONT)
+    until(lambda: refused(monitor) == 1)
+    assert not monitor.got
 
 
 SEND = """
