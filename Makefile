@@ -51,6 +51,7 @@ bench:
 	bench/start
 	bench/run
 	bench/correlate
+	bench/pipe
 	bench/dbox
 	bench/life
 	bench/many
