@@ -27,7 +27,7 @@ class Host:
         return sh("ip", "netns", "exec", self.name, *argv, check=check)
 
     def bridge(self, *argv):
-        return subprocess.run(self.argv(*argv), capture_output=True, timeout=30, env=environment(), check=False)
+        return subprocess.run(self.argv(*argv), capture_output=True, timeout=180, env=environment(), check=False)
 
     def argv(self, *argv):
         return ["ip", "netns", "exec", self.name, program("dre-bridge"), "--config", self.conf, *argv]
