@@ -48,7 +48,7 @@ def printed(run, config, *argv, code=0):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_a_recorded_run_is_decided_again_to_the_octet(run, recorded):
+def test_a_recorded_run_is_decided_again_to_the_octet_and_what_is_not_it_is_told(run, recorded, tmp_path):
     config, journal, one = recorded
     decided = []
     for kind in ("event", "outcome", "answer", "tick"):
@@ -63,11 +63,16 @@ def test_a_recorded_run_is_decided_again_to_the_octet(run, recorded):
     assert [json.dumps(row) for row in shown] == live and len(live) > 8
     files = list(journal.glob("*.log"))
     assert printed(run, config, "--events", files[0]) == printed(run, config, "--events", journal)
+    other = tmp_path / "other.yaml"
+    other.write_text(SCRIPT.replace("text: really", "text: otherwise"))
+    assert any("otherwise" in row.get("text", "") for row in printed(run, config, "--events", journal, other))
+    alter(*files)
+    done = run("dscript", "--config", config, "simulate", "--events", journal)
+    assert done.returncode == 1 and b"the recorded run decided otherwise" in done.stderr
 
 
-def test_a_journal_that_decided_otherwise_is_told(run, recorded):
-    config, journal, _ = recorded
-    (file,) = journal.glob("*.log")
+def alter(file):
+    """Have the journal tell of another decision than was taken."""
     lines = file.read_bytes().splitlines()
     for number, line in enumerate(lines):
         if b'"phase":"act"' in line and b'"decided"' in line:
@@ -75,15 +80,6 @@ def test_a_journal_that_decided_otherwise_is_told(run, recorded):
             lines[number] = b"%08x %s" % (zlib.crc32(body), body)
             break
     file.write_bytes(b"\n".join(lines) + b"\n")
-    done = run("dscript", "--config", config, "simulate", "--events", journal)
-    assert done.returncode == 1 and b"the recorded run decided otherwise" in done.stderr
-
-
-def test_another_script_shows_what_it_would_have_decided(run, recorded, tmp_path):
-    config, journal, _ = recorded
-    other = tmp_path / "other.yaml"
-    other.write_text(SCRIPT.replace("text: really", "text: otherwise"))
-    assert any("otherwise" in row.get("text", "") for row in printed(run, config, "--events", journal, other))
 
 
 EVENTS = """\
