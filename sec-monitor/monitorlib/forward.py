@@ -47,9 +47,11 @@ class Forwarder:
         self._wake.set()
 
     def rewind(self) -> None:
-        """The reader was replaced: begin again with what it had not passed on."""
+        """The reader was replaced: begin again with what it had not passed on, at the next *wake*.
+
+        For a signal handler: it may interrupt a *wake*, whose lock it would wait for without end.
+        """
         self._rewind = self._resume is not None
-        self._wake.set()
 
     def finish(self, wait: float) -> None:
         """Copy what is left, but for no longer than *wait* seconds; what remains is copied by the next intake."""

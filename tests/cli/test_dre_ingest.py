@@ -69,6 +69,11 @@ def line(n, **optional):
     return event.format(event.Event(event.stamp(), "/host:h", "shop.release", 6, {"n": n}, optional))
 
 
+def whole(path):
+    """The lines of *path* that are neither empty nor a mark for the reader."""
+    return [one for one in path.read_bytes().split(b"\n")[:-1] if one and not one.startswith(b"#resume ")]
+
+
 def numbers(events):
     return [item["data"]["n"] for item in events if item["type"] == "shop.release"]
 
@@ -134,6 +139,18 @@ def test_nothing_acknowledged_is_lost_over_kill_9(ingest):
         ingest.stop(signal.SIGKILL)
         ingest.start()
     until(lambda: set(numbers(ingest.events())) == set(range(sent)))
+
+
+def test_a_signal_at_any_moment_does_not_stop_the_intake(settings, tmp_path):
+    ingest = Ingest(settings(), "--resume", str(tmp_path / "resume"))
+    try:
+        for n in range(400):
+            for _ in range(5):
+                ingest.process.send_signal(signal.SIGHUP)  # as the supervisor does when it has a new reader
+            assert event.send(ingest.conf.monitor_sink, line(n, id=f"id{n}"), 10.0)
+        until(lambda: set(numbers([json.loads(one) for one in whole(ingest.out)])) == set(range(400)))
+    finally:
+        assert ingest.stop() == 0
 
 
 def test_a_stalled_reader_does_not_hold_the_intake_up(settings, tmp_path):
