@@ -206,7 +206,12 @@ def may_approve(conf: Conf, made: Proposal, by: Person | None = None) -> None:
 def drop(conf: Conf, identity: str) -> None:
     """A proposal waits no more. Raises NotFoundError."""
     proposed(conf, identity)
-    _remove(_home(conf) / "proposed" / identity)
+    place = _home(conf) / "proposed"
+    try:
+        (place / identity).rename(place / f"half-{identity}")  # at once; whoever is killed then leaves no half of one
+    except FileNotFoundError:
+        raise NotFoundError(f"{identity}: no such proposal") from None
+    _remove(place / f"half-{identity}")
 
 
 # --- Files ---

@@ -126,6 +126,21 @@ def test_a_second_person_is_another_one(made, monkeypatch):
             versions.proposed(made, identity)
 
 
+def test_killed_while_it_drops_a_proposal_there_is_no_half_of_one(made):
+    dropped, stays = versions.propose(made, ONE, "a"), versions.propose(made, TWO, "b")
+    child = os.fork()
+    if not child:
+        versions.shutil.rmtree = lambda place, **_: (place / "proposal.json").unlink() or os._exit(9)
+        versions.drop(made, dropped.id)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert [one.id for one in versions.proposals(made)] == [stays.id]
+    with pytest.raises(NotFoundError):
+        versions.drop(made, dropped.id)
+    versions.history(made)
+    assert os.listdir(made.core_state_dir / "rules/proposed") == [stays.id]
+
+
 def test_killed_at_any_moment_all_of_one_set_is_there(made):
     versions.switch(made, ONE, "install")
     for _ in range(int(os.environ.get("DRE_KILLS", "20"))):
