@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import signal
+import stat
 import time
 
 import pytest
@@ -168,3 +169,9 @@ def test_a_forged_event_says_that_it_is_claimed_and_our_own_lead_to_no_action(mo
         fifo.write(b"1\t=note\t" + line + b"\n1\t=../note\t" + made + b"garbage\n2\t=note\t?a\t?b\t" + made)
     until(lambda: sum(told["data"]["count"] for told in spooled(monitor, "monitor.action.refused")) == 4)
     assert len(list(monitor.place.glob("note.*"))) == 1
+
+
+@pytest.mark.skipif(os.environ.get("DRE_TEST_INSTALLED") != "1", reason="for installed packages: DRE_TEST_INSTALLED=1")
+def test_the_package_makes_the_directory_that_root_alone_writes():
+    found = os.stat("/etc/dre/actions.d")
+    assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (0, 0o755)
