@@ -5,20 +5,30 @@ Programs come from the checkout, or from the installed packages when DRE_TEST_IN
 failure when DRE_REQUIRE_ALL=1.
 """
 
+import compileall
 import contextlib
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import tempfile
 import threading
 
 import pytest
-from grounds import pytest_collection_modifyitems
+from grounds import pytest_collection_modifyitems, pytest_xdist_make_scheduler
 from programs import DIRECTORIES, ROOT, environment, program
 
-# Tests have them from here, and pytest its hook.
-__all__ = ["DIRECTORIES", "ROOT", "environment", "nobody", "program", "pytest_collection_modifyitems"]
+# Tests have them from here, and pytest its hooks.
+__all__ = [
+    "DIRECTORIES",
+    "ROOT",
+    "environment",
+    "nobody",
+    "program",
+    "pytest_collection_modifyitems",
+    "pytest_xdist_make_scheduler",
+]
 
 # A shell's background job is born with SIGINT ignored, and so would be every program that a test starts. A worker of
 # pytest-xdist, which may load this in another thread, has it from the process that started it.
@@ -31,6 +41,24 @@ with contextlib.suppress(ImportError):  # only unit tests need it
     # A busy machine is no bug: no deadline per example. No database either: a failure prints how to repeat it.
     hypothesis.settings.register_profile("dre", deadline=None, database=None, print_blob=True)
     hypothesis.settings.load_profile("dre")
+
+
+def pytest_configure(config):
+    """Once per run, before its workers: $DRE_TEST_RUN, a directory that they share, and compiled modules.
+
+    Programs are run with PYTHONDONTWRITEBYTECODE=1, so that those of the checkout were compiled at each start.
+    """
+    if hasattr(config, "workerinput"):
+        return
+    os.environ["DRE_TEST_RUN"] = tempfile.mkdtemp(prefix="dre-test-run-")
+    if os.environ.get("DRE_TEST_INSTALLED") != "1":
+        for directory in DIRECTORIES:
+            compileall.compile_dir(ROOT / directory, quiet=2)
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop("DRE_TEST_RUN"), ignore_errors=True)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole D-Box of its own for a test: keys made once per run by dbox-init, then copied; dboxd on a free port."""
+"""A whole D-Box of its own for a test: keys made once per run, by dbox-init, then copied; dboxd on a free port."""
 
 import atexit
 import base64
+import fcntl
 import functools
 import http.client
 import json
@@ -140,13 +141,23 @@ class Box:
 
 @functools.lru_cache(maxsize=1)
 def template():
-    """A D-Box as dbox-init leaves it, with one client of each role; made once and never started."""
-    path = place()
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
-    made = Box(path)
-    made.good("dbox-init")
-    for name, role in CLIENTS.items():
-        made.good("dbox-init", "--client", name, "--role", role)
+    """A D-Box as dbox-init leaves it, with one client of each role; made once per run and never started."""
+    if run := os.environ.get("DRE_TEST_RUN"):
+        where = pathlib.Path(run)
+    else:
+        where = place()
+        atexit.register(shutil.rmtree, where, ignore_errors=True)
+    path, ready = where / "dbox", where / "dbox.ready"
+    with open(where / "dbox.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not ready.exists():
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir()
+            made = Box(path)
+            made.good("dbox-init")
+            for name, role in CLIENTS.items():
+                made.good("dbox-init", "--client", name, "--role", role)
+            ready.touch()
     return path
 
 
