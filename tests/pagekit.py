@@ -2,6 +2,7 @@
 """The page of the monitor for tests: dre-rules serve on scratch directories, and Flask's own client as the browser."""
 
 import contextlib
+import functools
 import html
 import os
 import pathlib
@@ -24,7 +25,7 @@ class Site:
     """Rules in *place*, a served desk, and people: ann (author), bob (approver), eve (reader), kim (certificate)."""
 
     def __init__(self, place, config):
-        self.place, self.config = place, config
+        self.place, self.config, self.known = place, config, {}
         self.rules = place / "etc/rules.d"
         self.rules.mkdir(parents=True)
         (self.rules / "a.sec").write_text(RULE.format("alpha"))
@@ -54,14 +55,36 @@ class Site:
         self.process.terminate()
         self.process.wait(20)
 
+    def history(self):
+        """All switches, as `dre-rules history` finds them; what was changed by hand until now becomes one."""
+        from monitorlib import versions
+
+        return versions.history(_settings(self.config))
+
+    def pending(self):
+        """What waits for a second person, as `dre-rules pending` finds it."""
+        from monitorlib import versions
+
+        return versions.proposals(_settings(self.config))
+
+    def reset(self, texts):
+        """Have *texts* in force, whatever was, and nothing wait."""
+        from monitorlib import versions
+
+        for one in self.pending():
+            versions.drop(_settings(self.config), one.id)
+        versions.switch(_settings(self.config), texts, "install")
+
     def here(self):
         """The rules in force, read by nobody of ours."""
         return {path.name: path.read_text() for path in self.rules.glob("*.sec")}
 
     def browser(self, name="", certificate=""):
-        """One who has logged in as *name*, or comes with a certificate."""
-        made = Browser(self.config, certificate)
-        return made.login(name) if name else made
+        """One who has logged in as *name*, before if that still holds, or comes with a certificate."""
+        if not name:
+            return Browser(self.config, certificate)
+        made = self.known.setdefault(name, Browser(self.config))
+        return made if made.get("/rules") == 200 else made.login(name)
 
 
 @contextlib.contextmanager
@@ -88,14 +111,26 @@ def site():
             made.end()
 
 
+@functools.lru_cache
+def _settings(config):
+    from dre import conf
+
+    return conf.load(config)
+
+
+@functools.lru_cache
+def _page(config):
+    """One for all browsers: its templates are compiled once."""
+    from monitorlib.page.app import build
+
+    return build(_settings(config))
+
+
 class Browser:
     """Sends what a browser without JavaScript sends, and looks at the headers of every answer."""
 
     def __init__(self, config, certificate=""):
-        from dre import conf
-        from monitorlib.page.app import build
-
-        self.client = build(conf.load(config)).test_client()
+        self.client = _page(config).test_client()
         self.extra = {"DRE_CERTIFICATE": certificate} if certificate else {}
         self.answer = None
 
