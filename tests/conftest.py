@@ -28,6 +28,7 @@ __all__ = [
     "program",
     "pytest_collection_modifyitems",
     "pytest_xdist_make_scheduler",
+    "restored",
 ]
 
 # A shell's background job is born with SIGINT ignored, and so would be every program that a test starts. A worker of
@@ -75,6 +76,18 @@ def nobody():
     Unlike another user it still reads the checkout, wherever that lies.
     """
     return ["unshare", "--user"] if os.geteuid() == 0 else []
+
+
+def restored(place, make):
+    """Have in the directory *place* what make() made there at the first call, of which a copy is kept beside it."""
+    kept = place.with_name(f"{place.name}-kept")
+    if not kept.exists():
+        make()
+        source, target = place, kept
+    else:
+        shutil.rmtree(place)
+        source, target = kept, place
+    subprocess.run(["cp", "-a", "-T", source, target], check=True)
 
 
 @pytest.fixture
@@ -131,8 +144,8 @@ def settings(tmp_path):
 @pytest.fixture
 def app_settings(settings, tmp_path):
     """Settings for dre-app on scratch directories, with a tree to stand on at tmp_path/tree."""
-    (tmp_path / "lxc").mkdir()
-    (tmp_path / "tree/bin").mkdir(parents=True)
+    (tmp_path / "lxc").mkdir(exist_ok=True)
+    (tmp_path / "tree/bin").mkdir(parents=True, exist_ok=True)
     (tmp_path / "tree/bin/sh").touch()
     return settings(DRE_APP_LXC_PATH=tmp_path / "lxc", DRE_BRIDGE_ADDRESS="10.231.101.1/24")
 

@@ -6,12 +6,29 @@ import os
 import shutil
 
 import pytest
+from conftest import restored
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: dre-app makes overlays and devices")
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("apps")
+
+
+@pytest.fixture
+def tmp_path(place):
+    """One for all tests, for what each begins with is made once and brought back."""
+    return place
+
+
 @pytest.fixture
 def app(app, tmp_path):
+    restored(tmp_path, lambda: make(app, tmp_path))
+    return app
+
+
+def make(app, tmp_path):
     options = ("--privileged", "--memory", "64M", "--env", "A=b", "--bind", f"{tmp_path}/tree:/srv:ro", "--autostart")
     app("create", "web1", "--base", tmp_path / "tree", *options, "--publish", "8080:80", "--", "httpd", "-f")
     delta = tmp_path / "lxc/web1/delta"
@@ -22,7 +39,6 @@ def app(app, tmp_path):
     os.mknod(delta / "etc/ssh/ssh_host_dsa_key", 0o20000, 0)
     (delta / "opaque").mkdir()
     os.setxattr(delta / "opaque", "trusted.overlay.opaque", b"y")
-    return app
 
 
 def spec(tmp_path, name):

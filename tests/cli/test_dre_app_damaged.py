@@ -5,17 +5,32 @@ import json
 import os
 
 import pytest
+from conftest import restored
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: dre-app makes overlays and devices")
 DEEP = "[" * 100_000
-BROKEN = ["", "{", "[]", "null", '{"x": 1}', DEEP]
+BROKEN = ["", "{", "[]", "null", '{"x": 1}', pytest.param(DEEP, id="deep")]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("apps")
+
+
+@pytest.fixture
+def tmp_path(place):
+    """One for all tests, for what each begins with is made once and brought back."""
+    return place
 
 
 @pytest.fixture
 def app(app, tmp_path):
-    for name in ("web1", "web2"):
-        app("create", name, "--base", tmp_path / "tree", "--ip", "none")
-        app("snapshot", "save", name, "good")
+    def make():
+        for name in ("web1", "web2"):
+            app("create", name, "--base", tmp_path / "tree", "--ip", "none")
+            app("snapshot", "save", name, "good")
+
+    restored(tmp_path, make)
     return app
 
 

@@ -5,12 +5,13 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import stat
 import subprocess
 import tarfile
 
 import pytest
-from conftest import environment, program
+from conftest import environment, program, restored
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: dre-app makes overlays and devices")
 TREE = "small"
@@ -35,9 +36,21 @@ class Apps:
         return sorted(os.listdir(self.place / "lxc")), sorted(os.listdir(self.place / "state/app/state"))
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("apps")
+
+
+@pytest.fixture
+def tmp_path(place):
+    """One for all tests, for what each begins with is made once and brought back."""
+    return place
+
+
 @pytest.fixture
 def app(run, settings, tmp_path):
-    (tmp_path / "lxc").mkdir()
+    shutil.rmtree(tmp_path)
+    (tmp_path / "lxc").mkdir(parents=True)
     (tmp_path / "state/base" / TREE / "bin").mkdir(parents=True)
     (tmp_path / "state/base" / TREE / "bin/sh").touch()
     os.utime(tmp_path / "state/base" / TREE / "bin/sh", (0, 0))  # one tree for all tests, as its identity goes
@@ -47,6 +60,11 @@ def app(run, settings, tmp_path):
 
 @pytest.fixture
 def web1(app, tmp_path):
+    restored(tmp_path, lambda: make(app, tmp_path))
+    return app
+
+
+def make(app, tmp_path):
     (tmp_path / "data").mkdir()
     options = ("--memory", "64M", "--cpus", "0", "--env", "A=b", "--publish", "8080:80", "--autostart")
     app(
@@ -61,7 +79,6 @@ def web1(app, tmp_path):
     (delta / "more").write_text("more")
     app("snapshot", "save", "web1", "two")
     (delta / "state").write_text("now")
-    return app
 
 
 def allow(app):

@@ -5,13 +5,25 @@ import json
 import os
 
 import pytest
+from conftest import restored
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: dre-app makes overlays and devices")
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("apps")
+
+
+@pytest.fixture
+def tmp_path(place):
+    """One for all tests, for what each begins with is made once and brought back."""
+    return place
+
+
 @pytest.fixture
 def app(app, tmp_path):
-    app("create", "web1", "--base", tmp_path / "tree", "--ip", "none")
+    restored(tmp_path, lambda: app("create", "web1", "--base", tmp_path / "tree", "--ip", "none"))
     return app
 
 
