@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """dbox-init makes a chain that openssl accepts, keys that only their owner reads, and never overwrites any."""
 
+import functools
 import hashlib
 import shutil
 import sqlite3
@@ -71,12 +72,18 @@ def test_no_key_above_the_owner_stays(box):
     }
 
 
+@functools.cache
+def private(name):
+    """A private key in PEM: the CA *name* has the same one in all tests."""
+    return openssl("genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048").stdout
+
+
 def made_by_openssl(tmp_path, pathlen=0, whole=True, passphrase="sesame"):
     """The owner's PKCS#12 as another CA would hand it over: root, one CA between, owner."""
 
     def certificate(name, issuer, constraints):
         key = tmp_path / f"{name}.key"
-        openssl("genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", key)
+        key.write_bytes(private(name))
         usage = f"basicConstraints=critical,{constraints}\nkeyUsage=critical,keyCertSign,cRLSign,digitalSignature\n"
         (tmp_path / "ext").write_text(usage + "subjectKeyIdentifier=hash\n")
         request = openssl("req", "-new", "-key", key, "-subj", f"/O=Example/CN={name}").stdout
