@@ -3,8 +3,8 @@
 
 Apps share a bridge and LXC's directory, systems a libvirtd, and so on; the second word of a file's name tells the
 ground. With `pytest -n 2 --dist loadgroup` each ground is worked on by one process; the largest come first, so that
-the ends meet. Tests of commands need no ground, but those of one file share what it made for them: `-n 2` gives whole
-files to its processes.
+the ends meet. Tests of commands need no ground, but those of a file share what it made for them, and those of a page
+its server: with `-n 2` one process gets them all.
 """
 
 import pathlib
@@ -23,10 +23,13 @@ def ground(path):
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items):
-    """Mark each system test with its ground; in order of grounds, and within one as collected."""
-    order = {name: number for number, name in enumerate((*GROUNDS, OTHERS))}
-    if not all(item.path.parent.name == "system" for item in items):
+    """Mark each system test with its ground; in order of grounds, and within one as collected. Of commands, pages."""
+    kinds = {item.path.parent.name for item in items}
+    if kinds == {"cli"}:
+        items.sort(key=lambda item: "_page_" not in item.path.stem)
+    if kinds != {"system"}:
         return
+    order = {name: number for number, name in enumerate((*GROUNDS, OTHERS))}
     for item in items:
         item.add_marker(pytest.mark.xdist_group(ground(item.path)))
     items.sort(key=lambda item: order[ground(item.path)])
@@ -34,9 +37,14 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """`-n 2` in tests/cli is `-n 2 --dist loadfile`."""
+    """For tests/cli alone, when nothing else is wished."""
     if config.getoption("dist") != "load" or not all("cli" in pathlib.Path(path).parts for path in config.args):
         return None
     from xdist.scheduler import LoadFileScheduling
 
-    return LoadFileScheduling(config, log)
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return file.partition("_page_")[0]
+
+    return Scheduling(config, log)
