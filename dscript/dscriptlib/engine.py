@@ -76,7 +76,7 @@ class Engine:
         for record in records(journal.directory, journal.number - 2 * KNOWN):
             if record["kind"] == "event":
                 self._new(event.parse(record["line"]))
-        self.looked: tuple[float, int] = (-LOOK, -1)
+        self.looked: tuple[float, store.Deployed | None] = (-LOOK, None)
         self.stopping = False
         self.waker, self.alarm = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -288,11 +288,11 @@ class Engine:
                 for script in self.only:
                     self._install(script)
         else:
-            directory = store.directory(self.conf) / "deployed"
-            changed = directory.stat().st_mtime_ns if directory.is_dir() else 0
-            if changed != self.looked[1]:
+            # The files and not their directory: its time of change is too coarse for two changes at once.
+            found = store.deployed_files(self.conf)
+            if found != self.looked[1]:
                 self._load_deployed()
-            self.looked = (now, changed)
+            self.looked = (now, found)
         for name in [name for name in self.gone if not self.slots[name].state.busy()]:
             del self.slots[name]
             self.gone.discard(name)
@@ -304,12 +304,15 @@ class Engine:
                 self._adopted(slot)
 
     def _load_deployed(self) -> None:
+        from dscriptlib import versions  # late: it loads what checks signatures
+
         names = set()
         for path in store.deployed(self.conf):
             try:
                 script, _ = store.read(path)
                 if store.version(self.conf, script.sha256) is None:
                     raise DreError(f"{path}: changed since it was deployed; deploy it again")
+                versions.require(self.conf, script)
             except (DreError, OSError) as error:
                 self.say(f"ignoring a script, the others go on: {error}")
                 names.add(path.stem)  # what is running goes on as it was

@@ -5,6 +5,7 @@ One record is one line: eight hexadecimal digits of CRC-32, a space, a JSON obje
 removed at the next start; a damaged one is passed over and counted. What the records mean is the engine's business.
 """
 
+import itertools
 import json
 import os
 import zlib
@@ -110,7 +111,7 @@ def decode(line: bytes) -> Record | None:
 def records(directory: Path, after: int = 0) -> Iterator[Record]:
     """All whole records with a number above *after*, in order; safe while the engine appends."""
     names = paths(directory)
-    for path, following in zip(names, [*names[1:], None], strict=True):
+    for path, following in itertools.zip_longest(names, names[1:]):
         if following is not None and int(following.stem) <= after + 1:
             continue
         with path.open("rb") as stream:

@@ -4,7 +4,10 @@
 A run that was begun under one version is finished under it, also when another was deployed meanwhile.
 """
 
+import contextlib
+import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from dre.errors import DreError
 from dscriptlib import check, load, watching
 from dscriptlib.model import Monitor, Script
 
+Deployed = frozenset[tuple[str, int, int]]  # name, inode and time of change of each file
 EVERY = 0.2  # seconds between two probes of an http monitor
 
 
@@ -23,13 +27,19 @@ def directory(conf: Conf) -> Path:
     return conf.core_state_dir / "script"
 
 
-def deploy(conf: Conf, script: Script, octets: bytes) -> None:
-    """Put *script*, whose file holds *octets*, in force; a crash leaves the old version or the new one."""
+def put(conf: Conf, script: Script) -> None:
+    """Put the kept version *script* in force; a crash leaves the old version or the new one."""
     base = directory(conf)
-    keep(conf, script, octets)
     (base / "deployed").mkdir(mode=0o755, parents=True, exist_ok=True)
+    octets = (base / "versions" / f"{script.sha256}.yaml").read_bytes()
     files.write_atomic(base / "deployed" / f"{script.name}.yaml", octets)
     watch(conf, script)
+
+
+def in_force(conf: Conf, name: str) -> str | None:
+    """The SHA-256 of the file of the script *name* that is in force."""
+    path = directory(conf) / "deployed" / f"{name}.yaml"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def keep(conf: Conf, script: Script, octets: bytes) -> None:
@@ -86,6 +96,14 @@ def version(conf: Conf, sha256: str) -> Script | None:
 def deployed(conf: Conf) -> list[Path]:
     """The files of the scripts in force."""
     return sorted((directory(conf) / "deployed").glob("*.yaml"))
+
+
+def deployed_files(conf: Conf) -> Deployed:
+    """What a deployment changes."""
+    with contextlib.suppress(FileNotFoundError):
+        entries = os.scandir(directory(conf) / "deployed")
+        return frozenset((one.name, one.inode(), one.stat().st_mtime_ns) for one in entries)
+    return frozenset()
 
 
 def read(path: Path) -> tuple[Script, bytes]:

@@ -241,7 +241,7 @@ def test_an_overload_is_limited_undone_and_recorded(run, engine, settings, shop)
     one.wait(lambda: len(one.records("outcome")) == 4, "the end of the limit")
     status = run("dscript", "--config", settings(), "status", "--json")
     assert status.returncode == 0 and json.loads(status.stdout)["runs"] == []
-    one.wait(lambda: len(one.evidence()) == 11, "the evidence")
+    one.wait(lambda: len(one.evidence()) == 12, "the evidence")
     one.stop()
     assert one.process.returncode == 0
 
@@ -253,7 +253,8 @@ def test_an_overload_is_limited_undone_and_recorded(run, engine, settings, shop)
         f"limit web1 --cpu none --request-id {request}-0-revert",
     ]
     evidence = one.evidence()
-    kept = [event.parse(line) for line in evidence]
+    deployed, *kept = [event.parse(line) for line in evidence]
+    assert (deployed.type, deployed.data["how"], deployed.data["number"]) == ("script.deployed", "deploy", 1)
     assert [item.type for item in kept] == [
         *("shop.release", "watch.raised", "shop.overload"),
         *("script.step.begun", "script.step.done", "script.step.begun", "script.step.done"),

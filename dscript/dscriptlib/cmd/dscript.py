@@ -22,6 +22,8 @@ Say = Callable[[str], None]
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of dscript."""
+    from dscriptlib.cmd import deploying
+
     parser = cli.parser("dscript", "Answer events by scripts that were agreed beforehand.")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
     check = cli.verb(verbs, "check", check_files, "say what is wrong with scripts: 0 nothing, 1 findings")
@@ -42,14 +44,16 @@ def make_parser() -> argparse.ArgumentParser:
     simulate.add_argument("--answer", choices=("approve", "refuse"), help="suppose that a person answers so")
     simulate.add_argument("--after", metavar="TIME", default="1h", help="go on so long after the last event (1h)")
     simulate.add_argument("files", metavar="SCRIPT", nargs="*", type=Path)
-    deploy = cli.verb(verbs, "deploy", deploy_file, "check a script and put it in force")
-    deploy.add_argument("file", metavar="FILE", type=Path)
+    deploying.add(verbs)
     run = cli.verb(verbs, "run", run_engine, "run the engine in the foreground, with the deployed scripts or FILEs")
     run.add_argument("files", metavar="FILE", nargs="*", type=Path)
     run.add_argument("--dry-run", action="store_true", help="print what would be done instead of doing it")
-    approve = cli.verb(verbs, "approve", approve_request, "answer the question of an ask step")
-    approve.add_argument("request", metavar="REQUEST", help="what notify.log names")
+    approve = cli.verb(
+        verbs, "approve", approve_request, "answer the question of an ask step, or put in force a script"
+    )
+    approve.add_argument("request", metavar="REQUEST", help="what notify.log names, or deploy --key printed")
     approve.add_argument("--refuse", action="store_true", help="answer no")
+    approve.add_argument("--key", metavar="PEM", type=Path, help="sign a script with the key of a registered person")
     approve.add_argument("--text", default="", help="why, for the evidence")
     ack = cli.verb(verbs, "ack", acknowledge, "note that a person has taken notice")
     ack.add_argument("request", metavar="REQUEST", help="what notify.log names")
@@ -72,13 +76,13 @@ def check_files(ctx: cli.Context) -> int:
 
     found, scripts = [], []
     for path in ctx.args.files:
-        script, findings = check.check(_read(path, load), str(path))
+        script, findings = check.check(read(path, load), str(path))
         found += findings
         if script is not None:
             scripts.append((str(path), script))
-    found += between.findings(scripts, _here(ctx, [script for _, script in scripts]))
+    found += between.findings(scripts, containers(ctx, [script for _, script in scripts]))
     if ctx.args.case is not None:
-        case = _read(ctx.args.case, load)
+        case = read(ctx.args.case, load)
         if len(case) > load.LIMIT:
             raise UsageError(f"{ctx.args.case}: longer than {load.LIMIT // 1024} KiB")
         found += between.goals(scripts, case.decode(errors="replace"), str(ctx.args.case))
@@ -95,7 +99,7 @@ def _script(ctx: cli.Context, path: Path) -> Any:
     """The script in *path*; its errors go to stderr, then None."""
     from dscriptlib import check, load
 
-    script, findings = check.check(_read(path, load), str(path))
+    script, findings = check.check(read(path, load), str(path))
     if script is None:
         sys.stderr.write("".join(f"{finding}\n" for finding in findings))
     return script
@@ -139,7 +143,7 @@ def simulate_files(ctx: cli.Context) -> int:
     return simulating.simulate_files(ctx)
 
 
-def _here(ctx: cli.Context, scripts: Sequence[Any]) -> dict[str, list[str]]:
+def containers(ctx: cli.Context, scripts: Sequence[Any]) -> dict[str, list[str]]:
     """The containers of this host, of the sorts that *scripts* name; nothing where they cannot be listed."""
     from dre import run
 
@@ -156,7 +160,7 @@ def _here(ctx: cli.Context, scripts: Sequence[Any]) -> dict[str, list[str]]:
     return here
 
 
-def _read(path: Path, load: Any) -> bytes:
+def read(path: Path, load: Any) -> bytes:
     """The octets of a file named by the user: one that cannot be read is a mistake in the call, not a finding."""
     try:
         octets: bytes = load.read(path)
@@ -165,29 +169,6 @@ def _read(path: Path, load: Any) -> bytes:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     return octets
-
-
-def deploy_file(ctx: cli.Context) -> int:
-    """dscript deploy FILE"""
-    from dscriptlib import between, check, load, store
-
-    path = ctx.args.file
-    octets = _read(path, load)
-    script, findings = check.check(octets, str(path))
-    if script is not None:
-        others = [(str(other), store.read(other)[0]) for other in store.deployed(ctx.conf) if other.stem != script.name]
-        together = between.findings([*others, (str(path), script)], _here(ctx, [script]))
-        findings += [finding for finding in together if finding.file == str(path)]
-    for finding in findings:
-        sys.stderr.write(f"{finding}\n")
-    if script is None or any(finding.severity == "error" for finding in findings):
-        return FAILED
-    store.deploy(ctx.conf, script, octets)
-    source = f"{event.host()}/script:{script.name}"
-    event.emit(ctx.conf, "script.deployed", source, {"script": script.name, "sha256": script.sha256}, 5)
-    row = {"name": script.name, "sha256": script.sha256}
-    ctx.out.row(row, [("NAME", "name", 0), ("SHA256", "sha256", 0)])
-    return 0
 
 
 # --- run ---
@@ -208,7 +189,10 @@ def run_engine(ctx: cli.Context) -> int:
         dry = ctx.args.dry_run
         given = engine.scripts(ctx.args.files)
         if not dry:
+            if given:
+                from dscriptlib import versions  # late: it loads what checks signatures
             for script, octets in given:
+                versions.require(ctx.conf, script)
                 store.keep(ctx.conf, script, octets)
                 store.watch(ctx.conf, script)
         only = [script for script, _ in given] or None
@@ -293,10 +277,17 @@ def _memory(conf: Conf, directory: Path, complain: Say, dry: bool) -> tuple[Any,
 # --- what persons say ---
 
 
-def approve_request(ctx: cli.Context) -> None:
+def approve_request(ctx: cli.Context) -> int:
     """dscript approve REQUEST"""
+    if "-" not in ctx.args.request:
+        from dscriptlib.cmd import deploying
+
+        return deploying.approve_script(ctx)
+    if ctx.args.key is not None:
+        raise UsageError("--key is for scripts; to answer a question you need none")
     _requested(ctx, "ask")
     _answer(ctx, "refused" if ctx.args.refuse else "approved")
+    return 0
 
 
 def acknowledge(ctx: cli.Context) -> None:
@@ -327,13 +318,20 @@ def _requested(ctx: cli.Context, action: str | None) -> None:
         raise DreError(f"{ctx.args.request}: it is over, the answer would come too late")
 
 
+def text(ctx: cli.Context) -> str:
+    """The sentence of --text. Raises UsageError."""
+    given = str(ctx.args.text)
+    if len(given) > 300 or not given.isprintable():
+        raise UsageError("--text: at most 300 printable characters")
+    return given
+
+
 def _answer(ctx: cli.Context, word: str) -> None:
     from dscriptlib import answers
 
-    if len(ctx.args.text) > 300 or not all(letter.isprintable() for letter in ctx.args.text):
-        raise UsageError("--text: at most 300 printable characters")
+    said = text(ctx)
     try:
-        answers.give(ctx.conf, ctx.args.request, word, ctx.args.text)
+        answers.give(ctx.conf, ctx.args.request, word, said)
     except PermissionError:
         raise NotPermittedError("only root and the user of the engine may answer") from None
 
