@@ -29,7 +29,7 @@ _STAMP = re.compile(
 )
 _RESUME = re.compile(rb"#resume (\d{1,20})")
 _BUCKET = len("2026-11-23T08:00:00.1")  # the times of a tenth of a second are sorted together
-AHEAD = 0.1  # seconds
+AHEAD = 0.25  # of the window
 MARK, DROP, DIVERT = "mark", "drop", "divert"
 Held = tuple[bytes, int, bytes]  # time, position in the input, line
 _time = operator.itemgetter(0)
@@ -163,47 +163,60 @@ class Reorder:
         """Take whole *lines* without their newlines; returns what must leave at once (late, or too many held)."""
         out: list[bytes] = []
         latest = b"" if self.replay else event.stamp(now).encode()
-        watched, replay = bool(self.skew) or self.early, self.replay
+        watched, early, replay = bool(self.skew) or self.early, self.early, self.replay
         # Every line goes through here, several 100 000 a second: what is looked up often is looked up once.
-        match, queue, clocks, stats = _STAMP.match, self._queue, self.clocks.known, self.stats
-        buckets, before, most = queue.buckets, self.before, self.most
+        match, queue, clocks = _STAMP.match, self._queue, self.clocks.known
+        buckets, room = queue.buckets, self.most - queue.count
+        position, known, waiting = self.position, self._known(), self._waiting
+        passed, newest, until, bound = self.passed, self._newest, self._until, self._bound
+        left = 0
         for line in lines:
-            position = self.position
-            self.position = position + len(line) + 1
+            begin = position
+            position += len(line) + 1
             found = match(line)
-            if found is None or line[-1] != CLOSE or self._waiting:
+            if found is None or line[-1] != CLOSE or waiting:
+                self.position = position
                 self._other(line)
+                position, known, waiting = self.position, self._known(), self._waiting
+                left += 1
                 continue
             stamp, source, seen = found.groups()
-            if before and self._is_known(position, stamp, before):
+            if begin < known and self._is_known(begin, stamp):
+                left += 1
                 continue
-            stats.taken += 1
             if seen is None or (latest and seen > latest):
                 seen = latest
-            if seen and watched:
-                clock = clocks.get(source)
-                if clock is None or clock.looked != seen[:SECOND] or clock.skew or self.early:
-                    stamp, line = self._watched(source, stamp, seen, line)
-                    clocks = self.clocks.known
-                elif stamp > seen:
-                    stamp = seen
-            elif seen and stamp > seen:
-                stamp = seen  # a clock ahead of ours must not hold its events back
+            if seen:
+                if watched:
+                    clock = clocks.get(source)
+                    if clock is None or clock.looked != seen[:SECOND] or clock.skew or early:
+                        stamp, line = self._watched(source, stamp, seen, line)
+                        clocks = self.clocks.known
+                if stamp > seen:
+                    stamp = seen  # a clock ahead of ours must not hold its events back
             if replay:
-                if stamp > self._newest:
-                    self._newest = stamp
-                if stamp > self._until or stamp <= self._bound:
+                if stamp > newest:
+                    newest = stamp
+                if stamp > until or stamp <= bound:
+                    self._newest = newest
                     out += self._replayed(stamp)
-            if stamp <= self.passed:
+                    passed, until, bound = self.passed, self._until, self._bound
+                    room = self.most - queue.count
+            if stamp <= passed:
                 self._late(line, stamp, out)
                 continue
             bucket = buckets.get(stamp[:_BUCKET])
             if bucket is None:
                 bucket = queue.bucket(stamp)
-            bucket.append((stamp, position, line))
+            bucket.append((stamp, begin, line))
             queue.count += 1
-            if queue.count > most:
+            room -= 1
+            if room < 0:
+                self._newest = newest
                 out += self._forced()
+                passed, room = self.passed, self.most - queue.count
+        self.position, self._newest = position, newest
+        self.stats.taken += len(lines) - left
         return out
 
     def add(self, line: bytes) -> None:
@@ -235,7 +248,8 @@ class Reorder:
         """
         now = _seconds(self._newest)
         if stamp > self._until:
-            self._until, self._bound = _stamp(now + AHEAD), _stamp(now + AHEAD - self.window)
+            ahead = AHEAD * self.window
+            self._until, self._bound = _stamp(now + ahead), _stamp(now + ahead - self.window)
         return self.until(_stamp(now - self.window))
 
     def _forced(self) -> list[bytes]:
@@ -247,8 +261,14 @@ class Reorder:
             self.stats.forced += 1
         return out
 
-    def _is_known(self, position: int, stamp: bytes, before: Place) -> bool:
-        return position < self._had or (position < before.consumed and stamp <= before.passed)
+    def _known(self) -> int:
+        """The position before which we, or the reader before us, may have had a line."""
+        return max(self._had, self.before.consumed) if self.before else 0
+
+    def _is_known(self, position: int, stamp: bytes) -> bool:
+        if position < self._had:
+            return True
+        return self.before is not None and position < self.before.consumed and stamp <= self.before.passed
 
     def _other(self, line: bytes) -> None:
         """A line that is not an event, or comes before we know where we are."""

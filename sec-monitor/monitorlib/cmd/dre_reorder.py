@@ -19,7 +19,7 @@ from monitorlib.pipes import write_lines
 from monitorlib.reorder import DIVERT, DROP, MARK, Place, Reorder, Stats
 from monitorlib.tally import Tally
 
-BLOCK = 1 << 20
+BLOCK = 1 << 17  # of input; it and its lines stay in the cache of a processor
 STATS_PERIOD = 60.0
 TALLY_PERIOD = 0.25
 OLDEST_PERIOD = 0.25  # finding the oldest held line looks at all of them; an older answer only costs repetition
