@@ -45,7 +45,7 @@ with contextlib.suppress(ImportError):  # only unit tests need it
 
 
 def pytest_configure(config):
-    """Once per run, before its workers: $DRE_TEST_RUN, a directory that they share, and compiled modules.
+    """Once per run, before its workers: $DRE_TEST_RUN, which they share (see once.py), and compiled modules.
 
     Programs are run with PYTHONDONTWRITEBYTECODE=1, so that those of the checkout were compiled at each start.
     """

@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole D-Box of its own for a test: keys made once per run, by dbox-init, then copied; dboxd on a free port."""
 
-import atexit
 import base64
-import fcntl
-import functools
 import http.client
 import json
 import os
@@ -17,6 +14,7 @@ import sys
 import tempfile
 import time
 
+import once
 import pytest
 from conftest import environment, program
 
@@ -139,26 +137,16 @@ class Box:
         return context
 
 
-@functools.lru_cache(maxsize=1)
 def template():
-    """A D-Box as dbox-init leaves it, with one client of each role; made once per run and never started."""
-    if run := os.environ.get("DRE_TEST_RUN"):
-        where = pathlib.Path(run)
-    else:
-        where = place()
-        atexit.register(shutil.rmtree, where, ignore_errors=True)
-    path, ready = where / "dbox", where / "dbox.ready"
-    with open(where / "dbox.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not ready.exists():
-            shutil.rmtree(path, ignore_errors=True)
-            path.mkdir()
-            made = Box(path)
-            made.good("dbox-init")
-            for name, role in CLIENTS.items():
-                made.good("dbox-init", "--client", name, "--role", role)
-            ready.touch()
-    return path
+    """A D-Box as dbox-init leaves it, with one client of each role; never started."""
+    return once.directory("dbox", _make_template)
+
+
+def _make_template(path):
+    made = Box(path)
+    made.good("dbox-init", timeout=600)  # four keys of 3072 bits
+    for name, role in CLIENTS.items():
+        made.good("dbox-init", "--client", name, "--role", role)
 
 
 def owner():

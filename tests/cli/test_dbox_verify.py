@@ -15,6 +15,7 @@ import subprocess
 import dboxkit
 import pytest
 from conftest import environment
+from test_dbox_init import made_by_openssl
 
 OCTETS = b'{"time":"2026-11-23T08:00:00.123Z","source":"/host:h7","type":"app.undone","sev":5,"data":{}}'
 
@@ -170,7 +171,7 @@ def test_chain_from_another_root(work):
     other = work / "other"
     other.mkdir()
     box = dboxkit.Box(other)
-    box.good("dbox-init")
+    box.good("dbox-init", *made_by_openssl(other))
     done = verify(work, "--root", box.certs / "root.pem")
     assert done.returncode == 1 and b"certificate chain" in done.stderr
     done = verify(work, "--root", box.certs / "root.pem", "--certs", box.certs / "chain.pem")

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import time
 
+import once
 from conftest import environment, program
 
 LXC = pathlib.Path("/var/lib/lxc")
@@ -29,7 +30,13 @@ PROGRAMS = ("sh", "sleep", "cat", "ls", "dd", "true", "env", "mkdir", "rm", "syn
 
 def make_tree(place, more=()):
     """A root file system of a few programs of the host and their libraries; merged /usr, as Debian has it."""
-    tree = pathlib.Path(place)
+    made = once.directory("-".join(("tree", *more)), lambda path: _make_tree(path, more))
+    pathlib.Path(place).parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["cp", "-a", "-T", made, place], check=True)
+    return pathlib.Path(place)
+
+
+def _make_tree(tree, more):
     for directory in ("usr/bin", "usr/lib", "usr/lib64", "usr/sbin", "etc", "proc", "sys", "dev", "run", "tmp", "root"):
         (tree / directory).mkdir(parents=True)
     for link in ("bin", "lib", "lib64", "sbin"):
@@ -44,7 +51,6 @@ def make_tree(place, more=()):
                 shutil.copy(library, target)
     (tree / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
     (tree / "etc/release").write_text("from the tree\n")
-    return tree
 
 
 def tree_digest(tree):
