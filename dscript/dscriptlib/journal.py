@@ -108,6 +108,16 @@ def decode(line: bytes) -> Record | None:
     return record if isinstance(record, dict) and isinstance(record.get("n"), int) else None
 
 
+def states(directory: Path) -> dict[str, Any]:
+    """What the last records say about each script; safe while the engine appends."""
+    found: dict[str, Any] = {}
+    for path in paths(directory)[-2:]:  # as in `Journal`
+        octets = path.read_bytes()
+        for line in octets[: octets.rfind(b"\n") + 1].splitlines():
+            found.update((decode(line) or {}).get("states", {}))
+    return found
+
+
 def records(directory: Path, after: int = 0) -> Iterator[Record]:
     """All whole records with a number above *after*, in order; safe while the engine appends."""
     names = paths(directory)

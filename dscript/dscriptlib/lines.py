@@ -58,7 +58,7 @@ def ended(script: Script, act: Act, error: str | None, seconds: float) -> tuple[
 
 def replied(reply: Answer) -> str:
     """The line of what a person said."""
-    data = {"request": reply.request, "by": reply.by, "text": reply.text}
+    data = {"request": reply.request, "by": reply.by, "text": reply.text, **({"via": reply.via} if reply.via else {})}
     return line("engine", f"script.person.{reply.word}", data, 5)
 
 

@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of dscript."""
-    from dscriptlib.cmd import deploying
+    from dscriptlib.cmd import deploying, serving
 
     parser = cli.parser("dscript", "Answer events by scripts that were agreed beforehand.")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
@@ -45,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     simulate.add_argument("--after", metavar="TIME", default="1h", help="go on so long after the last event (1h)")
     simulate.add_argument("files", metavar="SCRIPT", nargs="*", type=Path)
     deploying.add(verbs)
+    serving.add(verbs)
     run = cli.verb(verbs, "run", run_engine, "run the engine in the foreground, with the deployed scripts or FILEs")
     run.add_argument("files", metavar="FILE", nargs="*", type=Path)
     run.add_argument("--dry-run", action="store_true", help="print what would be done instead of doing it")
@@ -196,7 +197,7 @@ def run_engine(ctx: cli.Context) -> int:
                 store.keep(ctx.conf, script, octets)
                 store.watch(ctx.conf, script)
         only = [script for script, _ in given] or None
-        directory = _journal_directory(ctx.conf)
+        directory = journal_directory(ctx.conf)
         if dry:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dscript-")))
         journal, followers = _memory(ctx.conf, directory, Once(say), dry)
@@ -237,7 +238,7 @@ def _alone(conf: Conf) -> Iterator[None]:
         yield
 
 
-def _journal_directory(conf: Conf) -> Path:
+def journal_directory(conf: Conf) -> Path:
     return conf.core_state_dir / "script" / "journal"
 
 
@@ -302,7 +303,7 @@ def _requested(ctx: cli.Context, action: str | None) -> None:
 
     states: dict[str, Any] = {}
     asked: dict[str, Any] | None = None
-    for record in journal.records(_journal_directory(ctx.conf)):
+    for record in journal.records(journal_directory(ctx.conf)):
         states.update(record.get("states", {}))
         if record["kind"] == "intent" and record["request"] == ctx.args.request:
             asked = record
@@ -351,7 +352,7 @@ HISTORY: list[cli.Column] = [
 
 def show_history(ctx: cli.Context) -> None:
     """dscript history"""
-    for row in _actions(_journal_directory(ctx.conf)):
+    for row in _actions(journal_directory(ctx.conf)):
         if ctx.out.as_json:
             ctx.out.json(row)
         else:
@@ -378,7 +379,7 @@ def explain_run(ctx: cli.Context) -> None:
     """dscript why ID"""
     from dscriptlib import journal, why
 
-    rows = list(why.reasons(journal.records(_journal_directory(ctx.conf)), ctx.args.id))
+    rows = list(why.reasons(journal.records(journal_directory(ctx.conf)), ctx.args.id))
     if not rows:
         raise NotFoundError(f"{ctx.args.id}: the journal knows no such event, run or request")
     for row in rows:
@@ -393,9 +394,7 @@ def show_status(ctx: cli.Context) -> int:
     """dscript status"""
     from dscriptlib import journal, store
 
-    states: dict[str, Any] = {}
-    for record in journal.records(_journal_directory(ctx.conf)):
-        states.update(record.get("states", {}))
+    states = journal.states(journal_directory(ctx.conf))
     running = _engine_runs(ctx.conf)
     for path in store.deployed(ctx.conf):
         state = states.get(path.stem, {})

@@ -10,9 +10,11 @@ from dscriptlib.steps import Key, Kind, Setting, Told, Values, text, word
 
 
 def _act(setting: Setting, values: Values) -> list[Told]:
-    from dscriptlib import notice
+    from dscriptlib import notice, questions
 
     how = f"dscript approve {setting.request}, or with --refuse"
+    if link := questions.link(setting.conf, setting.request):
+        how = f"{how}, or {link}"
     otherwise = f"without an answer in {setting.timeout:g} s: {values['default']}"
     notice.write(setting, values["to"], f"{values['text']} ({how}; {otherwise})")
     return [Told("script.ask", {"to": values["to"], "text": values["text"], "default": values["default"]}, sev=1)]

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dscript serve: the page where persons answer questions, in the foreground, until SIGTERM."""
+
+import contextlib
+import os
+import pwd
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dre import cli, files
+from dre.conf import Conf
+from dre.errors import DreError, MissingError, UsageError
+
+from dscriptlib.cmd import dscript as command
+
+USER = "dscript"
+LISTEN = "127.0.0.1:8446"
+
+
+def add(verbs: Any) -> None:
+    """Add the verb to those of dscript."""
+    serve = cli.verb(verbs, "serve", serve_page, "serve the page where persons answer questions")
+    serve.add_argument("--listen", metavar="ADDRESS:PORT", default=LISTEN, help=f"where (default: {LISTEN})")
+    serve.add_argument("--url", help="how browsers reach it (default: https://localhost:PORT)")
+
+
+def serve_page(ctx: cli.Context) -> None:
+    """dscript serve"""
+    from dscriptlib import page, questions
+
+    host, _, port = ctx.args.listen.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UsageError(f"--listen: expected ADDRESS:PORT, got {ctx.args.listen!r}")
+    try:
+        tls = page.context(ctx.conf.dbox_certs_dir)
+    except OSError as error:
+        raise UsageError(f"{ctx.conf.dbox_certs_dir}: no key or certificates of a server: {error}") from None
+    try:
+        server = page.Server(ctx.conf, (host.strip("[]"), int(port)), tls)
+    except OSError as error:
+        raise DreError(f"{ctx.args.listen}: {error.strerror}") from None
+    with contextlib.closing(server.socket), _address(ctx.conf, ctx.args.url or f"https://localhost:{port}"):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # Not in the handler: it waits for the thread that the handler interrupts.
+            signal.signal(number, lambda *_: threading.Thread(target=server.shutdown).start())
+        ctx.say(f"questions are answered at {questions.place(ctx.conf).read_text().strip()}")
+        sys.stderr.flush()
+        server.serve_forever()
+
+
+@contextlib.contextmanager
+def _address(conf: Conf, url: str) -> Iterator[None]:
+    """Give away what we need, drop privilege, and tell where the page is while it is there."""
+    from dscriptlib import answers, questions
+
+    place = questions.place(conf)
+    shared = [(place.parent, 0o755), (answers.directory(conf), 0o700)]
+    for directory, mode in shared:
+        directory.mkdir(mode=mode, parents=True, exist_ok=True)
+    journal = command.journal_directory(conf)
+    journal.mkdir(mode=0o750, parents=True, exist_ok=True)
+    if os.geteuid() == 0:
+        _drop([directory for directory, _ in shared], journal)
+    files.write_atomic(place, f"{url.rstrip('/')}\n", durable=False)
+    try:
+        yield
+    finally:
+        place.unlink(missing_ok=True)
+
+
+def _drop(owned: list[Path], journal: Path) -> None:
+    """Become the user who owns the answers and reads the journal, whose files made from now on are for its group."""
+    try:
+        user = pwd.getpwnam(USER)
+    except KeyError:
+        raise MissingError(f"no user {USER} on this host; the package makes it") from None
+    for directory in owned:
+        os.chown(directory, user.pw_uid, user.pw_gid)
+    for path in (journal, *journal.glob("[0-9]*.log")):
+        os.chown(path, -1, user.pw_gid)
+    journal.chmod(0o2750)
+    os.setgroups([])
+    os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+    os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
