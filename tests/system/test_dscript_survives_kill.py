@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """kill -9 of the engine while its steps are at work: each action happens once, each response comes to its end.
 
-DRE_KILLS is how often it is killed (default 2), at moments drawn from the duration of the response, as moments.py has
-it. The dre-app here is a fake that is slow and counts; test_dscript_undo.py has the real one.
+DRE_KILLS is how often it is killed (default 3; 300 for the proof before a release), at moments drawn from the duration
+of the response, as moments.py has it. Each third time what supervises a program of `run` is killed, too: then nobody
+can know whether the program did its work, and a person must be told. The dre-app here is a fake that is slow and
+counts; test_dscript_undo.py and test_dscript_containers.py have the real one.
 """
 
 import collections
+import itertools
 import json
 import os
+import pathlib
 import subprocess
 import time
 
@@ -15,23 +19,30 @@ from conftest import environment, program
 from dre import event
 from moments import Moments
 
-KILLS = int(os.environ.get("DRE_KILLS", "2"))
+KILLS = int(os.environ.get("DRE_KILLS", "3"))
 UNDISTURBED = 3  # responses that are timed first; the shortest counts, for on a busy host any may take longer
-SCRIPT = """\
+FEW = (KILLS + UNDISTURBED) // 2  # attempts of the response that is called for more often than it may
+SCRIPT = f"""\
 dscript: 1
 name: many
-agreed: {goal: G1, by: [owner]}
+agreed: {{goal: G1, by: [owner]}}
 responses:
   - id: work
-    when: {event: t.go}
+    when: {{event: t.go}}
     steps:
-      - {action: restart, of: a}
-      - {action: limit, of: a, pids: 9, revert: on-failure}
-      - {action: notify, to: owner}
-      - {action: undo, of: a, tag: good}
-    at-most: {attempts: 9999, per: 1d}
+      - {{action: restart, of: a}}
+      - {{action: limit, of: a, pids: 9, revert: on-failure}}
+      - {{action: run, argv: [job], user: root, timeout: 20s}}
+      - {{action: notify, to: owner}}
+      - {{action: undo, of: a, tag: good}}
+    at-most: {{attempts: 9999, per: 1d}}
     then: call
-  - {id: call, steps: [{action: notify, to: owner}]}
+  - id: few
+    when: {{event: t.go}}
+    steps: [{{action: restart, of: b}}]
+    at-most: {{attempts: {FEW}, per: 1d}}
+    then: call
+  - {{id: call, steps: [{{action: notify, to: owner}}]}}
 """
 # The effect is a line; like dre-app, it is done and remembered under a lock, whatever becomes of the caller.
 FAKE = """\
@@ -47,6 +58,17 @@ echo "$*" >>"$EFFECTS/all"
 sleep 0.02
 touch "$EFFECTS/$id.done"
 """
+JOB = """\
+#!/bin/sh
+sleep 0.05
+echo "$DRE_SCRIPT_REQUEST" >>{jobs}
+sleep 0.02
+"""
+STEP = ["script.step.begun", "script.step.done"]
+TOLD = ["script.step.begun", "script.step.done", "script.notify"]  # in the order of their words
+WHOLE = sorted([*STEP * 4, *TOLD, "script.run.output", "script.response.done"])
+# The program's end is not known: its step has failed, the limit is put back, and the owner is told.
+UNKNOWN = sorted([*STEP * 3, "script.step.begun", "script.step.failed", "script.response.done"])
 
 
 class World:
@@ -55,29 +77,43 @@ class World:
         (tmp_path / "many.yaml").write_text(SCRIPT)
         (tmp_path / "effects").mkdir()
         fake = tmp_path / "bin" / "dre-app"
-        fake.parent.mkdir()
-        fake.write_text(FAKE)
-        fake.chmod(0o755)
+        job = tmp_path / "etc/actions.d/job"
+        for path, text in ((fake, FAKE), (job, JOB.format(jobs=tmp_path / "jobs"))):
+            path.parent.mkdir(parents=True)
+            path.write_text(text)
+            path.chmod(0o755)
         spool = tmp_path / "state/spool/ingest"
         spool.mkdir(parents=True)
         self.spool = spool / "00000000000000000000.jsonl"
         self.env = environment()
         self.env.update(PATH=f"{fake.parent}:{self.env['PATH']}", EFFECTS=str(tmp_path / "effects"))
         self.process = None
+        self.read, self.offsets = [], collections.Counter()
 
     def start(self):
         words = [program("dscript"), "--config", self.config, "--quiet", "run", str(self.tmp_path / "many.yaml")]
         self.process = subprocess.Popen(words, env=self.env)
 
-    def records(self):
-        found = []
-        for path in sorted((self.tmp_path / "state/script/journal").glob("*.log")):
-            for line in path.read_text().splitlines(keepends=True):
-                if line.endswith("\n"):
-                    found.append(json.loads(line[9:]))
-        return found
+    def kill(self, all):
+        """Kill the engine; *all*: and the supervisor of a program, with which the program ends."""
+        with_it = supervisors(self.process.pid) if all else []
+        self.process.kill()
+        for pid in with_it:
+            subprocess.run(["kill", "-9", str(pid)], stderr=subprocess.DEVNULL)  # it may have ended by itself
+        self.process.wait()
 
-    def wait(self, condition, what, timeout=20):
+    def records(self):
+        """All records; each octet of the journal is read once."""
+        for path in sorted((self.tmp_path / "state/script/journal").glob("*.log")):
+            with path.open("rb") as stream:
+                stream.seek(self.offsets[path.name])
+                whole = stream.read()
+            whole = whole[: whole.rfind(b"\n") + 1]
+            self.offsets[path.name] += len(whole)
+            self.read += [json.loads(line[9:]) for line in whole.splitlines()]
+        return self.read
+
+    def wait(self, condition, what, timeout=30):
         deadline = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < deadline, f"{what}: not within {timeout} s"
@@ -92,7 +128,23 @@ class World:
         self.wait(lambda: sum(record["kind"] == "event" for record in self.records()) == number, "the event")
 
     def ended(self):
-        return sum('"script.response.done"' in record.get("line", "") for record in self.records())
+        """How many events have been answered to the end."""
+        states = [record["states"]["many"] for record in self.records() if "many" in record.get("states", {})]
+        came = sum(record["kind"] == "event" for record in self.read)
+        return came - bool(states and states[-1]["runs"])
+
+
+def supervisors(pid):
+    """The children of *pid* that are interpreters of Python, and their children of that kind."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, fields = path.read_text().rsplit(")", 1)
+        except OSError:
+            continue  # it has ended
+        if int(fields.split()[1]) == pid and "python" in name.split("(", 1)[1]:
+            found += [int(path.parent.name), *supervisors(int(path.parent.name))]
+    return found
 
 
 def test_each_action_happens_once_whenever_the_engine_is_killed(tmp_path, settings):
@@ -120,40 +172,65 @@ def kill(world):
         begin = time.monotonic()
         while (passed := time.monotonic() - begin) < delay and world.ended() < number:
             time.sleep(min(0.005, delay - passed))
-        world.process.kill()
-        world.process.wait()
+        world.kill(all=moments.kills % 3 == 0)
         if world.ended() < number:
             moments.hit()
         else:
             moments.missed(passed)
         world.start()
         world.wait(lambda number=number: world.ended() == number, "the response after the kill")
-    world.wait(lambda: evidence(world)[-1:] == ["script.response.done"], "the evidence")
+    world.wait(lambda: len(evidence(world)) == sum("line" in record for record in world.records()), "the evidence")
     return moments
 
 
 def evidence(world):
-    """Types of the events in the client's spool of the D-Box."""
+    """The events in the client's spool of the D-Box."""
     path = world.tmp_path / "state/spool/dbox/dscript/records-1"
     lines = [line for line in path.read_text().splitlines() if line.startswith("{")]
     by_id = {json.loads(line)["id"]: line for line in lines}  # one may be there twice, with the same id
     assert len(set(lines)) == len(by_id)
-    return [json.loads(line)["type"] for line in by_id.values()]
+    return [json.loads(line) for line in by_id.values()]
 
 
 def judge(world, moments):
-    kills = moments.kills
-    effects = (world.tmp_path / "effects/all").read_text().splitlines()
-    doubled = [line for line, count in collections.Counter(effects).items() if count > 1]
-    probes = sum(record["kind"] == "probe" for record in world.records())
-    print(f"{len(effects)} effects, {probes} asked again")
+    went = moments.kills + UNDISTURBED
+    effects = [line.rsplit(" ", 1) for line in (world.tmp_path / "effects/all").read_text().splitlines()]
+    jobs = (world.tmp_path / "jobs").read_text().splitlines()
+    doubled = [key for key, count in collections.Counter([*jobs, *(id for _, id in effects)]).items() if count > 1]
     assert doubled == []
-    assert len(effects) == 3 * (kills + UNDISTURBED)
-    runs = [line.rsplit(" ", 1)[1].split("-")[0] for line in effects]
-    assert sorted(collections.Counter(runs).values()) == [3] * (kills + UNDISTURBED)
+    told = collections.defaultdict(list)
+    for item in evidence(world):
+        if "run" in item["data"] or "request" in item["data"]:
+            told[item["data"].get("run") or item["data"]["request"].split("-")[0]].append(item)
+    kinds = collections.Counter()
+    for run, items in told.items():
+        response = items[0]["data"]["response"]
+        kinds[response] += 1
+        if response == "work":
+            kinds[whole_or_unknown(run, items, effects, jobs)] += 1
+    refused = sum(item["type"] == "script.response.refused" for item in itertools.chain(*told.values()))
     notices = (world.tmp_path / "log/notify.log").read_text().splitlines()
-    assert len(notices) == len({line.split("request=")[1] for line in notices}) == kills + UNDISTURBED
+    probes = sum(record["kind"] == "probe" for record in world.records())
+    print(f"{len(effects) + len(jobs) + len(notices)} actions, {probes} asked again, {kinds['unknown']} not known")
+    assert kinds["work"] == went
+    # Called for each time, done as often as was agreed; one that is used up says so once, and to a person.
+    assert sum(" b " in f"{words} " for words, _ in effects) == FEW and refused == 1
+    assert kinds["call"] == kinds["unknown"] + 1
+    assert len(notices) == len({line.split("request=")[1].split()[0] for line in notices})
+    assert len(notices) == kinds["whole"] + kinds["call"]
     moments.judge()
-    whole = ["t.go", *["script.step.begun", "script.step.done"] * 2]
-    whole += ["script.step.begun", "script.step.done", "script.notify", "script.step.begun", "script.step.done"]
-    assert evidence(world) == [*whole, "script.response.done"] * (kills + UNDISTURBED)
+
+
+def whole_or_unknown(run, items, effects, jobs):
+    """Whether this run of `work` did each of its actions once, or could not know of its program and told so."""
+    types = sorted(item["type"] for item in items)
+    done = [words for words, id in effects if id.startswith(f"{run}-")]
+    ran = jobs.count(f"{run}-2-act")
+    if types == WHOLE:
+        assert len(done) == 3 and ran == 1
+        return "whole"
+    assert types == UNKNOWN, types
+    (failed,) = [item for item in items if item["type"] == "script.step.failed"]
+    assert failed["data"]["action"] == "run" and "is not known" in failed["data"]["reason"]
+    assert len(done) == 3 and ran <= 1  # restart, limit, and that taken back
+    return "unknown"
