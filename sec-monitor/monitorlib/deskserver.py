@@ -14,6 +14,7 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -37,8 +38,8 @@ def path(conf: Conf) -> Path:
     return conf.core_run_dir / "rules.sock"
 
 
-def serve(conf: Conf) -> None:
-    """Answer until SIGTERM or SIGINT. Raises DreError."""
+def serve(conf: Conf, ready: Callable[[], None] | None = None) -> None:
+    """Answer until SIGTERM or SIGINT; *ready* is called as soon as somebody can ask. Raises DreError."""
     desk, place, allowed = Desk(conf), path(conf), {0, os.geteuid()}
     place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     with contextlib.closing(_listen(place)) as listening:
@@ -48,6 +49,8 @@ def serve(conf: Conf) -> None:
             if os.geteuid() == 0:
                 os.chown(place, 0, user.pw_gid)
                 place.chmod(0o660)
+        if ready:
+            ready()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _end)
         children: set[int] = set()

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dre-monitor: what it refuses before it starts anything, and status without a monitor."""
+"""dre-monitor: what it refuses before it starts anything, status without a monitor, and going on in the background."""
+
+import importlib.util
+import os
+import select
+import signal
 
 
 def test_only_some_stages_can_be_left_out(run, settings):
@@ -25,3 +30,26 @@ def test_rules_and_pipes_that_cannot_be_used_are_refused(run, settings, tmp_path
     done = run("dre-monitor", "run", "--config", settings(DRE_MONITOR_PIPES="/run/a-b;c"))
     assert done.returncode == 1 and b"cannot name it" in done.stderr
     assert not (tmp_path / "run" / "events.sock").exists()
+
+
+def test_detached_it_runs_in_a_session_of_its_own_until_it_is_ended(run, settings, tmp_path):
+    conf = settings(DRE_MONITOR_CORRELATOR="dre")
+    argv = ("dre-monitor", "run", "--detach", "--without", "watch", "--without", "correlate", "--config", conf)
+    done = run(*argv)
+    if importlib.util.find_spec("daemon") is None:
+        assert done.returncode == 6 and b"install python3-daemon" in done.stderr
+        return
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    place = tmp_path / "run" / "dre-monitor.pid"
+    pid = int(place.read_text())
+    end = os.pidfd_open(pid)
+    try:
+        assert os.getsid(pid) not in (pid, os.getsid(0)), "no session leader: it never gets a terminal"
+        assert os.readlink(f"/proc/{pid}/cwd") == "/"
+        assert os.readlink(f"/proc/{pid}/fd/2") == str(tmp_path / "log" / "dre-monitor.log")
+        assert run(*argv).returncode == 5
+    finally:
+        signal.pidfd_send_signal(end, signal.SIGTERM)
+        ended = select.select([end], [], [], 30)[0]
+        os.close(end)
+    assert ended and not place.exists()

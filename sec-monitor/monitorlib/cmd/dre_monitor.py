@@ -9,7 +9,7 @@ from pathlib import Path
 from dre import cli, files
 from dre.errors import DONE, FAILED, NotFoundError, UsageError
 
-from monitorlib import actions, health, supervise
+from monitorlib import actions, detach, health, supervise
 from monitorlib.tally import Tally
 
 COLUMNS = [
@@ -26,7 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The arguments of dre-monitor."""
     parser = cli.parser("dre-monitor", "Run the application monitor: intake, re-order filter, sec and watch.")
     verbs = parser.add_subparsers(metavar="VERB", dest="verb")
-    made = cli.verb(verbs, "run", run, "Start the stages, in the foreground, and start again what dies.")
+    made = cli.verb(verbs, "run", run, "Start the stages, and start again what dies.")
     made.add_argument(
         "--without",
         metavar="STAGE",
@@ -34,6 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=[],
         help=f"leave a stage out: {' or '.join(supervise.OPTIONAL)}; may be given twice",
     )
+    made.add_argument("--detach", action="store_true", help="go on in the background once all is ready (python-daemon)")
     cli.verb(verbs, "act", act, "Run the programs that rules ask for, by requests from stdin: a stage of `run`.")
     cli.verb(verbs, "status", status, "Tell how each stage is: 0 all well, 1 not all, 3 the monitor does not run.")
     return parser
@@ -47,7 +48,10 @@ def run(ctx: cli.Context) -> None:
     supervise.prefer_us()
     config = str(Path(ctx.args.config).resolve()) if ctx.args.config else None
     with files.lock(ctx.conf.core_run_dir / "lock" / "monitor", timeout=2.0):
-        supervise.Supervisor(ctx.conf, config, ctx.args.without, ctx.say).run()
+        supervisor = supervise.Supervisor(ctx.conf, config, ctx.args.without, ctx.say)
+        if ctx.args.detach:
+            detach.detach(ctx.conf, "dre-monitor")
+        supervisor.run()
 
 
 def act(ctx: cli.Context) -> None:

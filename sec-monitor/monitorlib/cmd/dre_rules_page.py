@@ -31,13 +31,14 @@ def add(verbs: Any) -> None:
     what.add_argument("--password", action="store_true", help="another password, asked for, or a line of stdin")
     what.add_argument("--generate", action="store_true", help="another password, made by chance and printed")
     what.add_argument("--revoke", action="store_true", help="take role and password away")
-    cli.verb(verbs, "serve", _serve, "Answer the page, which asks at a socket, until SIGTERM.")
+    made = cli.verb(verbs, "serve", _serve, "Answer the page, which asks at a socket, until SIGTERM.")
+    made.add_argument("--detach", action="store_true", help="go on in the background once it is heard (python-daemon)")
 
 
 def _serve(ctx: cli.Context) -> None:
-    from monitorlib import deskserver
+    from monitorlib import deskserver, detach
 
-    deskserver.serve(ctx.conf)
+    deskserver.serve(ctx.conf, (lambda: detach.detach(ctx.conf, "dre-rules")) if ctx.args.detach else None)
 
 
 def _person(ctx: cli.Context) -> None:
