@@ -15,6 +15,7 @@
 #include <limits.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -37,8 +38,8 @@ enum {
 struct dre_handle {
 	pthread_mutex_t lock;
 	_Atomic pid_t owner; /* the process whose co-process it is */
-	int process;         /* a pidfd of it; -1: there is none */
-	int fd;
+	int fd;              /* the socket to it; -1: there is none */
+	int process;         /* a pidfd of it; -1: this system has none, and the end of the socket must do */
 	char *program;
 	char *config; /* NULL: the command's default */
 	double timeout;
@@ -121,19 +122,29 @@ static void end(struct dre_handle *handle)
 	handle->filled = 0;
 }
 
-/* In a process that was forked since: what is there is the parent's, and so may be the lock. */
+/*
+ * In a process that was forked since: what is there is the parent's, and so may be the lock. Of several threads that come
+ * first, one puts it in order while the owner is the process's number, negative.
+ */
 static void inherit(struct dre_handle *handle)
 {
-	if (handle->owner == getpid())
-		return;
-	pthread_mutex_init(&handle->lock, NULL);
-	if (handle->fd >= 0)
-		close(handle->fd);
-	if (handle->process >= 0)
-		close(handle->process);
-	handle->process = handle->fd = -1;
-	handle->filled = 0;
-	handle->owner = getpid();
+	pid_t me = getpid(), owner = handle->owner;
+
+	while (owner != me) {
+		if (owner == -me) {
+			sched_yield();
+			owner = handle->owner;
+		} else if (atomic_compare_exchange_strong(&handle->owner, &owner, -me)) {
+			pthread_mutex_init(&handle->lock, NULL);
+			if (handle->fd >= 0)
+				close(handle->fd);
+			if (handle->process >= 0)
+				close(handle->process);
+			handle->process = handle->fd = -1;
+			handle->filled = 0;
+			handle->owner = owner = me;
+		}
+	}
 }
 
 void dre_handle_close(struct dre_handle *handle)
@@ -200,12 +211,12 @@ static _Noreturn void between(const char *program, char *const argv[], int end, 
 	become(program, argv, end);
 }
 
-/* Make the co-process with *end* as its standard input and output; a pidfd of it, or a negative errno. */
-static int spawn(const char *program, char *const argv[], int end, const struct pipes *pipes)
+/* Make the co-process with *end* as its standard input and output, and a pidfd of it, *process*; 0 or a negative errno. */
+static int spawn(const char *program, char *const argv[], int end, const struct pipes *pipes, int *process)
 {
 	sigset_t all, before;
 	pid_t child, made = -1;
-	int process, error;
+	int error;
 
 	sigfillset(&all); /* none of the caller's handlers shall run in the new processes */
 	pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -222,14 +233,10 @@ static int spawn(const char *program, char *const argv[], int end, const struct 
 	if (fcntl(pipes->pid[0], F_SETFL, O_NONBLOCK) != 0 || read(pipes->pid[0], &made, sizeof made) != sizeof made ||
 	    made < 0)
 		return -EAGAIN;
-	process = (int)syscall(SYS_pidfd_open, made, 0U); /* it waits, so that it is this one and no other */
-	if (process < 0)
+	*process = (int)syscall(SYS_pidfd_open, made, 0U); /* it waits, so that it is this one and no other */
+	if (*process < 0 && errno != ENOSYS)               /* as before Linux 5.3, and in valgrind 3.19 */
 		return -errno;
-	if (write(pipes->go[1], "", 1) != 1) {
-		close(process);
-		return -EAGAIN;
-	}
-	return process;
+	return write(pipes->go[1], "", 1) == 1 ? 0 : -EAGAIN;
 }
 
 static void close_both(int ends[2])
@@ -258,8 +265,7 @@ static int begin(struct dre_handle *handle)
 		if (pipe2(pipes.go, O_CLOEXEC) != 0) {
 			error = -errno;
 		} else {
-			handle->process = spawn(handle->program, argv, ends[1], &pipes);
-			error = handle->process < 0 ? handle->process : 0;
+			error = spawn(handle->program, argv, ends[1], &pipes, &handle->process);
 			close_both(pipes.go);
 		}
 		close_both(pipes.pid);
@@ -445,7 +451,7 @@ static int exchange(struct dre_handle *handle, json_object *request, int64_t id,
 		return dre_fail(handle, -ENOMEM, "no memory");
 	if (length > LONGEST)
 		return dre_fail(handle, -E2BIG, "a request has at most %d octets", LONGEST);
-	error = handle->process < 0 ? begin(handle) : 0;
+	error = handle->fd < 0 ? begin(handle) : 0;
 	if (error == 0)
 		error = send_all(handle, line, length, until);
 	if (error == 0)

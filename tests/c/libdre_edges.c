@@ -54,17 +54,21 @@ static int ask(dre_app *handle, const char *what, const char *word, const char *
 	return 0;
 }
 
-/* Whether there is no such process any more, but for what its parent may not have looked at yet. */
+/* Whether there is no such process any more within 10 s, but for what its parent may not have looked at yet. */
 static int ended(const char *pid)
 {
-	char path[200], state = 'Z';
+	char path[200], state = 'R';
 	FILE *file;
 
 	snprintf(path, sizeof path, "/proc/%s/stat", pid);
-	file = fopen(path, "r");
-	if (file != NULL) {
-		CHECK(fscanf(file, "%*d %*s %c", &state) == 1);
+	for (int wait = 0; wait < 1000 && state != 'Z'; wait++) {
+		file = fopen(path, "r");
+		if (file == NULL)
+			return 1;
+		if (fscanf(file, "%*d %*s %c", &state) != 1)
+			state = 'Z';
 		fclose(file);
+		usleep(10000);
 	}
 	return state == 'Z';
 }
@@ -105,8 +109,11 @@ static void it_may_die_or_talk_nonsense(const char *program)
 static void it_may_take_too_long(const char *program)
 {
 	dre_app *handle = opened(program, 0.2);
+	char pid[100];
 
+	CHECK(ask(handle, "tell", "", "pid", pid) == 0);
 	CHECK(ask(handle, "sleep", "", NULL, NULL) == -ETIMEDOUT);
+	CHECK(ended(pid));
 	CHECK(ask(handle, "tell", "", NULL, NULL) == 0);
 	dre_app_close(handle);
 }
@@ -153,6 +160,38 @@ static void the_caller_is_left_alone(const char *program)
 	close(77);
 }
 
+static void *many(void *shared)
+{
+	char word[32], found[100];
+
+	for (int at = 0; at < 10; at++) {
+		snprintf(word, sizeof word, "%lx-%d", (unsigned long)pthread_self(), at);
+		CHECK(ask(shared, "tell", word, "word", found) == 0);
+		CHECK(strcmp(word, found) == 0);
+		CHECK(ask(shared, "refuse", "1", NULL, NULL) == -ECANCELED);
+		CHECK(strcmp(dre_app_strerror(shared), "refused: 1") == 0);
+	}
+	return NULL;
+}
+
+static void share(dre_app *handle)
+{
+	pthread_t threads[8];
+
+	for (size_t at = 0; at < 8; at++)
+		CHECK(pthread_create(&threads[at], NULL, many, handle) == 0);
+	for (size_t at = 0; at < 8; at++)
+		pthread_join(threads[at], NULL);
+}
+
+static void threads_share_a_handle(const char *program)
+{
+	dre_app *handle = opened(program, 60);
+
+	share(handle);
+	dre_app_close(handle);
+}
+
 static void after_a_fork_both_go_on(const char *program)
 {
 	dre_app *handle = opened(program, 20);
@@ -166,6 +205,7 @@ static void after_a_fork_both_go_on(const char *program)
 		char its[100];
 
 		failures = 0;
+		share(handle);
 		CHECK(ask(handle, "tell", "", "pid", its) == 0);
 		CHECK(strcmp(mine, its) != 0);
 		dre_app_close(handle);
@@ -174,32 +214,6 @@ static void after_a_fork_both_go_on(const char *program)
 	CHECK(waitpid(child, &status, 0) == child && status == 0);
 	CHECK(ask(handle, "tell", "", "pid", again) == 0);
 	CHECK(strcmp(mine, again) == 0);
-	dre_app_close(handle);
-}
-
-static void *many(void *shared)
-{
-	char word[32], found[100];
-
-	for (int at = 0; at < 50; at++) {
-		snprintf(word, sizeof word, "%lx-%d", (unsigned long)pthread_self(), at);
-		CHECK(ask(shared, "tell", word, "word", found) == 0);
-		CHECK(strcmp(word, found) == 0);
-		CHECK(ask(shared, "refuse", "1", NULL, NULL) == -ECANCELED);
-		CHECK(strcmp(dre_app_strerror(shared), "refused: 1") == 0);
-	}
-	return NULL;
-}
-
-static void threads_share_a_handle(const char *program)
-{
-	dre_app *handle = opened(program, 60);
-	pthread_t threads[8];
-
-	for (size_t at = 0; at < 8; at++)
-		CHECK(pthread_create(&threads[at], NULL, many, handle) == 0);
-	for (size_t at = 0; at < 8; at++)
-		pthread_join(threads[at], NULL);
 	dre_app_close(handle);
 }
 
@@ -264,7 +278,6 @@ static void wrong_arguments_are_refused(const char *program)
 
 int main(int argc, char *argv[])
 {
-	(void)argc;
 	close(0); /* the ends of the socket pair may get numbers that the co-process needs */
 	it_may_die_or_talk_nonsense(argv[1]);
 	the_caller_is_left_alone(argv[1]);
@@ -272,7 +285,8 @@ int main(int argc, char *argv[])
 	threads_share_a_handle(argv[1]);
 	results_are_typed(argv[1]);
 	wrong_arguments_are_refused(argv[1]);
-	it_may_take_too_long(argv[1]);
+	if (argc == 2) /* valgrind 3.19 knows no pidfd, so that there nothing is killed */
+		it_may_take_too_long(argv[1]);
 	printf("%d failures\n", failures);
 	return failures != 0;
 }
