@@ -29,11 +29,18 @@ def call(*argv):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """The directory of both libraries, as `make` builds them."""
+    """The directory of both libraries and of the examples, as `make` builds them."""
     place = tmp_path_factory.mktemp("libdre")
-    shutil.copytree(LIBRARY, place / "libdre", ignore=shutil.ignore_patterns("build"))
-    call("make", "-C", place / "libdre", "CFLAGS=-O2 -g -Werror")
-    return place / "libdre/build"
+    call("make", "-C", LIBRARY, f"BUILD={place}", "CFLAGS=-O2 -g -Werror", "libraries", "examples")
+    return place
+
+
+def edges_of(place, *flags):
+    """The program that looks for what can go wrong, with the library inside."""
+    sources = [HERE / "libdre_edges.c", *(LIBRARY / f"src/{name}.c" for name in ("serve", "verbs", "app"))]
+    libraries = ["-ljson-c", "-lm", "-pthread"]
+    call("gcc", "-std=c11", "-g", *flags, f"-I{LIBRARY}/include", *sources, *libraries, "-o", place / "edges")
+    return place / "edges"
 
 
 @pytest.mark.parametrize(
@@ -47,10 +54,39 @@ def built(tmp_path_factory):
     ],
 )
 def test_whatever_the_coprocess_does(tmp_path, sanitizer):
-    sources = [HERE / "libdre_edges.c", *(LIBRARY / f"src/{name}.c" for name in ("serve", "verbs", "app"))]
-    flags = ["-std=c11", "-g", "-O1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
-    call("gcc", *flags, f"-I{LIBRARY}/include", *sources, "-ljson-c", "-lm", "-pthread", "-o", tmp_path / "edges")
-    assert call(tmp_path / "edges", HERE / "coprocess") == "0 failures\n"
+    edges = edges_of(tmp_path, "-O1", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
+    assert call(edges, HERE / "coprocess") == "0 failures\n"
+
+
+@pytest.mark.skipif(not FULL, reason="as before a release: DRE_FULL=1")
+def test_valgrind_finds_nothing(tmp_path):
+    valgrind = ["valgrind", "--quiet", "--leak-check=full", "--child-silent-after-fork=yes", "--error-exitcode=9"]
+    assert call(*valgrind, edges_of(tmp_path), HERE / "coprocess", "without-kill") == "0 failures\n"
+
+
+def declared(kind):
+    """The functions that the header of *kind* declares, by name, with their blanks evened out."""
+    text = call("gcc", "-E", "-P", f"-I{LIBRARY}/include", LIBRARY / f"include/dre/dre{kind}.h")
+    found = re.findall(rf"^[\w *]+?\*?\b(?P<name>dre_{kind}_\w+)\([^;]*\);", text, re.MULTILINE)
+    return {name: " ".join(re.search(rf"^.*\b{name}\([^;]*\);", text, re.MULTILINE)[0].split()) for name in found}
+
+
+@pytest.mark.parametrize("kind", ["app", "sys"])
+def test_the_manual_declares_what_the_header_does(kind):
+    pages = [(LIBRARY / f"man/{page}.3.rst").read_text() for page in ("libdre", f"libdre{kind}")]
+    if kind == "sys":  # the page of both has the four that are alike as apps have them
+        pages[0] = pages[0].replace("dre_app", "dre_sys")
+    manual = " ".join(" ".join(pages).split())
+    assert [prototype for prototype in declared(kind).values() if prototype not in manual] == []
+
+
+@pytest.mark.parametrize("kind", ["app", "sys"])
+@pytest.mark.skipif(not shutil.which("abidiff", path="/usr/bin"), reason="needs abigail-tools")
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the record is of x86_64")
+def test_the_interface_is_the_one_on_record(built, kind):
+    """What was added, compatible or not, is recorded by tests/c/record-abi."""
+    options = ["--exported-interfaces-only", "--no-show-locs"]
+    assert call("abidiff", *options, HERE / f"libdre{kind}.abi", built / f"libdre{kind}.so.0") == ""
 
 
 @pytest.mark.parametrize("kind", ["app", "sys"])
@@ -59,9 +95,7 @@ def test_a_library_shows_what_its_header_declares_and_nothing_else(built, kind):
         line.split()[-1].split("@")[0]
         for line in call("nm", "-D", "--defined-only", built / f"libdre{kind}.so.0").splitlines()
     }
-    text = call("gcc", "-E", "-P", f"-I{LIBRARY}/include", LIBRARY / f"include/dre/dre{kind}.h")
-    declared = set(re.findall(rf"\b(dre_{kind}_\w+)\(", text))
-    assert names == declared | {"LIBDRE_0"}
+    assert names == set(declared(kind)) | {"LIBDRE_0"}
 
 
 def test_by_dlopen_and_beside_each_other(built):
