@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dre-correlate killed by SIGKILL at random moments, 20 of them and before a release 100: by ids, nothing that it
+"""dre-correlate killed by SIGKILL at random moments, 6 of them and before a release 100: by ids, nothing that it
 recognises is lost, and what comes twice is the very line that was written last."""
 
 import os
@@ -89,7 +89,7 @@ def test_killed_at_random_moments(tmp_path, settings):
     def feed():
         for begin in range(0, len(lines), 20):
             os.write(held[0], b"\n".join(lines[begin : begin + 20]) + b"\n")
-            time.sleep(some.uniform(0, 0.005 * KILLS))
+            time.sleep(some.uniform(0, 0.0025 * KILLS))
 
     sender = threading.Thread(target=feed, daemon=True)
     process = start()

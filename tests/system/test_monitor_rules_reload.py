@@ -16,6 +16,7 @@ from dre.spool import Spool
 from test_monitor_recognises_overload import Monitor, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the monitor sets owners and priorities")
+full = pytest.mark.skipif(os.environ.get("DRE_FULL") != "1", reason="as before a release: DRE_FULL=1")
 RULE = r"""
 type=Single
 ptype=RegExp
@@ -81,6 +82,7 @@ def command(monitor, *argv):
     return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=environment())
 
 
+@pytest.mark.parametrize("monitor", ["sec", pytest.param("dre", marks=full)], indirect=True)
 def test_installed_rules_are_in_force_and_go_back_with_a_correlator_that_dies(monitor, tmp_path):
     here = monitor.conf.core_etc_dir / "rules.d"
     new, worse = tmp_path / "lab.sec", tmp_path / "worse/lab.sec"

@@ -10,6 +10,7 @@ from dre import event
 from test_monitor_recognises_overload import Monitor, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the monitor sets owners and priorities")
+full = pytest.mark.skipif(os.environ.get("DRE_FULL") != "1", reason="as before a release: DRE_FULL=1")
 PASS = 'type=Single\nptype=SubStr\npattern="type":"lab.asked"\ndesc=x\naction=write %script {"n":1,"type":"lab.told"}\n'
 
 
@@ -70,6 +71,7 @@ def test_numbers_add_up(monitor, run):
     assert all(len(line.split()) == 12 for line in done.stdout.decode().splitlines())
 
 
+@pytest.mark.parametrize("monitor", ["dre", pytest.param("sec", marks=full)], indirect=True)
 def test_a_stage_that_hangs_is_seen_and_the_exit_code_tells(monitor, run):
     monitor.start()
     hanging = monitor.pid(monitor.correlator)
