@@ -9,6 +9,7 @@ same request id, so that each action happens once.
 import contextlib
 import os
 import queue
+import re
 import select
 import threading
 import time
@@ -34,6 +35,7 @@ from dscriptlib.state import Act, Answered, Given, Happened, Passed, Replied, St
 KNOWN = 4096  # events remembered, so that one that is sent again is not answered again
 LOOK = 1.0  # seconds between looks at the directory of deployed scripts
 Say = Callable[[str], None]
+_HEAD = re.compile(rb'\{"time":"[^"\\]*","source":"[^"\\]*","type":"([^"\\]*)"')
 
 
 @dataclass
@@ -69,6 +71,8 @@ class Engine:
         self.followers = followers
         self.only = only
         self.slots: dict[str, Slot] = {}
+        self.heard: frozenset[bytes] = frozenset()  # the types of events that any of them hears
+        self.listening: tuple[Script, ...] = ()
         self.gone: set[str] = set()  # scripts no longer deployed that still have something running
         self.outcomes: queue.SimpleQueue[tuple[str, Act, Outcome]] = queue.SimpleQueue()
         self.bad = BadLines()
@@ -88,6 +92,7 @@ class Engine:
     def run(self, fifo: Fifo) -> None:
         """Answer events until stopped."""
         self._look()
+        self._listen()
         self._write([self._record("start", scripts={name: slot.script.sha256 for name, slot in self.slots.items()})])
         self._resume()
         poll = select.poll()
@@ -103,6 +108,7 @@ class Engine:
             self.tick(time.time())
             self._report_bad()
             self._look()
+            self._listen()
         self._write([self._record("stop")])
 
     # --- inputs ---
@@ -110,6 +116,9 @@ class Engine:
     def line(self, octets: bytes) -> None:
         """Decide about one line of the FIFO. A bad one is counted and does no harm."""
         arrived = time.time()
+        head = _HEAD.match(octets)
+        if head and head[1] not in self.heard:
+            return  # most of them, so it has to be quick
         try:
             text = octets.decode()
             happened = event.parse(octets)
@@ -125,6 +134,13 @@ class Engine:
         given = Happened(moment, happened, doubt is None, trust.rests_on(happened))
         record = self._record("event", seen=event.stamp(arrived), proven=doubt is None, doubt=doubt, line=text)
         self._decide(record, [(slot, given) for slot in concerned])
+
+    def _listen(self) -> None:
+        """Find out what is heard, where scripts have changed."""
+        scripts = tuple(slot.script for slot in self.slots.values())
+        if scripts != self.listening:
+            self.listening = scripts
+            self.heard = frozenset(name.encode() for script in scripts for name in core.types(script))
 
     def _new(self, happened: Event) -> bool:
         """Whether this event was not seen before: after a restart the monitor sends what it remembers once more."""

@@ -30,21 +30,23 @@ class Fifo:
         self.skipping = False  # within a line that is longer than an event can be
 
     def lines(self) -> Iterator[bytes]:
-        """The whole lines that have arrived, without their newlines; of one that is too long, its beginning."""
-        while True:
-            try:
-                octets = os.read(self.fd, 65536)
-            except BlockingIOError:
-                return
-            *lines, self.rest = (self.rest + octets).split(b"\n")
-            for line in lines:
-                if not self.skipping:
-                    yield line
-                self.skipping = False
-            if len(self.rest) > event.LIMIT:
-                if not self.skipping:
-                    yield self.rest[: event.LIMIT + 1]
-                self.rest, self.skipping = b"", True
+        """The whole lines of one read, without their newlines; of one that is too long, its beginning.
+
+        One read and no more: where lines keep coming, other things have their turn between.
+        """
+        try:
+            octets = os.read(self.fd, 65536)
+        except BlockingIOError:
+            return
+        *lines, self.rest = (self.rest + octets).split(b"\n")
+        for line in lines:
+            if not self.skipping:
+                yield line
+            self.skipping = False
+        if len(self.rest) > event.LIMIT:
+            if not self.skipping:
+                yield self.rest[: event.LIMIT + 1]
+            self.rest, self.skipping = b"", True
 
     def close(self) -> None:
         """Close it; the FIFO stays for its writers."""

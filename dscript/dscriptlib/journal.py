@@ -8,6 +8,7 @@ removed at the next start; a damaged one is passed over and counted. What the re
 import itertools
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 
 from dre import files
 
-LIMIT = 16 * 1024 * 1024  # octets of a file before the next one begins
+LIMIT = 4 * 1024 * 1024  # octets of a file before the next one begins
 Record = dict[str, Any]
+_BEGIN = re.compile(rb'[0-9a-f]{8} \{"n":([0-9]+),')
 
 
 class Journal:
@@ -126,6 +128,8 @@ def records(directory: Path, after: int = 0) -> Iterator[Record]:
             continue
         with path.open("rb") as stream:
             for line in stream:
+                if (begin := _BEGIN.match(line)) and int(begin[1]) <= after:
+                    continue  # most of them, at a start: to read them all would take long
                 record = decode(line.rstrip(b"\n")) if line.endswith(b"\n") else None
                 if record is not None and record["n"] > after:
                     yield record

@@ -113,7 +113,7 @@ class World:
             self.read += [json.loads(line[9:]) for line in whole.splitlines()]
         return self.read
 
-    def wait(self, condition, what, timeout=30):
+    def wait(self, condition, what, timeout=120):
         deadline = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < deadline, f"{what}: not within {timeout} s"
