@@ -56,6 +56,7 @@ bench:
 	bench/life
 	bench/many
 	bench/stat
+	bench/libdre
 	bench/image
 	bench/system
 
