@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import tempfile
 
+import dboxkit
 import pytest
 from app_ground import alone, make_tree
 from conftest import environment
@@ -27,7 +28,7 @@ def pid(service):
     return int(pathlib.Path(f"/run/{service}.pid").read_text())
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def services():
     """/etc/default/SERVICE with scratch settings for all of them, and the keys of a D-Box; all ended after."""
     with tempfile.TemporaryDirectory(prefix="dre-init-", dir="/var/tmp") as scratch:
@@ -38,9 +39,9 @@ def services():
             f'DRE_CORE_LOG_DIR="{scratch}/log"\nDRE_MONITOR_SINK="{scratch}/run/events.sock"\n'
             f'DRE_MONITOR_PIPES="{scratch}/run/script"\nDRE_DBOX_DATABASE="sqlite:{scratch}/state/dbox/dbox.sqlite"\n'
             f'DRE_DBOX_CERTS_DIR="{scratch}/certs"\nDRE_DBOX_LISTEN="127.0.0.1:28443"\n'
-            'DRE_DBOX_URL="https://localhost:28443"\n'
+            'DRE_DBOX_URL="https://localhost:28443"\nDRE_DBOX_KEY_BITS="2048"\n'
         )
-        made = call("dbox-init", "--config", str(conf))
+        made = call("dbox-init", "--config", str(conf), *map(str, dboxkit.owner()))
         assert made.returncode == 0, made.stderr
         defaults = [pathlib.Path("/etc/default", service) for service in (*SERVICES, "dre-app")]
         assert not [path for path in defaults if path.exists()], "a service of this host is configured; not touching it"
