@@ -18,6 +18,7 @@ import ssl
 import sys
 import threading
 import urllib.parse
+from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ _WORDS = {"yes": "approved", "no": "refused"}
 _HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
@@ -64,8 +66,11 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, conf: Conf, listen: tuple[str, int], tls: ssl.SSLContext) -> None:
-        self.conf, self.tls = conf, tls
+    def __init__(
+        self, conf: Conf, listen: tuple[str, int], tls: ssl.SSLContext, case: Callable[[], str] | None = None
+    ) -> None:
+        """*case* makes the page of the D-Case."""
+        self.conf, self.tls, self.case = conf, tls, case
         self.secret = os.urandom(32)  # of the forms; those of a page before this one are too old
         self.lock = threading.Lock()
         self.there: dict[Any, str] = {}  # connection → address
@@ -150,8 +155,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except (DreError, OSError) as error:
             sys.stderr.write(f"dscript: page: {error}\n")
             status, body = HTTPStatus.INTERNAL_SERVER_ERROR, "<p>It failed; the log of the page tells why.</p>"
-        text = f'<!DOCTYPE html><html lang="{self._language()}"><title>Questions of D-Script</title>\n{body}\n</html>\n'
-        octets = text.encode()
+        if not body.startswith("<!DOCTYPE"):
+            head = f'<!DOCTYPE html><html lang="{self._language()}"><title>Questions of D-Script</title>'
+            body = f"{head}\n{body}\n</html>\n"
+        octets = body.encode()
         self.send_response(status)
         for name, value in {**_HEADERS, "Content-Length": str(len(octets))}.items():
             self.send_header(name, value)
@@ -171,6 +178,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         person, path = self._person(), urllib.parse.urlsplit(self.path).path
         if path == "/":
             return self._list()
+        if path == "/case" and self.server.case is not None:
+            return self.server.case()
         question = self._question(path)
         until, say = event.stamp(question.ends), html.escape
         said = "".join(f"<br>{say(line)}" for line in explain.explain(question.script, self._language()))
@@ -189,7 +198,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             for one in questions.waiting(self.server.conf)
             if not answers.given(self.server.conf, one.request)
         ]
-        return f"<h1>Questions that wait</h1>\n<ul>{''.join(rows)}</ul>" if rows else "<h1>No question waits</h1>"
+        found = f"<h1>Questions that wait</h1>\n<ul>{''.join(rows)}</ul>" if rows else "<h1>No question waits</h1>"
+        return found if self.server.case is None else f'{found}\n<p><a href="/case">The D-Case</a></p>'
 
     def _question(self, path: str) -> Question:
         """The question at *path*, if it still waits. Raises RefusedError."""

@@ -68,6 +68,7 @@ class World:
         lines += [f'DRE_MONITOR_SINK="{place}/run/events.sock"\n', f'DRE_MONITOR_PIPES="{place}/run/script"\n']
         (place / "dre.conf").write_text("".join([*lines, f'DRE_DBOX_CERTS_DIR="{certificates}"\n']))
         (place / "steps.yaml").write_text(SCRIPT)
+        (place / "case").write_text("G1: {text: The shop is open}\n")
         (place / "state/spool/ingest").mkdir(parents=True)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -86,7 +87,7 @@ class World:
         return self.processes[-1]
 
     def serve(self):
-        process = self.start("serve", "--listen", f"127.0.0.1:{self.port}")
+        process = self.start("serve", "--listen", f"127.0.0.1:{self.port}", "--case", self.place / "case")
         self.wait((self.place / "run/script-page/url").exists, "the page")
         return process
 
@@ -193,6 +194,9 @@ def test_only_a_form_of_a_person_who_may_answers_a_question_and_only_once(world)
     assert world.token(link, who="ann") == "" and world.post(link, token, who="ann") == 403
     assert world.post(link, "") == 403 and world.post(link, "0" * 64) == 403
     assert world.post(link, token, answer="perhaps") == 400 and world.post(link, token, text="a\nb") == 400
+    status, shown = world.curl(world.home + "case")
+    assert status == 200 and '<p class="open"' in shown and "The shop is open" in shown
+    assert world.curl(world.home + "case", who="stranger")[0] == 403
     assert world.curl(link, "--data-binary", "x" * 5000)[0] == 400
     assert world.curl(link.replace("/ask/", "/other/"))[0] == 404
     assert world.curl(re.sub(r"/ask/.*", f"/ask/{'0' * 16}-0-act", link))[0] == 410

@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of dscript."""
-    from dscriptlib.cmd import deploying, serving
+    from dscriptlib.cmd import covering, deploying, serving
 
     parser = cli.parser("dscript", "Answer events by scripts that were agreed beforehand.")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
@@ -46,6 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     simulate.add_argument("files", metavar="SCRIPT", nargs="*", type=Path)
     deploying.add(verbs)
     serving.add(verbs)
+    covering.add(verbs)
     run = cli.verb(verbs, "run", run_engine, "run the engine in the foreground, with the deployed scripts or FILEs")
     run.add_argument("files", metavar="FILE", nargs="*", type=Path)
     run.add_argument("--dry-run", action="store_true", help="print what would be done instead of doing it")

@@ -7,7 +7,7 @@ import pwd
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ def add(verbs: Any) -> None:
     """Add the verb to those of dscript."""
     serve = cli.verb(verbs, "serve", serve_page, "serve the page where persons answer questions")
     serve.add_argument("--listen", metavar="ADDRESS:PORT", default=LISTEN, help=f"where (default: {LISTEN})")
+    serve.add_argument("--case", metavar="CASE", type=Path, help="a D-Case, to be shown as it stands, too")
     serve.add_argument("--url", help="how browsers reach it (default: https://localhost:PORT)")
 
 
@@ -40,7 +41,7 @@ def serve_page(ctx: cli.Context) -> None:
     except OSError as error:
         raise UsageError(f"{ctx.conf.dbox_certs_dir}: no key or certificates of a server: {error}") from None
     try:
-        server = page.Server(ctx.conf, (host.strip("[]"), int(port)), tls)
+        server = page.Server(ctx.conf, (host.strip("[]"), int(port)), tls, _case(ctx))
     except OSError as error:
         raise DreError(f"{ctx.args.listen}: {error.strerror}") from None
     with contextlib.closing(server.socket), _address(ctx.conf, ctx.args.url or f"https://localhost:{port}"):
@@ -50,6 +51,18 @@ def serve_page(ctx: cli.Context) -> None:
         ctx.say(f"questions are answered at {questions.place(ctx.conf).read_text().strip()}")
         sys.stderr.flush()
         server.serve_forever()
+
+
+def _case(ctx: cli.Context) -> Callable[[], str] | None:
+    """What makes the page of the case; it is read now, while we may."""
+    from dscriptlib import case, load
+    from dscriptlib.cmd import covering
+
+    path = ctx.args.case
+    if path is None:
+        return None
+    made = case.parse(command.read(path, load), str(path))
+    return lambda: covering.page(ctx.conf, made, path.name)
 
 
 @contextlib.contextmanager
