@@ -6,7 +6,6 @@ The witnesses are btrfs(8), tar with sha256sum by the recipe of the man page, an
 that changes a name or a subvolume.
 """
 
-import itertools
 import json
 import os
 import pathlib
@@ -184,12 +183,12 @@ def test_snapshots_elsewhere_are_archives(world, disk, settings, tmp_path):
 
 @pytest.fixture
 def killed(world, disk):
-    """Run dre-app, killed at each of its changes one after the other, with the names and tags there are after each."""
+    """Run dre-app, killed at one of its changes after the other, with the names and tags there are after each."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed; packaging/install-tools check brings it")
 
-    def tried(*argv):
-        for number in itertools.count(1):
+    def after(*argv):
+        for number in kills.tried():
             more = world.killed_at(number, *argv)
             world("recover")
             home = disk / "state/app/state"
@@ -205,7 +204,7 @@ def killed(world, disk):
                 return
             yield names, tags
 
-    return tried
+    return after
 
 
 def test_killed_while_a_snapshot_is_saved_loaded_or_deleted(world, disk, killed):
