@@ -11,6 +11,7 @@ import os
 import queue
 import re
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -54,6 +55,26 @@ class Slot:
         return happened.type in self.known[1] and core.mentions(self.script, happened)
 
 
+class Init:
+    """Tells systemd, where it has started us, that we are ready and, each second, that we still work: sd_notify(3)."""
+
+    def __init__(self) -> None:
+        self.place = os.environ.pop("NOTIFY_SOCKET", "")  # what we start has nothing to say there
+        self.said = -LOOK
+
+    def say(self, text: str) -> None:
+        """Send *text*; nobody there, nothing lost."""
+        if self.place:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, contextlib.suppress(OSError):
+                sender.sendto(text.encode(), self.place.replace("@", "\0", 1))
+
+    def alive(self) -> None:
+        """A turn of the loop has ended."""
+        if time.monotonic() - self.said >= LOOK:
+            self.said = time.monotonic()
+            self.say("WATCHDOG=1")
+
+
 class Engine:
     """One engine. Everything but `_work` happens in the thread that calls `run`."""
 
@@ -95,6 +116,8 @@ class Engine:
         self._listen()
         self._write([self._record("start", scripts={name: slot.script.sha256 for name, slot in self.slots.items()})])
         self._resume()
+        init = Init()
+        init.say("READY=1")
         poll = select.poll()
         poll.register(fifo.fd, select.POLLIN)
         poll.register(self.waker, select.POLLIN)
@@ -109,6 +132,7 @@ class Engine:
             self._report_bad()
             self._look()
             self._listen()
+            init.alive()
         self._write([self._record("stop")])
 
     # --- inputs ---

@@ -41,6 +41,7 @@ def run(setting: Setting, argv: Sequence[str], user: str) -> list[Told]:
         if not lines:
             asked = {
                 "note": note,
+                "request": setting.request,
                 "path": str(path),
                 "arguments": list(argv[1:]),
                 "environment": environment(setting),
@@ -50,6 +51,7 @@ def run(setting: Setting, argv: Sequence[str], user: str) -> list[Told]:
             _supervise(asked, note, setting.timeout)
             lines = _read(note)
         if len(lines) < 2:
+            _end_rest(lines)
             raise DreError(f"{argv[0]}: whether it did its work is not known, so it is not started again")
         return _told(argv, json.loads(lines[1]))
     finally:
@@ -97,6 +99,13 @@ def _supervise(asked: dict[str, Any], note: int, timeout: float) -> None:
         process.communicate(json.dumps(asked).encode(), timeout + GRACE)
     except subprocess.TimeoutExpired:
         raise TimedOutError("the program of this request does not end") from None
+
+
+def _end_rest(lines: Sequence[bytes]) -> None:
+    """End what a program has left whose supervisor was killed."""
+    group = lines[0].decode().partition(" ")[2] if lines else ""
+    if group:
+        supervise.end(Path(group))
 
 
 def _told(argv: Sequence[str], outcome: dict[str, Any]) -> list[Told]:

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import time
@@ -376,6 +377,24 @@ def test_one_engine_at_a_time(run, engine, settings, shop):
     engine(shop)
     done = run("dscript", "--config", settings(), "run", shop)
     assert done.returncode == 1 and b"another dscript run is at work" in done.stderr
+
+
+def test_systemd_learns_that_the_engine_is_ready_and_works_until_it_hangs(tmp_path, engine, shop, monkeypatch):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as init:
+        init.bind(str(tmp_path / "notify"))
+        init.settimeout(10)
+        given = {**environment(), "NOTIFY_SOCKET": str(tmp_path / "notify")}
+        monkeypatch.setitem(globals(), "environment", lambda: given)
+        one = engine(shop)
+        assert [init.recv(100) for _ in range(3)] == [b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1"]
+        one.process.send_signal(signal.SIGSTOP)
+        init.settimeout(2.5)
+        with pytest.raises(TimeoutError):
+            for _ in range(3):
+                init.recv(100)
+        one.process.send_signal(signal.SIGCONT)
+        init.settimeout(10)
+        assert init.recv(100) == b"WATCHDOG=1"
 
 
 def test_a_dry_run_says_what_it_would_do(tmp_path, engine, settings, shop):

@@ -247,6 +247,49 @@ def test_a_program_killed_with_its_supervisor_is_not_started_again_and_the_owner
     assert len(log.read_text().splitlines()) == 1
 
 
+def escapes(one):
+    """A program whose child leaves its process group and session, and the pid of that child."""
+    left = one.place / "left"
+    left.touch()
+    left.chmod(0o666)
+    one.job(f"#!/bin/sh\nsetsid sh -c 'echo $$ >{left}; exec sleep 60' >/dev/null 2>&1 &\nsleep 1\n")
+    one.go()
+    return int(one.wait(left.read_text, "the child"))
+
+
+def alive(pid):
+    return pathlib.Path(f"/proc/{pid}/cmdline").exists() and pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+
+
+def groups():
+    return [path for path in pathlib.Path("/sys/fs/cgroup").glob("**/dscript-*") if path.is_dir()]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes control groups")
+def test_what_a_program_leaves_ends_with_it_wherever_it_has_gone(world):
+    one = world(RUN % "9s")
+    pid = escapes(one)
+    assert [path for path in groups() if str(pid) in (path / "cgroup.procs").read_text().split()]
+    (outcome,) = one.wait(lambda: one.records("outcome"), "the outcome")
+    assert outcome["error"] is None and not alive(pid)
+    assert not [path for path in groups() if outcome["run"] in path.name]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes control groups")
+def test_what_a_program_leaves_ends_though_its_supervisor_was_killed(world):
+    one = world(RUN % "9s")
+    pid = escapes(one)
+    (path,) = [path for path in groups() if str(pid) in (path / "cgroup.procs").read_text().split()]
+    job = next(int(found) for found in (path / "cgroup.procs").read_text().split() if int(found) != pid)
+    supervisor = int(pathlib.Path(f"/proc/{job}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    one.kill()
+    os.kill(supervisor, signal.SIGKILL)
+    assert alive(pid)
+    one.start()
+    outcome = one.wait(lambda: one.records("outcome"), "the outcome")[0]
+    assert "not known" in outcome["error"] and not alive(pid) and not path.exists()
+
+
 def test_the_shipped_program_stops_the_batch_jobs_that_the_record_names_and_nothing_else(tmp_path):
     """The D-Box and dre-app are fakes: what they print and are told is all that the program has to do with them."""
     fakes, told = tmp_path / "bin", tmp_path / "told"
