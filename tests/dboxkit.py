@@ -66,7 +66,7 @@ class Box:
         self.conf.write_text("".join(f'{key}="{value}"\n' for key, value in values.items()))
         self.conf.chmod(0o644)
 
-    def run(self, name, *argv, stdin=b"", timeout=60, before=()):
+    def run(self, name, *argv, stdin=b"", timeout=180, before=()):
         return subprocess.run(
             [*before, program(name), "--config", str(self.conf), *map(str, argv)],
             input=stdin,
