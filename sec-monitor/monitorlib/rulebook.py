@@ -4,48 +4,71 @@
 Neither reads /etc/dre/rules.d itself, where a file could change between the check and the load.
 """
 
-import contextlib
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from dre import event, files, run
+from dre import files, run
 from dre.conf import Conf
 from dre.errors import DreError
 
-from monitorlib import actions, rulecheck, ruleset, spool
+from monitorlib import actions, retell, rulecheck, ruleset
 
 TEST = 120.0  # seconds for sec to read the rules: it takes 20 in a guest that is emulated on a busy host
-RECENT = 10.0  # seconds; and the last
-BLOCK = 16384  # octets in front of what stands in the FIFO: sec reads 8192 at once, and may hold half a line before
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.sec")
 _PIPE = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-_ASSIGN = """# Made by dre-monitor: the names under which rules know the FIFOs.
+_ASSIGN = """# Made by dre-monitor: the names of the FIFOs in rules. While the past is told, nothing comes of it.
 type=Single
 ptype=SubStr
 pattern=SEC_STARTUP
 context=SEC_INTERNAL_EVENT
 desc=names of the FIFOs
-action={actions}
+action={live}
+
+type=Single
+continue=EndMatch
+ptype=RegExp
+pattern=^{begin}$
+desc=the past is told
+action={quiet}
+
+type=Single
+continue=EndMatch
+ptype=RegExp
+pattern=^{end}$
+desc=the present goes on
+action={live}
 """
 
 
-def load(conf: Conf) -> tuple[list[Path], dict[str, int]]:
-    """Check the files of rules.d, copy them to the run directory; the copies, and what they want to remember.
+@dataclass
+class Rules:
+    """Files for the correlator, which event types they want told again, and for how many seconds they remember."""
+
+    paths: list[Path]
+    remembered: dict[str, int]
+    memory: float
+
+
+def load(conf: Conf) -> Rules:
+    """Check the files of rules.d, and copy them to the run directory.
 
     Raises DreError with the first finding: with half the rules, what is not recognised would be nobody's fault.
     """
     pipes = {path.name for path in conf.monitor_pipes}
     texts: dict[str, str] = {}
+    memory = 0.0
     for path in sorted((conf.core_etc_dir / "rules.d").glob("*.sec")):
         try:
             texts[path.name] = rulecheck.read(path)
         except (OSError, ValueError) as error:
             raise DreError(f"{path}: rules refused: {error}") from None
-        findings = rulecheck.check(str(path), texts[path.name], pipes)
-        if findings or not _NAME.fullmatch(path.name):
-            raise DreError(f"rules refused: {findings[0] if findings else f'{path}: odd file name'}")
+        book = rulecheck.parse(str(path), texts[path.name], pipes)
+        if book.findings or not _NAME.fullmatch(path.name):
+            raise DreError(f"rules refused: {book.findings[0] if book.findings else f'{path}: odd file name'}")
+        memory = max(memory, rulecheck.memory(book, pipes))
     directory = conf.core_run_dir / "rules"
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     for stale in directory.glob("*"):
@@ -56,7 +79,7 @@ def load(conf: Conf) -> tuple[list[Path], dict[str, int]]:
     for text in texts.values():
         for type, seconds in rulecheck.remembered(text).items():
             remembered[type] = max(seconds, remembered.get(type, 0))
-    return made, remembered
+    return Rules(made, remembered, memory)
 
 
 def write(conf: Conf, directory: Path, texts: Mapping[str, str]) -> list[Path]:
@@ -66,7 +89,11 @@ def write(conf: Conf, directory: Path, texts: Mapping[str, str]) -> list[Path]:
     """
     made = [directory / "-pipes.sec"]
     pipes = {path.name for path in conf.monitor_pipes}
-    files.write_atomic(made[0], _ASSIGN.format(actions="; ".join(_assignments(conf))))
+    live = _assignments(conf)
+    quiet = [f"assign {words.split()[1]} /dev/null" for words in live]
+    begin, end = (line.decode().strip() for line in (retell.QUIET, retell.LIVE))
+    text = _ASSIGN.format(live="; ".join(live), quiet="; ".join(quiet), begin=begin, end=end)
+    files.write_atomic(made[0], text)
     for name, text in texts.items():
         try:
             told = rulecheck.for_sec(text, pipes) if conf.monitor_correlator == "sec" else text
@@ -136,55 +163,6 @@ def test(conf: Conf, rules: list[Path]) -> None:
     if done.returncode:
         said = [line for line in (done.stdout + done.stderr).decode(errors="replace").splitlines() if ".sec" in line]
         raise DreError(f"rules refused by sec: {said[-1] if said else done.returncode}")
-
-
-def again(
-    conf: Conf, remembered: dict[str, int], unread: bytes, now: float, recent: float = RECENT, room: int = BLOCK
-) -> list[bytes]:
-    """What a new sec must be told, in time order: what the rules want to remember, what the old one may not have
-    answered yet, and *unread*, which stood in its FIFO. Lines that the re-order filter still holds are left to it.
-
-    What the old one may not have answered are the last *room* octets of the last *recent* seconds. Some of it comes a
-    second time, then; an event is the same when its id is.
-    """
-    directory = conf.core_state_dir / "spool" / "ingest"
-    passed = _passed(directory / "reorder.resume")
-    lines: dict[bytes, None] = {}
-    for type, seconds in remembered.items():
-        since = event.stamp(now - seconds).encode()
-        found = _lines(directory, b'"type":"%s"' % type.encode())
-        lines.update((line, None) for line in found if since <= line[9:33] <= passed)
-    waiting = [line for line in unread.split(b"\n") if line.startswith(b'{"time":"') and line.endswith(b"}")]
-    since = event.stamp(now - recent).encode()
-    until = min([passed, *(line[9:33] for line in waiting)])
-    for line in sorted(spool.tail(directory, 1 << 20).split(b"\n"), key=_stamp, reverse=True):
-        if since <= line[9:33] <= until and room > 0:
-            room -= len(line) + 1
-            lines[line] = None
-    lines.update(dict.fromkeys(waiting))
-    return sorted(lines, key=_stamp)
-
-
-def _stamp(line: bytes) -> bytes:
-    return line[9:33]
-
-
-def _lines(directory: Path, needle: bytes) -> list[bytes]:
-    found = []
-    for _, path in spool.segments(directory):
-        with contextlib.suppress(FileNotFoundError):
-            octets = path.read_bytes()
-            if needle in octets:
-                found += [line for line in octets.split(b"\n") if needle in line]
-    return found
-
-
-def _passed(note: Path) -> bytes:
-    """Up to when the re-order filter has released, from its note; nothing when there is none."""
-    try:
-        return note.read_bytes().split()[2]
-    except (OSError, IndexError):
-        return b""
 
 
 def prepare(conf: Conf, uid: int, gid: int) -> None:

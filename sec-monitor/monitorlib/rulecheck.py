@@ -8,6 +8,7 @@ Perl, shells, other programs, files and sockets are refused, as is whatever is n
 serves dre-rules, which checks what sec is given, and dre-correlate, which runs what was read.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -151,6 +152,28 @@ def remembered(text: str) -> dict[str, int]:
     """Event types that the rules want once more after a restart of sec, and for how many seconds back."""
     found = (_REMEMBER.fullmatch(line.strip()) for line in text.split("\n"))
     return {match[1]: int(match[2]) for match in found if match}
+
+
+def memory(book: Book, pipes: set[str]) -> float:
+    """For how many seconds acceptable rules remember an event, by their windows and the lives of their contexts."""
+    longest = [0.0]
+    for rule in book.rules:
+        longest += [float(rule.values[key]) for key in ("window", "window2") if key in rule.values]
+        if rule.type == "Pair" and not int(rule.values.get("window", "0")):
+            longest.append(math.inf)
+        for key in ("action", "action2"):
+            longest += _lives(actions(rule.values[key], pipes)) if key in rule.values else []
+    return max(longest)
+
+
+def _lives(made: list[Action]) -> Iterator[float]:
+    """How long the contexts live that actions make; 0 stands for ever."""
+    for action in made:
+        if action[0] in ("create", "set") and isinstance(action[2], str):
+            if action[2] != "-":
+                yield float(action[2]) or math.inf
+            if isinstance(action[3], list):
+                yield from _lives(action[3])
 
 
 def _rules(text: str) -> Iterator[list[tuple[int, str]]]:

@@ -28,9 +28,8 @@ from dre import app, event, files
 from dre.conf import Conf
 from dre.errors import DreError
 
-from monitorlib import actions, health, rulebook
+from monitorlib import actions, health, retell, rulebook
 from monitorlib.intake import open_fifo
-from monitorlib.pipes import write_lines
 
 CORRELATORS = {"sec": "sec", "dre": "correlate"}  # the stage that DRE_MONITOR_CORRELATOR chooses
 STAGES = ("reorder", "ingest", "watch")  # started behind it in this order, stopped in the other
@@ -38,7 +37,7 @@ OPTIONAL = ("sec", "correlate", "watch", "act")
 BACK_OFF = (0.2, 5.0)  # seconds until a stage that died is started again: first, and most
 HEALTHY = 10.0  # seconds after which a stage counts as having come up, and back-off begins anew
 PIPE_SIZE = 1024 * 1024
-RECENT = 86400.0  # seconds back, at most, from which correlate is told what was lost with the FIFO
+RECENT = 86400.0  # seconds back, at most, from which a correlator is told again
 PATIENCE = 3.0  # seconds that a stage gets to end when asked to
 _SIGNALS = {signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM, signal.SIGINT}
 _PR_SET_PDEATHSIG = 1
@@ -79,7 +78,7 @@ class Supervisor:
         names = ("act", self._correlator, *STAGES)
         self.stages = {name: Stage(name, state="left-out" if name in without else "waiting") for name in names}
         self._config = ["--config", config] if config else []
-        self._remembered: dict[str, int] = {}
+        self._rules: rulebook.Rules | None = None  # that sec runs with
         self._sec_user = _user("dre-sec")
         if self._sec_user is None and os.geteuid() == 0 and self._correlator not in without:
             say(f"there is no user dre-sec; {self._correlator} runs as root")
@@ -99,11 +98,11 @@ class Supervisor:
 
     def _argv(self, name: str) -> list[str]:
         if name == "sec":
-            rules, self._remembered = rulebook.load(self.conf)
-            rulebook.test(self.conf, rules)
-            return rulebook.argv(self.conf, rules)
+            self._rules = rulebook.load(self.conf)
+            rulebook.test(self.conf, self._rules.paths)
+            return rulebook.argv(self.conf, self._rules.paths)
         if name == "correlate":
-            return rulebook.correlate_argv(self.conf, self._config, rulebook.load(self.conf)[0])
+            return rulebook.correlate_argv(self.conf, self._config, rulebook.load(self.conf).paths)
         program = str(Path(__file__).resolve().parents[1] / f"dre-{name}")  # installed beside us
         if name == "act":
             return [str(Path(program).with_name("dre-monitor")), "act", *self._config]
@@ -170,24 +169,34 @@ class Supervisor:
             extra_groups=others,
         )
 
-    def _tell_again(self, recent: float = rulebook.RECENT, most: int = rulebook.BLOCK) -> None:
-        """Put into the FIFO, in front of what stands there, what the new sec must know."""
+    def _tell_again(self, recent: float = retell.RECENT, most: int = retell.BLOCK) -> None:
+        """Put into the FIFO, in front of what stands there, what the new correlator must know."""
         unread = b""
         with contextlib.suppress(BlockingIOError):
             while block := os.read(self._ordered, PIPE_SIZE):
                 unread += block
-        lines = rulebook.again(self.conf, self._remembered, unread, time.time(), recent, most)
-        room = fcntl.fcntl(self._ordered, fcntl.F_GETPIPE_SZ) - 65536
-        kept: list[bytes] = []
-        for line in reversed(lines):
-            room -= len(line) + 1
-            if room < 0:
-                break
-            kept.insert(0, line)
-        if kept:
-            write_lines(self._ordered, b"\n".join(kept) + b"\n")
-        if len(kept) < len(lines):
-            self._emit("monitor.dropped", {"count": len(lines) - len(kept), "where": self._correlator}, 4)
+        remembered = self._rules.remembered if self._rules else {}
+        window = min(self._rules.memory, RECENT) if self._rules else 0.0
+        told = retell.again(self.conf, time.time(), unread, remembered, window, recent, most)
+        live = list(retell.pieces(told.live))
+        quiet = list(retell.pieces(told.quiet, retell.QUIET, retell.LIVE))
+        room = fcntl.fcntl(self._ordered, fcntl.F_GETPIPE_SZ) // event.LIMIT * 15 // 16  # a page for each
+        live = live[-room:]
+        quiet = quiet[len(quiet) - min(len(quiet), room - len(live)) :]
+        written = {part: sum(map(self._offer, parts)) for part, parts in (("quiet", quiet), ("live", live))}
+        if lost := told.lost + len(told.quiet) - written["quiet"]:
+            data = {"count": lost, "where": self._correlator, "seconds": window, "reason": "too many to be told again"}
+            self._emit("monitor.lost", data, 4)
+        if dropped := len(told.live) - written["live"]:
+            self._emit("monitor.dropped", {"count": dropped, "where": self._correlator}, 4)
+
+    def _offer(self, piece: bytes) -> int:
+        """How many events of *piece* the FIFO has taken: all or, when it is full, none."""
+        try:
+            os.write(self._ordered, piece)
+        except BlockingIOError:
+            return 0
+        return piece.count(b'\n{"time":"') + piece.startswith(b'{"time":"')
 
     def _died(self, stage: Stage, status: int) -> None:
         assert stage.process is not None

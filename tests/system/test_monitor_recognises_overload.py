@@ -125,12 +125,12 @@ class Monitor:
 
 
 @pytest.fixture
+def tmp_path(public_path):
+    return public_path  # sec runs as its own user, and must reach its FIFO
+
+
+@pytest.fixture
 def monitor(settings, tmp_path):
-    # sec runs as its own user where that exists, and must reach its FIFO; pytest's directories are root's alone.
-    for directory in (tmp_path, *tmp_path.parents):
-        if directory.stat().st_mode & 0o011 == 0o011:
-            break
-        directory.chmod(0o711)
     made = Monitor(settings(), tmp_path)
     yield made
     made.stop()
@@ -310,3 +310,25 @@ def test_rules_that_could_run_something_are_refused(monitor, run):
     done = run("dre-monitor", "run", "--config", monitor.config)
     assert done.returncode == 1
     assert re.search(rb"bad\.sec:5: action: 'shellcmd'", done.stderr)
+
+
+def test_what_sec_had_counted_is_counted_again_after_its_death_and_nothing_is_done_twice(monitor):
+    rule = (
+        'type=Single\ncontinue=TakeNext\nptype=RegExp\npattern="type":"lab.failed"\ndesc=x\naction=write %script $0\n\n'
+        'type=SingleWithThreshold\nptype=SubStr\npattern="type":"lab.failed"\ndesc=three\nwindow=300\nthresh=3\n'
+        'action=write %script {"time":"2026-01-01T00:00:00.000Z","source":"/x","type":"lab.three"}\n'
+    )
+    (monitor.conf.core_etc_dir / "rules.d" / "lab.sec").write_text(rule)
+    monitor.start("--without", "watch")
+    for number in (1, 2):  # too old for what is told once more because it may have had no answer
+        made = event.Event(
+            event.stamp(time.time() - 60), event.host() + "/a", "lab.failed", 6, {}, {"id": f"f{number}"}
+        )
+        assert event.send(monitor.conf.monitor_sink, event.format(made), 10)
+    until(lambda: len(monitor.events("lab.failed")) == 2)
+    before = monitor.pid("sec")
+    os.kill(before, signal.SIGKILL)
+    until(lambda: monitor.pid("sec") not in (None, before))
+    event.emit(monitor.conf, "lab.failed", event.host() + "/a", {})
+    until(lambda: monitor.events("lab.three"))
+    assert len(monitor.events("lab.failed")) == 3 and len(monitor.events("lab.three")) == 1
