@@ -53,7 +53,7 @@ def host(space):
     """Its up0 has all that can be moved: lifetimes, labels, metrics, IPv6, a second table."""
     made = make_router(space)
     made.out.run("ip", "addr", "add", f"{GATEWAY6}/64", "dev", "eth0", "nodad")
-    for words in (
+    lines = (
         "addr add 10.231.103.9/24 dev up0 label up0:9",
         "addr add 10.231.107.1/24 broadcast + dev up0 valid_lft 9000 preferred_lft 5000 metric 77",
         "addr add 10.231.108.1 peer 10.231.108.2 dev up0",
@@ -65,8 +65,8 @@ def host(space):
         f"-6 route add default via {GATEWAY6} dev up0 proto ra expires 7000 pref high",
         "-6 route append default via fd00:d2:103::3 dev up0 metric 1024 proto ra",
         "-6 route add fd00:d2:105::/64 dev up0 proto static metric 5",
-    ):
-        made.run("ip", *words.split())
+    )
+    made.run("sh", "-ec", "".join(f"ip {line}\n" for line in lines))
     return made
 
 
