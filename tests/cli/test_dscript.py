@@ -10,6 +10,7 @@ import stat
 import subprocess
 import time
 
+import dscriptkit
 import pytest
 from conftest import ROOT, environment, program
 from dre import event
@@ -40,6 +41,13 @@ case "$*" in
 *" undo "*) [ ! -e "$CALLS.fail" ] || { echo "dre-app: web1: no such snapshot" >&2; exit 3; } ;;
 esac
 """
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """As conftest's, in this process, and with no dre-app that would list what this host has."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    return lambda name, *argv: dscriptkit.call(*argv)
 
 
 @pytest.fixture

@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Goals of a D-Case beside the scripts that answer them, as they stand after a run."""
 
-import contextlib
 import html.parser
-import io
 import json
-import pathlib
-import sys
 
+import dscriptkit
 import pytest
-from conftest import ROOT, program
+from conftest import ROOT
 
 YAML = """\
 module: {name: cdshop}
@@ -44,17 +41,14 @@ SCRIPTS = [ROOT / "dscript/scripts" / f"shop-{name}.yaml" for name in ("overload
 
 
 @pytest.fixture
-def dscript(settings):
-    sys.path.insert(0, str(pathlib.Path(program("dscript")).resolve().parent))
-    from dscriptlib.cmd.dscript import main
-
+def dscript(settings, monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # without a dre-app that would list what this host has
     config = settings()
 
     def call(*argv):
-        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as said:
-            status = main(["--config", config, *map(str, argv)])
-        assert "Traceback" not in said.getvalue()
-        return status, out.getvalue(), said.getvalue()
+        done = dscriptkit.call("--config", config, *argv)
+        assert b"Traceback" not in done.stderr
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
 
     return call
 

@@ -2,15 +2,12 @@
 """Scripts come in force by two persons, are taken back by one, and are exchanged while events come; openssl checks."""
 
 import base64
-import contextlib
-import io
 import json
-import pathlib
 import shutil
 import subprocess
-import sys
 import time
 
+import dscriptkit
 import pytest
 from conftest import environment, program
 from dre import event
@@ -47,18 +44,16 @@ def people(tmp_path, keys):
 
 
 @pytest.fixture
-def dscript(settings):
-    """dscript in this process, which many calls need not start anew: what it printed, or said when it failed."""
-    sys.path.insert(0, str(pathlib.Path(program("dscript")).resolve().parent))
-    from dscriptlib.cmd.dscript import main
-
+def dscript(settings, monkeypatch):
+    """dscript on these settings: what it printed, or said when it failed."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # without a dre-app that would list what this host has
     config = settings()
 
     def call(*argv, code=0):
-        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as said:
-            status = main(["--config", config, *map(str, argv)])
-        assert status == code and "Traceback" not in said.getvalue(), f"{argv}: {status}: {said.getvalue()}"
-        return said.getvalue() if code else out.getvalue()
+        done = dscriptkit.call("--config", config, *argv)
+        said = done.stderr.decode()
+        assert done.returncode == code and "Traceback" not in said, f"{argv}: {done.returncode}: {said}"
+        return said if code else done.stdout.decode()
 
     call.config = config
     return call

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each action on an app by the real dre-app: LXC, the kernel and ping tell what became of it, not the engine."""
+
+import json
+import os
+import pathlib
+import subprocess
+
+import pytest
+from app_ground import LXC, Ground, kernel, make_tree, wait_for
+from conftest import environment, program
+from dre import event
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+NAME = "t-steps"
+STEPS = {
+    "freeze": [f"{{action: freeze, of: {NAME}}}"],
+    "thaw": [f"{{action: thaw, of: {NAME}}}"],
+    "isolate": [f"{{action: isolate, of: {NAME}}}"],
+    "rejoin": [f"{{action: rejoin, of: {NAME}}}"],
+    "limit": [f"{{action: limit, of: {NAME}, cpu: 50%, memory: 64M, pids: 50}}"],
+    "restart": [f"{{action: restart, of: {NAME}, timeout: 60s}}"],
+    "stop": [f"{{action: stop, of: {NAME}, timeout: 60s}}"],
+    "snapshot": [f"{{action: snapshot, of: {NAME}, tag: s1, timeout: 60s}}"],
+    "undo": [f"{{action: undo, of: {NAME}, tag: s1, timeout: 60s}}"],
+    # What was done before a step that fails is taken back, the last first.
+    "fail": [
+        f"{{action: limit, of: {NAME}, pids: 20}}",
+        f"{{action: freeze, of: {NAME}}}",
+        "{action: restart, of: t-nowhere}",
+    ],
+}
+
+
+RESPONSE = """\
+  - id: do-{name}
+    when: {{event: t.{name}}}
+    if-failed: revert
+    at-most: {{attempts: 9, per: 1h}}
+    then: call
+    steps: [{steps}]
+"""
+CALL = "  - {id: call, steps: [{action: notify, to: owner}]}\n"
+
+
+def script():
+    responses = [RESPONSE.format(name=name, steps=", ".join(steps)) for name, steps in STEPS.items()]
+    return "".join(["dscript: 1\nname: steps\nresponses:\n", *responses, CALL])
+
+
+class World:
+    """An app, and an engine that is told what to do with it."""
+
+    def __init__(self, ground):
+        self.ground, self.place = ground, ground.place
+        (self.place / "steps.yaml").write_text(script())
+        self.spool = self.place / "state/spool/ingest/00000000000000000000.jsonl"
+        self.spool.parent.mkdir(parents=True)
+        env = environment()
+        directories = {str(pathlib.Path(program(name)).parent) for name in ("dre-app", "dscript")}
+        env["PATH"] = ":".join([*sorted(directories), env["PATH"]])
+        words = [program("dscript"), "--config", ground.config, "--quiet", "run", str(self.place / "steps.yaml")]
+        self.process = subprocess.Popen(words, env=env, stderr=subprocess.DEVNULL)
+        assert wait_for(lambda: self.records("start"))
+        self.number = 0
+
+    def records(self, kind):
+        found = []
+        for path in sorted((self.place / "state/script/journal").glob("*.log")):
+            whole = path.read_bytes()
+            found += [json.loads(line[9:]) for line in whole[: whole.rfind(b"\n") + 1].splitlines()]
+        return [record for record in found if record["kind"] == kind]
+
+    def done(self):
+        return [one for one in self.records("tell") if '"type":"script.response.done"' in one["line"]]
+
+    def do(self, name):
+        """Let the engine do it; what its response said at its end."""
+        self.number += 1
+        line = event.format(event.Event(event.stamp(), "/host:h", f"t.{name}", 5, {}, {"id": f"e{self.number}"}))
+        with open(self.spool, "ab") as stream:
+            stream.write(line)
+        before = len(self.done())
+        (self.place / "run/script").write_bytes(line)
+        assert wait_for(lambda: len(self.done()) > before, 90), name
+        told = json.loads(self.done()[before]["line"])["data"]
+        assert told["response"] == f"do-{name}"
+        return told["outcome"]
+
+    def state(self):
+        done = subprocess.run(["lxc-info", "-n", NAME, "-sH"], capture_output=True, text=True)
+        return done.stdout.strip()
+
+    def pid(self):
+        return int(subprocess.run(["lxc-info", "-n", NAME, "-pH"], capture_output=True, text=True).stdout)
+
+    def notices(self):
+        log = self.place / "log/notify.log"
+        return log.read_text().count("\n") if log.exists() else 0
+
+
+@pytest.fixture
+def world(run, settings):
+    with Ground(run, settings) as ground:
+        ground("create", NAME, "--base", str(make_tree(ground.place / "tree")))
+        (LXC / NAME / "delta/state").write_text("good\n")
+        ground("start", NAME)
+        made = World(ground)
+        try:
+            yield made
+        finally:
+            made.process.kill()
+            made.process.wait()
+
+
+def answers(address):
+    return subprocess.run(["ping", "-c", "1", "-W", "1", address], capture_output=True).returncode == 0
+
+
+def test_each_action_is_done_to_the_app(world):
+    assert world.state() == "RUNNING"
+    assert (world.do("freeze"), world.state()) == ("done", "FROZEN")
+    assert (world.do("thaw"), world.state()) == ("done", "RUNNING")
+
+    address = json.loads(world.ground("status", NAME, "--json"))["ip"][0]
+    assert wait_for(lambda: answers(address))
+    assert world.do("isolate") == "done" and not answers(address)
+    assert world.do("rejoin") == "done" and wait_for(lambda: answers(address))
+
+    assert world.do("limit") == "done"
+    assert kernel(world.pid(), "pids", "pids.max") == "50"
+    v2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+    memory = "memory.max" if v2 else "memory.limit_in_bytes"
+    assert kernel(world.pid(), "memory", memory) == str(64 << 20)
+
+    before = world.pid()
+    assert (world.do("restart"), world.state()) == ("done", "RUNNING")
+    assert world.pid() != before
+    assert (world.do("stop"), world.state()) == ("done", "STOPPED")
+    assert world.do("snapshot") == "done"
+    (LXC / NAME / "delta/state").write_text("bad\n")
+    assert (world.do("undo"), world.state()) == ("done", "RUNNING")
+    assert (LXC / NAME / "delta/state").read_text() == "good\n"
+    assert world.notices() == 0
+
+    assert (world.do("fail"), world.state()) == ("failed", "RUNNING")  # it was frozen, and is thawed
+    assert kernel(world.pid(), "pids", "pids.max") == "50"
+    assert [(one["step"], one["phase"]) for one in world.records("intent")[-4:-1]] == [
+        (3, "act"),
+        (2, "revert"),
+        (1, "revert"),
+    ]
+    assert wait_for(lambda: world.notices() == 1)
+
+
+def test_a_container_that_is_destroyed_meanwhile_reaches_a_person(world):
+    world.ground("destroy", "--force", NAME)
+    assert world.do("restart") == "failed"
+    assert wait_for(lambda: world.notices() == 1)
+    assert not (LXC / NAME).exists()
