@@ -79,7 +79,7 @@ def numbers(events):
 
 
 def test_socket_is_acknowledged_once_the_line_is_in_the_spool(ingest):
-    assert event.send(ingest.conf.monitor_sink, line(1, id="one"))
+    assert event.send(ingest.conf.monitor_sink, line(1, id="one"), wait=5)
     assert event.find(ingest.conf, "one").data == {"n": 1}
     until(lambda: numbers(ingest.events()) == [1])
     assert ingest.events()[0].get("claimed", False) == (os.geteuid() != 0)
@@ -160,8 +160,8 @@ def test_a_stalled_reader_does_not_hold_the_intake_up(settings, tmp_path):
         [program("dre-ingest"), "--config", settings(), "--quiet"], stdout=write_end, env=environment()
     )
     try:
-        until(lambda: made.monitor_sink.exists())
-        for number in range(1000):  # three times what the pipe holds
+        until(lambda: event.send(made.monitor_sink, line(0), wait=5))
+        for number in range(1, 1000):  # three times what the pipe holds
             assert event.send(made.monitor_sink, line(number), wait=5)
         os.close(write_end)
         got = b""

@@ -78,7 +78,8 @@ def test_crossings_alternate_and_each_has_its_reason(steps, above, gap, hold, ki
         sample = timed[here][1]
         if crossing == "raised" and sum(when == moment for when, _ in timed) == 1:
             assert sample.bad or sample.value > above
-            since = [s for when, s in timed[: here + 1] if when >= moment - hold]
+            # Of those at the very begin only the last need be over: that is when it went over.
+            since = [s for when, s in timed[: here + 1] if when > moment - hold]
             assert all(s.bad or s.value > above for s in since)
         elif sum(when == moment for when, _ in timed) == 1:
             last = [s for _, s in timed[: here + 1]][-made.answers :]
