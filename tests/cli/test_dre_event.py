@@ -173,6 +173,7 @@ def test_records_leave_while_more_are_waited_for(settings):
         ["--to", "snmptrap"],
         ["--from", "dre1", "--source", "/h"],
         ["--from", "dre1", "--goal", "G"],
+        ["--send", "--goal", "G"],
     ],
 )
 def test_refuses_options_that_do_not_go_together(run, settings, argv):
@@ -207,6 +208,14 @@ def test_send_hands_over_each_event_as_claimed(run, settings, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert [(event["data"]["message"], event["claimed"]) for event in intake.got] == [("one", True), ("two", True)]
     assert all(event["id"] for event in intake.got) and intake.connections == 1
+
+
+def test_events_of_standard_input_are_handed_over_and_a_bad_line_is_named(run, settings, tmp_path):
+    intake = Answers(tmp_path / "run/events.sock", b"ok")
+    done = converted(run, settings, "--send", stdin=LINE + b"rubbish\n" + LINE)
+    assert (done.returncode, done.stdout) == (1, b"") and b"dre-event: line 2: " in done.stderr
+    assert all(made.pop("id") for made in intake.got)
+    assert intake.got == [{**json.loads(LINE), "claimed": True}] * 2
 
 
 def test_what_the_intake_refuses_is_told_and_what_it_cannot_keep_is_spooled(run, settings, tmp_path):

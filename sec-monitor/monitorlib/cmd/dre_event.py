@@ -66,12 +66,13 @@ def run(ctx: cli.Context, parser: argparse.ArgumentParser) -> None:
     if args.omprog or args.cursor or args.follow:
         return feed(ctx, parser)
     if not args.source_form and not args.target_form:
-        if args.type is None:
+        if args.type is not None:
+            return make(ctx)
+        if not args.send or sys.stdin.isatty():
             parser.error("the following arguments are required: TYPE")
-        return make(ctx)
     for word, given in (("TYPE", args.type), ("--source", args.source), ("--sev", args.sev), ("--goal", args.goal)):
         if given is not None:
-            parser.error(f"{word} is for making one event, not with --from or --to")
+            parser.error(f"{word} is for making one event, not for those on standard input")
     if args.send and args.target_form:
         parser.error("--send hands over events in our own form, not with --to")
     from monitorlib import convert  # late: making one event needs none of it
