@@ -97,6 +97,7 @@ class Engine:
         self.gone: set[str] = set()  # scripts no longer deployed that still have something running
         self.outcomes: queue.SimpleQueue[tuple[str, Act, Outcome]] = queue.SimpleQueue()
         self.bad = BadLines()
+        self.spool = trust.Spool(conf.core_state_dir / "spool" / "ingest")
         self.known: dict[tuple[Any, ...], None] = {}
         for record in records(journal.directory, journal.number - 2 * KNOWN):
             if record["kind"] == "event":
@@ -152,7 +153,7 @@ class Engine:
         concerned = [slot for slot in self.slots.values() if slot.hears(happened)]
         if not concerned or not self._new(happened):
             return
-        doubt = trust.doubt(self.conf, happened)
+        doubt = trust.doubt(self.conf, happened, self.spool.find)
         # An event from the future would push the clock of the guards ahead.
         moment = min(event.seconds(happened.time), arrived)
         given = Happened(moment, happened, doubt is None, trust.rests_on(happened))

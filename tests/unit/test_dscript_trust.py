@@ -3,8 +3,11 @@
 
 import pathlib
 import sys
+import tempfile
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "dscript"))
 
@@ -59,10 +62,46 @@ def spooled(tmp_path):
     ],
 )
 def test_doubt(spooled, given, words):
-    doubt = trust.doubt(spooled, given)
-    assert (doubt is None) if words is None else words in doubt
+    spool = trust.Spool(spooled.core_state_dir / "spool" / "ingest")
+    for doubt in (trust.doubt(spooled, given), trust.doubt(spooled, given, spool.find)):
+        assert (doubt is None) if words is None else words in doubt
 
 
 def test_without_a_spool_nothing_is_proven(tmp_path):
     settings = conf.Conf(core_state_dir=tmp_path)
     assert "not in the intake's spool" in trust.doubt(settings, made("shop.release", id="good"))
+
+
+STEPS = ["append", "rotate", "remove", "unasked"]
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.tuples(st.sampled_from(["append", "rotate", "remove", "unasked"]), st.booleans(), st.integers(0, 5)))
+)
+def test_a_spool_that_is_followed_tells_what_one_that_is_read_anew_tells(steps):
+    with tempfile.TemporaryDirectory() as name:
+        place = conf.Conf(core_state_dir=pathlib.Path(name))
+        directory = pathlib.Path(name, "spool/ingest")
+        directory.mkdir(parents=True)
+        spool, segment = trust.Spool(directory), 0
+        (directory / f"{segment:020}.jsonl").touch()
+        for number, (step, claimed, identity) in enumerate(steps):
+            if step == "rotate":
+                segment += 1
+                (directory / f"{segment:020}.jsonl").touch()
+            elif step == "remove" and len(found := sorted(directory.iterdir())) > 1:
+                found[0].unlink()
+            else:
+                line = event.format(
+                    event.Event(TIME, f"/host:h{number}", "x.y", 5, {"claimed": True}, optional(identity, claimed))
+                )
+                with (directory / f"{segment:020}.jsonl").open("ab") as stream:
+                    stream.write(line)
+            if step != "unasked":
+                for one in range(6):
+                    assert spool.find(f"e{one}") == event.find(place, f"e{one}")
+
+
+def optional(identity, claimed):
+    return {"id": f"e{identity}", **({"claimed": True} if claimed else {})}
