@@ -52,5 +52,13 @@ PUBLIC int dre_sys_migrate(dre_sys *handle, const char *name, const char *host, 
 		dre_word(&call, "--live");
 	if (given.copy_storage)
 		dre_word(&call, "--copy-storage");
+	if (given.shared_storage)
+		dre_word(&call, "--shared-storage");
+	if (given.without_snapshots)
+		dre_word(&call, "--without-snapshots");
+	if (given.tls)
+		dre_word(&call, "--tls");
+	if (given.unencrypted)
+		dre_word(&call, "--unencrypted");
 	return dre_done(&call);
 }

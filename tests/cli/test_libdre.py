@@ -11,7 +11,7 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import ROOT, environment
+from conftest import ROOT, environment, program
 
 LIBRARY, HERE = ROOT / "libdre", ROOT / "tests/c"
 FULL = os.environ.get("DRE_FULL") == "1"
@@ -96,6 +96,15 @@ def test_a_library_shows_what_its_header_declares_and_nothing_else(built, kind):
         for line in call("nm", "-D", "--defined-only", built / f"libdre{kind}.so.0").splitlines()
     }
     assert names == set(declared(kind)) | {"LIBDRE_0"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the process that serves must be root")
+def test_the_commands_understand_every_call(tmp_path, built, settings):
+    """With all that a struct can say: what is refused is refused for what is not there."""
+    conf = settings(DRE_SYS_URI="qemu+unix:///system?socket=/nonexistent/libvirt-sock", DRE_SYS_VIRT="tcg")
+    words = ["-std=gnu11", f"-I{LIBRARY}/include", HERE / "libdre_verbs.c", f"-L{built}", f"-Wl,-rpath,{built}"]
+    call("gcc", *words, "-ldreapp", "-ldresys", "-o", tmp_path / "verbs")
+    assert call(tmp_path / "verbs", conf, program("dre-app"), program("dre-sys")) == "0 failures\n"
 
 
 def test_by_dlopen_and_beside_each_other(built):

@@ -77,7 +77,7 @@ struct dre_limits {
 	const char *memory; /**< "512M"; without a unit octets */
 	const char *pids;   /**< number of processes; apps and groups only */
 	const char *io;     /**< octets a second: "10M" */
-	const char *net;
+	const char *net;    /**< the same; not of groups */
 };
 #define DRE_LIMITS_INIT {sizeof(struct dre_limits), NULL, NULL, NULL, NULL, NULL, NULL}
 

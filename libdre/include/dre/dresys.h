@@ -47,8 +47,12 @@ struct dre_sys_move {
 	const char *as;        /**< its name there; NULL: the same */
 	int live;              /**< while it runs */
 	int copy_storage;      /**< its disks, too, which are not on shared storage */
+	int shared_storage;    /**< the host sees the same files: nothing is copied */
+	int without_snapshots; /**< give up its snapshots and checkpoints */
+	int tls;               /**< what QEMU sends of one that runs goes by TLS */
+	int unencrypted;       /**< or it may cross the network in the clear */
 };
-#define DRE_SYS_MOVE_INIT {sizeof(struct dre_sys_move), NULL, 0, 0}
+#define DRE_SYS_MOVE_INIT {sizeof(struct dre_sys_move), NULL, 0, 0, 0, 0, 0, 0}
 
 int dre_sys_create(dre_sys *handle, const char *name, const struct dre_sys_spec *spec);
 /** *wait* seconds until its agent answers; 0: return when it has begun to boot. */
