@@ -1,18 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dre-correlate and the real sec recognise the same: on a corpus, on rules made at random, and in real time.
+"""dre-correlate and the real sec recognise the same: on a corpus, on the rules of sec's own manual, on rules made at
+random, and in real time.
 
-For the first two sec runs under a clock that shows the time of the event it looks at (sec_clock.pl), so minutes pass in
-a moment; the last one waits for real seconds. DRE_CORRELATE_CASES asks for more than 30 sets of random rules.
+But for the last, sec runs under a clock that shows the time of the event it looks at (sec_clock.pl), so minutes pass in
+a moment; that one waits for real seconds. DRE_CORRELATE_CASES asks for more than 30 sets of random rules.
 """
 
+import gzip
 import os
+import pathlib
+import random
+import re
 import subprocess
+import sys
 import threading
 import time
 
 import correlatekit as ground
 import pytest
-from conftest import environment, program
+from conftest import ROOT, environment, program
+from unpacked import unpacked
+
+sys.path.insert(0, str(ROOT / "sec-monitor"))
+
+from monitorlib import rulecheck, ruleset  # noqa: E402
 
 CASES = int(os.environ.get("DRE_CORRELATE_CASES", "30"))
 
@@ -25,6 +36,57 @@ def test_corpus(tmp_path, settings, seed):
     ours = ground.by_dre(paths, lines, "--config", settings(), "--quiet")
     assert len(theirs) > 100 and len({text.split()[0] for text in theirs}) > 8
     assert sorted(ours) == sorted(theirs)
+
+
+MANUAL = pathlib.Path("/usr/share/man/man1/sec.1.gz")
+SAID = """sshd[7]: Failed password for {user} from 10.0.0.{some} port 41 ssh2
+sshd[7]: Accepted password for {user} from 10.0.0.{some} port 42 ssh2
+user {user} login failure on tty{some}
+/dev/sd{some}: File system full
+kernel: nfs: server s{some} not responding, still trying
+kernel: nfs: server s{some} OK
+router{some}: %SYS-3-CPUHOG
+database d{some} down
+database d{some} up
+all databases up
+WAITING_FOR_BACKUP
+BACKUP READY
+AAA BBB CCC DDD
+Test: {some}
+Test2: {some} 1
+Joined""".splitlines()
+
+
+def manual():
+    """The rules of sec(1) that we let through, each a file; what they would have programs do is written instead."""
+    page = MANUAL if MANUAL.exists() else unpacked("sec", "sec") / str(MANUAL).lstrip("/")
+    text = gzip.decompress(page.read_bytes()).decode(errors="replace").replace("\n.br\n", "\n")
+    text = re.sub(r"\\([\\'-])", r"\1", text)  # as roff shows it
+    for number, block in enumerate(re.findall(r"^(type=\w+\n(?:[^.\n].*\n)+)", text, re.MULTILINE)):
+        lines = re.sub(r"\\\n\s*", "", block).splitlines()
+        for at, line in enumerate(lines):
+            if found := re.match(r"(action2?)=(.*)", line):
+                contexts = re.findall(r"(?:^|; *)((?:create|delete) [^;()]+)", found[2])
+                lines[at] = f"{found[1]}={'; '.join([*contexts, f'write %script {number} {found[1]} %s'])}"
+        yield "\n".join(lines) + "\n"
+
+
+def test_rules_of_secs_manual(tmp_path, settings):
+    some, texts, lines = random.Random(1), [], []
+    for text in manual():
+        book = rulecheck.parse("one", text, {"script"})
+        if not book.findings and not ruleset.compile([book], {"script"})[1] and not text.startswith("type=Jump"):
+            texts.append(text)
+    assert len(texts) > 25 and len({text.split()[0] for text in texts}) == 7
+    for n in range(600):
+        text = some.choice(SAID).format(user=some.choice(["bob", "root"]), some=some.randrange(1, 3))
+        lines.append(
+            ground.line(some.randrange(2000) + 0.5, "/host:h/x", "syslog.message", 6, f'"message":"{text}"', f"e{n}")
+        )
+    lines, paths = ground.with_ticks(lines, 6000), ground.write(tmp_path, texts)
+    theirs = ground.by_sec(tmp_path, paths, lines)
+    assert len(theirs) > 300
+    assert sorted(ground.by_dre(paths, lines, "--config", settings(), "--quiet")) == sorted(theirs)
 
 
 def test_shipped_rules(tmp_path, settings):
