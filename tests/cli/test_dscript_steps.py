@@ -167,6 +167,17 @@ def test_a_question_outlives_the_engine_and_is_asked_once(world):
     assert (one.place / "log/notify.log").read_text().count("dscript approve") == 1
 
 
+def test_an_answer_comes_too_late_though_the_engine_is_away(world):
+    one = world(ASK % "3s")
+    one.go()
+    request = one.question()
+    one.wait(lambda: one.records("outcome"), "the question")
+    one.kill()
+    time.sleep(3)
+    assert "it is over" in one.dscript("approve", request, code=1)
+    assert not (one.place / "state/script/answers").exists()
+
+
 def test_notice_is_taken_and_recorded(world):
     one = world("      - {action: notify, to: operator, text: look}\n")
     one.go()

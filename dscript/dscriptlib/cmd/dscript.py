@@ -4,10 +4,12 @@
 import argparse
 import contextlib
 import json
+import math
 import shlex
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -316,7 +318,8 @@ def _requested(ctx: cli.Context, action: str | None) -> None:
     if asked["action"] != action:
         raise DreError(f"{ctx.args.request}: {asked['action']} asks nothing; to take notice: dscript ack")
     run = runs.get(asked["run"])
-    if run is None or (run["step"] + 1, run["phase"]) not in ((asked["step"], "act"), (asked["step"], "ask")):
+    at_it = run is not None and (run["step"] + 1, run["phase"]) in ((asked["step"], "act"), (asked["step"], "ask"))
+    if not at_it or (run["deadline"] or math.inf) <= time.time():  # the engine may be away, but not the time
         raise DreError(f"{ctx.args.request}: it is over, the answer would come too late")
 
 
