@@ -52,6 +52,7 @@ bench:
 	bench/run
 	bench/correlate
 	bench/pipe
+	bench/script
 	bench/dbox
 	bench/life
 	bench/many
