@@ -11,6 +11,7 @@ import os
 import re
 import select
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -43,6 +44,7 @@ LXC_WAIT = 30.0  # seconds for LXC to start an app, or to end what it has begun
 # Children that write must end with us: else a killed command's tar would go on while the next command works.
 MORTAL = ("setpriv", "--pdeathsig", "KILL", "--")
 KILL_WAIT = 10.0  # seconds from SIGKILL to the end; only the kernel can need them
+STUCK = 1.0  # seconds that a monitor of LXC may have none but dead children while it starts an app
 UNMOUNT_WAIT = 3.0  # seconds for LXC to unmount, or for a process that ends to leave
 
 
@@ -151,12 +153,10 @@ def start(app: App, crashes: int = 0) -> bool:
     argv = ["lxc-start", "-n", app.name, "-P", str(app.conf.app_lxc_path), "-o", str(said), "-l", "ERROR"]
     before = app.delta.stat()
     reason = None
-    try:
+    with _unstuck(app) as ended:
         if run(argv, check=False, timeout=LXC_WAIT).returncode != 0:
             reason = _reason(said)
-    except TimedOutError:
-        if not unstick(app):
-            raise
+    if reason and ended:
         reason = "its first process died before it was one"
     if reason:
         with contextlib.suppress(DreError):  # the reason is what matters; the next start says who stands in it
@@ -267,19 +267,43 @@ def _steady(app: App) -> str:
     return state
 
 
-def unstick(app: App) -> bool:
+@contextlib.contextmanager
+def _unstuck(app: App) -> Iterator[list[bool]]:
+    """While LXC starts the app, end its monitor when that waits for ever; the list is empty while that was not so."""
+    done, ended = threading.Event(), list[bool]()
+
+    def look() -> None:
+        while not done.wait(STUCK):
+            if unstick(app, STUCK):
+                ended.append(True)
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    try:
+        yield ended
+    finally:
+        done.set()
+        looking.join()
+
+
+def unstick(app: App, seconds: float = 0.0) -> bool:
     """Kill the monitor, or the first process, of an app that does not come to its state: where the one of them died as
-    it was started the other waits for a word of it for ever. False when there is none."""
+    it was started the other waits for a word of it for ever. False when there is none, for so many *seconds*."""
     title = f"[lxc monitor] {app.conf.app_lxc_path} {app.name}".encode()
     for process in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError), _watched(int(process)) as fd:
             if _title(process) != title:
                 continue
-            children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-            if children and all(apps.started(int(child)) is None for child in children) or _lost(process, title):
+            if _alone(process, title) and not (seconds and _ended(fd, seconds)) and _alone(process, title):
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
                 return _ended(fd, KILL_WAIT)
     return False
+
+
+def _alone(process: str, title: bytes) -> bool:
+    """Whether it is a monitor whose children are all dead, or a first process without a monitor."""
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return bool(children) and all(apps.started(int(child)) is None for child in children) or _lost(process, title)
 
 
 def _title(process: str) -> bytes:
