@@ -94,7 +94,7 @@ def restored(place, make):
 def run():
     """run(NAME, ARG…, stdin=b"", timeout=60) → CompletedProcess with octets; never raises on a status."""
 
-    def call(name, *argv, stdin=b"", timeout=60, prefix=(), **kwargs):
+    def call(name, *argv, stdin=b"", timeout=180, prefix=(), **kwargs):
         return subprocess.run(
             [*prefix, program(name), *map(str, argv)],
             input=stdin,
