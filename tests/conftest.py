@@ -92,7 +92,7 @@ def restored(place, make):
 
 @pytest.fixture
 def run():
-    """run(NAME, ARG…, stdin=b"", timeout=60) → CompletedProcess with octets; never raises on a status."""
+    """run(NAME, ARG…, stdin=b"", timeout=180) → CompletedProcess with octets; never raises on a status."""
 
     def call(name, *argv, stdin=b"", timeout=180, prefix=(), **kwargs):
         return subprocess.run(
