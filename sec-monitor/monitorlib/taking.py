@@ -36,15 +36,17 @@ def take(conf: Conf) -> str:
             return "the correlator did not begin anew with them"
         time.sleep(_LOOK)
     deadline = time.monotonic() + LIVES
-    while time.monotonic() < deadline:
+    while now[2] == before[2]:  # else it has died before anybody looked, and this is the next one
+        if time.monotonic() > deadline:
+            return ""
         if _correlator(conf) != now:
-            return "the correlator ended with them"
+            break
         time.sleep(_LOOK)
-    return ""
+    return "the correlator ended with them"
 
 
-def _correlator(conf: Conf) -> tuple[int, int | None] | None:
-    """The pids of the monitor and of its correlator; None when no monitor runs, or it runs without a correlator."""
+def _correlator(conf: Conf) -> tuple[int, int | None, object] | None:
+    """The pids of the monitor and of its correlator, and how often that died; None when no monitor or none of it runs."""
     rows = supervise.status(conf)
     name = supervise.CORRELATORS[conf.monitor_correlator]
     row = next((row for row in rows or () if row["stage"] == name), None)
@@ -52,4 +54,4 @@ def _correlator(conf: Conf) -> tuple[int, int | None] | None:
         return None
     pid = row["pid"]
     assert pid is None or isinstance(pid, int)
-    return supervise.pid(conf), pid if row["state"] == "running" else None
+    return supervise.pid(conf), pid if row["state"] == "running" else None, row["restarts"]
