@@ -46,7 +46,7 @@ def take(conf: Conf) -> str:
 
 
 def _correlator(conf: Conf) -> tuple[int, int | None, object] | None:
-    """The pids of the monitor and of its correlator, and how often that died; None when no monitor or none of it runs."""
+    """The pids of the monitor and of its correlator, and how often that died; None where one of them is missing."""
     rows = supervise.status(conf)
     name = supervise.CORRELATORS[conf.monitor_correlator]
     row = next((row for row in rows or () if row["stage"] == name), None)
