@@ -105,9 +105,8 @@ def test_an_overlay_keeps_what_was_changed(app, tmp_path):
     app("start", NAME)
     assert app("exec", NAME, "--", "cat", "/state", "/etc/release") == "theirs\nfrom the tree"
     assert app("exec", NAME, "--", "cat", "/proc/1/comm") == "init"
-    app("stop", NAME)
     app("set", NAME, "--", "sleep", "1000")
-    app("start", NAME)
+    app("restart", NAME)
     assert app("exec", NAME, "--", "sh", "-c", "cat /proc/1/comm /proc/2/comm") == "dre-init\nsleep"
 
 
