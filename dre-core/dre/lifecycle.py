@@ -332,7 +332,7 @@ def stop(app: App, timeout: float) -> bool:
         with contextlib.suppress(OSError), _watched(apps.monitor(init)) as monitor:  # ended by itself just now
             if state == "frozen":
                 _unfreeze(app, init)  # a frozen process cannot obey
-            _end(app, init, monitor, spec.halt, timeout)
+            _end(app, init, monitor, lxcconfig.halt(app.container(), spec), timeout)
     sweep(app)
     app.emit("stopped")
     return True

@@ -11,6 +11,7 @@ import re
 import shlex
 import socket
 from pathlib import Path
+from typing import Any
 
 from dre import files, limits, sshd
 from dre.conf import Conf
@@ -124,13 +125,21 @@ def render(conf: Conf, spec: Spec, log: Path) -> str:
 
 def _program(conf: Conf, spec: Spec) -> list[tuple[str, str]]:
     """LXC's small init with the program below it, or an init of the app's own."""
-    start = "/bin/sh /run/dre-command"
     if spec.halt is not None:
-        return [("lxc.init.cmd", start), ("lxc.signal.halt", str(spec.halt))]
-    command = f"{_inside(spec)} --name {spec.name} -- {start}"
+        return [("lxc.init.cmd", START), ("lxc.signal.halt", str(spec.halt))]
+    command = f"{_inside(spec)} --name {spec.name} -- {START}"
     return [("lxc.init.cmd", command), ("lxc.mount.entry", _init(conf, spec))]
 
 
+def halt(container: Any, spec: Spec) -> int | None:
+    """The signal that ends an init of the app's own, None for LXC's: as it was started, the *spec* may be newer."""
+    command, answer = (container.get_running_config_item(key) for key in ("lxc.init.cmd", "lxc.signal.halt"))
+    if not command or not answer:
+        return spec.halt  # its monitor was killed
+    return int(answer) if command == START else None
+
+
+START = "/bin/sh /run/dre-command"
 STATUS = "run/dre-status none bind,create=file 0 0"
 BINDS = "binds"  # where dre.idmap mounts what an unprivileged app shall see of the host
 

@@ -107,6 +107,7 @@ def test_an_overlay_keeps_what_was_changed(app, tmp_path):
     assert app("exec", NAME, "--", "cat", "/proc/1/comm") == "init"
     app("set", NAME, "--", "sleep", "1000")
     app("restart", NAME)
+    assert app("log", NAME, "--before") == "init is 1\ngoing down", "it was killed and not asked"
     assert app("exec", NAME, "--", "sh", "-c", "cat /proc/1/comm /proc/2/comm") == "dre-init\nsleep"
 
 
