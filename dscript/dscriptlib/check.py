@@ -49,9 +49,13 @@ def findings_of(script: Script, file: str) -> Iterator[Finding]:
 
 
 def _monitor(script: Script, monitor: Monitor) -> Iterator[tuple[str, Place, str]]:
-    if monitor.above is not None and monitor.clear is not None and monitor.clear >= monitor.above:
-        text = f"monitor {monitor.id!r}: clear must be below above, or it would never be clear"
-        yield "error", monitor.at, text
+    if monitor.clear is not None:
+        if monitor.above is not None and monitor.clear >= monitor.above:
+            text = f"monitor {monitor.id!r}: clear must be below above, or it would never be clear"
+            yield "error", monitor.at, text
+        if monitor.below is not None and monitor.clear <= monitor.below:
+            text = f"monitor {monitor.id!r}: clear must be above below, or it would never be clear"
+            yield "error", monitor.at, text
     every = tables.EVERY.get(monitor.watch, 0.0) if monitor.every is None else monitor.every
     for length in (monitor.hold, monitor.missing or 0.0):
         if monitor.watch not in watching.KINDS and 0 < length < every:

@@ -126,15 +126,16 @@ def watched(monitor: Monitor, lang: str) -> str:
     values["finding"] = say.get(f"finding {monitor.finding}", "")
     values["within"] = span(monitor.within, lang)
     values["missing"] = span(monitor.missing or 0.0, lang)
-    if monitor.above is None:
+    if monitor.clear is None:
         parts = [say[f"rule {monitor.watch}"].format(**values)]
         parts += [say["from"].format(source=monitor.source)] if monitor.source else []
         parts += [say["field"].format(key=key, value=value) for key, value in monitor.fields]
         parts += [say["unless"].format(**values)] if monitor.unless else []
         return "".join(parts) + say["end"]
-    above, clear = (_amount(monitor, value or 0.0, lang) for value in (monitor.above, monitor.clear))
+    way, value = ("above", monitor.above) if monitor.below is None else ("below", monitor.below)
+    bound, clear = (_amount(monitor, amount or 0.0, lang) for amount in (value, monitor.clear))
     lasting = say["lasting"].format(hold=span(monitor.hold, lang)) if monitor.hold else ""
-    text = say["above"].format(**values, above=above, clear=clear, lasting=lasting)
+    text = say[way].format(**values, bound=bound, clear=clear, lasting=lasting)
     return text + (say["silent"].format(**values) if monitor.missing else "")
 
 

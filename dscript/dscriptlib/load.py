@@ -133,10 +133,12 @@ def _monitor(reader: _Reader, node: Node) -> Monitor:
         if not any(finding.at >= node.at for finding in reader.findings):
             reader.error(node.at, f"a monitor needs 'watch': one of {', '.join(tables.WATCHES)}")
         return Monitor("", "", at=node.at)
-    above, clear = tables.USUAL.get(kind, (None, None))
-    given = {key.text for key, _ in node.entries or []} & {"above", "clear"}
-    table = tables.monitor(kind, bool(given) or above is None)
+    given = {key.text for key, _ in node.entries or []} & {"above", "below", "clear"}
+    usual = dict(zip(("above", "clear"), tables.USUAL.get(kind, ()), strict=False)) if not given else {}
+    table = tables.monitor(kind, None if usual else "below" if "below" in given else "above")
     entries = reader.mapping(node, f"a monitor of {kind}", table)
+    if {"above", "below"} <= entries.keys():
+        reader.error(node.at, "a monitor is raised 'above' a value or 'below' one, not both")
     if kind == "liveness" and ("of" in entries) == ("system" in entries):
         reader.error(node.at, "a monitor of liveness needs 'of', an app, or 'system'")
     elif "of" in entries and "system" in entries:
@@ -144,7 +146,7 @@ def _monitor(reader: _Reader, node: Node) -> Monitor:
     values = reader.values(entries, table)
     values["hold"] = values.pop("for", 0.0)
     return Monitor(
-        **{"above": above, "clear": clear, **values, "id": values.get("id", ""), "watch": kind},
+        **{**usual, **values, "id": values.get("id", ""), "watch": kind},
         argv=_argv(reader, entries),
         fields=_fields(reader, entries.get("fields")),
         at=entries["clear"].at if "clear" in entries else node.at,

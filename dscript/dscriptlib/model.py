@@ -33,7 +33,7 @@ def _place() -> Any:
 
 @dataclass(frozen=True)
 class Monitor:
-    """What dre-watch samples; `above` and `clear` in the unit of the kind: percent, seconds, or a plain number."""
+    """What dre-watch samples; `above` or `below`, and `clear`, in the unit of the kind: percent, seconds or a number."""
 
     id: str
     watch: str
@@ -44,6 +44,7 @@ class Monitor:
     file: str | None = None  # options of a MySQL client
     argv: tuple[str, ...] = ()
     above: float | None = None
+    below: float | None = None
     clear: float | None = None
     hold: float = 0.0  # the key `for`
     missing: float | None = None

@@ -13,7 +13,7 @@ from typing import Any
 from dre import units
 
 from dscriptlib import tables, words
-from dscriptlib.steps import CONTAINER, KINDS, Key, account, nested, text, word
+from dscriptlib.steps import CONTAINER, KINDS, account, nested, text, word
 
 VERSION = 1  # of the language: the value of the key `dscript`
 URI = f"https://d-re.example/schema/dscript-{VERSION}.json"
@@ -48,14 +48,13 @@ def schema() -> Schema:
 
 
 def _monitor(kind: str) -> Schema:
-    bounds = tables.WATCHES[kind][2] is not None
-    table = dict(tables.monitor(kind, bounds))
-    if kind in tables.USUAL:
-        table.update({key: Key(table[key].type, required=False) for key in ("above", "clear")})
+    table = dict(tables.monitor(kind, None))
     argv = _list(_of(words.argument))
     made = _object(table, argv=argv, fields={"type": "object", "minProperties": 1, "additionalProperties": _SCALAR})
-    if kind in tables.USUAL:
-        made["dependencies"] = {"above": ["clear"], "clear": ["above"]}
+    if "clear" in table:
+        one_bound: Schema = {"oneOf": [{"required": ["above"]}, {"required": ["below"]}]}
+        made["dependencies"] = {"above": ["clear"], "below": ["clear"], "clear": one_bound}
+        made["required"] += [] if kind in tables.USUAL else ["clear"]
     if kind == "liveness":
         made.update(_one_container())
     return made

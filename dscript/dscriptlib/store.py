@@ -78,7 +78,8 @@ def _monitor(monitor: Monitor) -> dict[str, Any]:
             made[key] = value
     if monitor.watch == "liveness":
         return made
-    made.update({"above": monitor.above, "clear": monitor.clear, "for": monitor.hold})
+    bound = {"above": monitor.above} if monitor.below is None else {"below": monitor.below}
+    made.update({**bound, "clear": monitor.clear, "for": monitor.hold})
     if monitor.watch == "http":
         made["every"] = monitor.every or EVERY
     return made

@@ -39,7 +39,7 @@ AT_MOST = _keys({"attempts": words.count, "per": words.some_time, "cooldown": un
 EXPECT = _keys({"watch": units.name, "within": words.some_time}, "watch within")
 STEP = _keys({"timeout": words.some_time, "expect": nested, "revert": word(*REVERTS)})
 
-# Every key of a monitor but `watch`; `above` and `clear` have the type of their kind.
+# Every key of a monitor but `watch`; `above`, `below` and `clear` have the type of their kind.
 MONITOR: Mapping[str, Callable[[str], object]] = {
     "id": units.name,
     "of": units.name,
@@ -62,7 +62,7 @@ MONITOR: Mapping[str, Callable[[str], object]] = {
     "finding": word(*FINDINGS),
 }
 _SAMPLED = "for every missing"
-# kind → required keys, others, type of above and clear where it has them
+# kind → required keys, others, type of above, below and clear where it has them
 WATCHES: Mapping[str, tuple[str, str, Callable[[str], float] | None]] = {
     "cpu": ("of", "for", units.percent),
     "memory": ("of", "for", units.percent),
@@ -96,15 +96,15 @@ USUAL = {
 }
 
 
-def monitor(kind: str, bounds: bool) -> Table:
-    """The keys of a monitor of *kind*, with above and clear when *bounds*, as they are written or as they must be."""
+def monitor(kind: str, bound: str | None) -> Table:
+    """The keys of a monitor of *kind*; with *bound*, `above` or `below`, that and clear must be there."""
     required, optional, measure = WATCHES[kind]
     keys: dict[str, Callable[[str], object]] = {"id": MONITOR["id"], "watch": word(kind)}
     keys.update({key: MONITOR[key] for key in required.split()})
     needed = f"id watch {required}"
-    if measure is not None and bounds:
-        keys.update(above=measure, clear=measure)
-        needed += " above clear"
+    if measure is not None:
+        keys.update(above=measure, below=measure, clear=measure)
+        needed += f" {bound} clear" if bound else ""
     keys.update({key: MONITOR[key] for key in optional.split()})
     return _keys(keys, needed)
 

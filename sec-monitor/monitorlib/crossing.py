@@ -16,6 +16,7 @@ Crossing = Literal["raised", "cleared"]
 class Monitor:
     """One monitor of a script; *hold* is its `for`, and for liveness its `missing`.
 
+    *bound* is its `above` or, where *below*, its `below`: which way the value is over the limit.
     *missing*, for others, is after how many seconds without data it is over the limit; None: never.
     """
 
@@ -24,7 +25,7 @@ class Monitor:
     watch: str  # a kind of watchfile.EVERY
     of: str | None
     url: str | None
-    above: float
+    bound: float
     clear: float
     hold: float
     every: float
@@ -33,6 +34,7 @@ class Monitor:
     file: str | None = None
     argv: tuple[str, ...] = ()
     missing: float | None = None
+    below: bool = False
 
     @property
     def about(self) -> dict[str, str]:
@@ -52,10 +54,18 @@ class Monitor:
         """How many calm samples in a row clear it."""
         return CALM_ANSWERS if self.watch == "http" else 1
 
+    def over(self, value: float) -> bool:
+        """Whether *value* is on the wrong side of the bound."""
+        return value < self.bound if self.below else value > self.bound
+
+    def calm(self, value: float) -> bool:
+        """Whether *value* is on the right side of `clear`."""
+        return value > self.clear if self.below else value < self.clear
+
     @property
     def limit(self) -> float:
         """What the value is compared with, as events tell it."""
-        return self.hold if self.watch == "liveness" else self.above
+        return self.hold if self.watch == "liveness" else self.bound
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ class State:
 
 def step(monitor: Monitor, state: State, sample: Sample, now: float) -> tuple[State, Crossing | None]:
     """The state after *sample* at *now*, and the crossing that it makes."""
-    over = bool(sample.bad) or sample.value > monitor.above
+    over = bool(sample.bad) or monitor.over(sample.value)
     if not state.raised:
         if not over:
             return State(), None
@@ -85,7 +95,7 @@ def step(monitor: Monitor, state: State, sample: Sample, now: float) -> tuple[St
         if now - since < monitor.hold:
             return State(since=since), None
         return State(raised=True, since=since), "raised"
-    if over or sample.value >= monitor.clear:
+    if over or not monitor.calm(sample.value):
         return replace(state, calm=0), None
     if state.calm + 1 < monitor.answers:
         return replace(state, calm=state.calm + 1), None

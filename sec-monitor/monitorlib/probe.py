@@ -39,7 +39,7 @@ async def _one(monitor: Monitor, report: Callable[[Sample], None]) -> None:
     begun = time.monotonic()
     asked = asyncio.create_task(_get(monitor.url or ""))
     try:
-        done, _ = await asyncio.wait([asked], timeout=monitor.above)
+        done, _ = await asyncio.wait([asked], timeout=GIVE_UP if monitor.below else monitor.bound)
         age = time.monotonic() - begun
         if not done:
             report(Sample(age, "no answer"))

@@ -118,8 +118,8 @@ class Trends:
     def add(self, monitor: Monitor, sample: Sample, now: float) -> None:
         """Take a sample into account that was made at *now*, by the clock on the wall."""
         key = (monitor.script, monitor.id)
-        if self._limits.get(key) != (monitor.above, monitor.clear):
-            self._limits[key] = (monitor.above, monitor.clear)
+        if self._limits.get(key) != (monitor.bound, monitor.clear):
+            self._limits[key] = (monitor.bound, monitor.clear)
             self._later(self._note, monitor, now)
         for ring, (step, _) in RINGS.items():
             made = Point(int(now) // step * step, sample.value, sample.value, sample.value, 1, bool(sample.bad))
@@ -160,8 +160,8 @@ class Trends:
             limits, moments = list(told["limits"]), list(told["moments"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             limits, moments = [], []
-        if not limits or limits[-1][1:] != [monitor.above, monitor.clear]:
-            limits.append([event.stamp(now), monitor.above, monitor.clear])
+        if not limits or limits[-1][1:] != [monitor.bound, monitor.clear]:
+            limits.append([event.stamp(now), monitor.bound, monitor.clear])
         if moment:
             moments.append(moment)
         self._place.mkdir(mode=0o755, parents=True, exist_ok=True)

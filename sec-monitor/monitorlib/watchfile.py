@@ -37,7 +37,7 @@ _SUBJECT = {
     "mysql": "file",
     "command": "argv",
 }
-_NUMBERS = {"above", "clear", "for", "missing", "every"}
+_NUMBERS = {"above", "below", "clear", "for", "missing", "every"}
 _KEYS = {"id", "watch", "of", "url", "system", "path", "file", "argv", *_NUMBERS}
 _PROGRAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _URL = re.compile(r"http://[!-~]{1,1000}")
@@ -100,16 +100,19 @@ def _monitor(script: str, item: Any) -> Monitor:
     # Liveness is a value of 0 (running) or 1 (not), and must be over for as long as `missing`.
     bounds = {"above": 0.5, "clear": 0.5} if watch == "liveness" else numbers
     hold = numbers.get("missing" if watch == "liveness" else "for", None if watch == "liveness" else 0.0)
-    for key, value in (("missing", hold), ("above", bounds.get("above")), ("clear", bounds.get("clear"))):
-        if value is None:
-            raise UsageError(f"{key} is missing")
-    if bounds["clear"] > bounds["above"]:
-        raise UsageError(f"clear {bounds['clear']:g} is above {bounds['above']:g}")
+    below = "below" in bounds
+    if below and "above" in bounds:
+        raise UsageError("above and below are not for the same monitor")
+    bound, clear = bounds.get("below" if below else "above"), bounds.get("clear")
+    if hold is None or bound is None or clear is None:
+        key = "missing" if hold is None else "above or below" if bound is None else "clear"
+        raise UsageError(f"{key} is missing")
+    if clear <= bound if below else clear > bound:
+        raise UsageError(f"clear {clear:g} is not above {bound:g}" if below else f"clear {clear:g} is above {bound:g}")
     every = max(0.05, numbers.get("every", OF_SYSTEM if system and watch == "liveness" else EVERY[watch]))
     name = units.name(str(item.get("id")))
     missing = numbers.get("missing") if watch != "liveness" else None
-    above, clear = bounds["above"], bounds["clear"]
-    return Monitor(script, name, watch, of, url, above, clear, hold or 0.0, every, system, path, file, argv, missing)
+    return Monitor(script, name, watch, of, url, bound, clear, hold, every, system, path, file, argv, missing, below)
 
 
 def _path(key: str, value: Any) -> str:

@@ -27,7 +27,9 @@ def fill(made):
     slow = Monitor("shop", "slow", "http", None, "http://10.0.0.1/", 0.3, 0.2, 0.0, 0.2)
     odd = Monitor("shop", "odd", "command", None, None, 5.0, 1.0, 0.0, 10.0, argv=("<script>alert(1)</script>\u202e",))
     old = Monitor("shop", "old", "disk", None, None, 80.0, 70.0, 0.0, 5.0, path="/var")
+    idle = Monitor("shop", "idle", "cpu", "web1", None, 5.0, 10.0, 0.0, 0.5, below=True)
     now = time.time()
+    trends.add(idle, Sample(50.0), now - 60)
     for back in range(7200, 0, -5):
         trends.add(slow, Sample(0.9 if back < 600 else 0.1), now - back)
         trends.add(odd, Sample(-3.0), now - back)
@@ -63,6 +65,13 @@ def test_one_monitor_with_limits_and_moments(site, span):
     for shape in ("band", "mean", "above", "clear"):
         assert f'class="{shape}" points="' in shown
     assert "raised 20" in shown and "at 0.9" in shown
+    assert "over the limit above 0.3" in site.eve.words and "calm below 0.2" in site.eve.words
+
+
+def test_a_limit_that_must_not_be_fallen_below(site):
+    assert site.eve.get("/watch/shop/idle") == 200
+    assert "over the limit below 5" in site.eve.words and "calm above 10" in site.eve.words
+    assert "below 5, clear 10" in site.eve.words
 
 
 def test_what_is_watched_is_text_for_the_page(site):

@@ -71,6 +71,7 @@ def test_the_shipped_scripts_fit_together():
             "F:9:9: warning: restart cannot be taken back, yet stop after it may fail",
         ),
         ("clear: 70%", "clear: 90%", "F:4:54: error: monitor 'busy': clear must be below above"),
+        ("above: 90%, clear: 70%", "below: 9%, clear: 8%", "F:4:53: error: monitor 'busy': clear must be above below"),
         ("when: busy", "when: lazy", "F:7:11: error: unknown monitor 'lazy'"),
         ("then: call", "then: nobody", "F:11:11: error: unknown response 'nobody'"),
         ("watch: cpu, within", "watch: http, within", "F:9:42: error: expect: this script has no monitor 'http'"),

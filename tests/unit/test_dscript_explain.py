@@ -102,6 +102,13 @@ def test_the_example_of_the_contract_reads_as_was_agreed():
         "アプリ「web1」の CPU 使用率が 90 % を超えて 3 秒続いたら異常とし、70 % を下回ったら正常に戻ったとみなします。"
     )
     assert f"  busy: {busy}" in japanese
+    idle = HEAD + "monitors: [{id: m, watch: cpu, of: a, below: 5%, clear: 10%HOLD}]\n" + STEPS.replace("[a,", "[m,")
+    assert "  m: raised when the processor use of the app a is below 5 %; clear again above 10 %." in lines(
+        idle.replace("HOLD", ""), "en"
+    )
+    for hold, words in (("", "下回ったら"), (", for: 1h", "下回って 1 時間続いたら")):
+        said = f"  m: アプリ「a」の CPU 使用率が 5 % を{words}異常とし、10 % を超えたら正常に戻ったとみなします。"
+        assert said in lines(idle.replace("HOLD", hold), "ja")
     assert "    1. アプリ「web1」を「good」の状態に戻します。" in japanese
     assert "  10 分に 3 回までです。" in japanese
 

@@ -105,6 +105,9 @@ def test_the_example_of_the_contract_loads_as_written():
             "unknown key 'shell' in a step",
         ),
         (HEAD + "monitors: [§{id: m, watch: liveness, missing: 3s}]\n" + CALL, "needs 'of', an app, or 'system'"),
+        (HEAD + "monitors: [§{id: m, watch: cpu, of: a, below: 9}]\n" + CALL, "lacks the key 'clear'"),
+        (HEAD + "monitors: [§{id: m, watch: cpu, of: a, above: 9, below: 2, clear: 8}]\n" + CALL, "not both"),
+        (HEAD + "monitors: [{id: m, watch: liveness, of: a, missing: 1s, §below: 2}]\n" + CALL, "unknown key 'below'"),
         (HEAD + "monitors: [{id: m, watch: disk, path: §var, above: 9, clear: 8}]\n" + CALL, "absolute path"),
         (HEAD + "monitors: [{id: m, watch: command, argv: §[../x], above: 9, clear: 8}]\n" + CALL, "in actions.d"),
         (HEAD + CALL + "  - {id: r, steps: [{action: stop, of: a, timeout: §0s}]}\n", "above 0"),
@@ -218,6 +221,7 @@ KINDS = """
   - {id: j, watch: sequence, first: ssh.failed, then: ssh.login, unless: ssh.reset, within: 1m}
   - {id: k, watch: sysmon, finding: hidden.process, system: vm1, within: 2m}
   - {id: l, watch: evidence, type: shop.backup, missing: 25h}
+  - {id: m, watch: cpu, of: web1, below: 5%, clear: 10%, for: 1h}
 """
 
 
@@ -228,10 +232,11 @@ def test_what_a_script_says_is_what_dre_watch_reads(tmp_path):
     assert findings == []
     (tmp_path / "x.json").write_text(json.dumps(store.compiled(script)))
     made = {one.id: one for one in watchfile.read(tmp_path / "x.json")}
-    limits = {name: (one.above, one.clear) for name, one in made.items()}
+    limits = {name: (one.bound, one.clear) for name, one in made.items()}
     assert limits == {
         **{"a": (90.0, 80.0), "b": (2500.0, 2000.0), "c": (1.0, 0.8), "d": (90.0, 80.0), "e": (0.5, 0.5)},
-        **{"f": (10.0, 5.0), "g": (0.5, 0.1), "h": (90.0, 80.0)},
+        **{"f": (10.0, 5.0), "g": (0.5, 0.1), "h": (90.0, 80.0), "m": (5.0, 10.0)},
     }
+    assert [name for name, one in made.items() if one.below] == ["m"]
     assert (made["c"].missing, made["d"].hold, made["e"].hold, made["f"].every) == (30.0, 60.0, 15.0, 3.0)
     assert (made["e"].system, made["f"].argv) == ("vm1", ("/usr/bin/queue", "a b"))

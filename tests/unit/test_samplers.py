@@ -23,7 +23,7 @@ def monitor(watch, **changes):
         "id": "m",
         "of": None,
         "url": None,
-        "above": 90.0,
+        "bound": 90.0,
         "clear": 70.0,
         "hold": 0.0,
         "every": 1.0,

@@ -21,7 +21,7 @@ from monitorlib.crossing import CALM_ANSWERS, Monitor, Sample, State, step  # no
 
 
 def monitor(**changes):
-    values = {"script": "s", "id": "m", "watch": "cpu", "of": "web1", "url": None, "above": 90.0, "clear": 70.0}
+    values = {"script": "s", "id": "m", "watch": "cpu", "of": "web1", "url": None, "bound": 90.0, "clear": 70.0}
     return Monitor(**{**values, "hold": 3.0, "every": 0.5, **changes})
 
 
@@ -51,7 +51,7 @@ def test_between_clear_and_above_nothing_changes():
 
 
 def test_http_needs_some_good_answers_in_a_row():
-    made = monitor(watch="http", above=0.3, clear=0.2, hold=0)
+    made = monitor(watch="http", bound=0.3, clear=0.2, hold=0)
     good, bad = 0.1, Sample(0.1, "status 503")
     got = crossings(made, enumerate([0.31, good, good, bad, good, good, 0.25, good, good, good, good]))
     assert got == [(0, "raised"), (9, "cleared")]
@@ -64,9 +64,21 @@ samples = st.lists(
 )
 
 
-@given(samples, st.floats(0, 100), st.floats(0, 100), st.floats(0, 5), st.sampled_from(["cpu", "http"]))
-def test_crossings_alternate_and_each_has_its_reason(steps, above, gap, hold, kind):
-    made = monitor(watch=kind, above=above, clear=max(0.0, above - gap), hold=hold)
+def test_raised_below_and_clear_above_and_between_nothing_changes():
+    idle = monitor(bound=10.0, clear=20.0, hold=2, below=True)
+    assert crossings(idle, [(0, 9), (1, 10), (2, 9), (4, 9)]) == [(4, "raised")]
+    assert crossings(monitor(bound=10.0, clear=20.0, hold=0, below=True), [(0, 10), (1, 9), (2, 20), (3, 21)]) == [
+        (1, "raised"),
+        (3, "cleared"),
+    ]
+    assert crossings(idle, [(0, Sample(50, "exit status 2")), (2, 9)]) == [(2, "raised")]
+
+
+@given(samples, st.floats(0, 100), st.floats(0, 100), st.floats(0, 5), st.sampled_from(["cpu", "http"]), st.booleans())
+def test_crossings_alternate_and_each_has_its_reason(steps, bound, gap, hold, kind, below):
+    clear = bound + gap if below else max(0.0, bound - gap)
+    made = monitor(watch=kind, bound=bound, clear=clear, hold=hold, below=below)
+    sign = -1 if below else 1  # of a fall the same holds, mirrored
     now, timed = 0.0, []
     for span, value in steps:
         now += span
@@ -77,13 +89,13 @@ def test_crossings_alternate_and_each_has_its_reason(steps, above, gap, hold, ki
         here = max(index for index, (when, _) in enumerate(timed) if when == moment)
         sample = timed[here][1]
         if crossing == "raised" and sum(when == moment for when, _ in timed) == 1:
-            assert sample.bad or sample.value > above
+            assert sample.bad or sign * sample.value > sign * bound
             # Of those at the very begin only the last need be over: that is when it went over.
             since = [s for when, s in timed[: here + 1] if when > moment - hold]
-            assert all(s.bad or s.value > above for s in since)
+            assert all(s.bad or sign * s.value > sign * bound for s in since)
         elif sum(when == moment for when, _ in timed) == 1:
             last = [s for _, s in timed[: here + 1]][-made.answers :]
-            assert all(not s.bad and s.value < made.clear for s in last)
+            assert all(not s.bad and sign * s.value < sign * made.clear for s in last)
 
 
 def usage(**changes):
@@ -157,6 +169,10 @@ HTTP = {"id": "m", "watch": "http", "url": "http://h/", "above": 1, "clear": 1}
         {**HTTP, "url": "http://:80/"},
         {**HTTP, "above": 0.5},
         {**HTTP, "above": "1"},
+        {**HTTP, "below": 0.5},
+        {"id": "m", "watch": "cpu", "of": "a", "below": 9, "clear": 9},
+        {"id": "m", "watch": "cpu", "of": "a", "below": 9},
+        {"id": "m", "watch": "cpu", "of": "a", "clear": 9},
         {**HTTP, "above": True},
         {**HTTP, "above": -1},
         {**HTTP, "id": "A b"},
@@ -209,7 +225,7 @@ OK = b"HTTP/1.0 200 OK\r\n\r\nhello"
 
 def probe_for(port, seconds, **changes):
     got = []
-    made = monitor(watch="http", url=f"http://127.0.0.1:{port}/", above=0.3, clear=0.2, hold=0, every=0.05, **changes)
+    made = monitor(watch="http", url=f"http://127.0.0.1:{port}/", bound=0.3, clear=0.2, hold=0, every=0.05, **changes)
 
     async def run():
         task = asyncio.create_task(probe.watch(made, got.append))
@@ -228,6 +244,11 @@ def test_an_unanswered_request_is_slow_at_the_limit_and_the_next_does_not_wait_f
     assert min(sample.value for sample in got if sample.bad) >= 0.3
 
 
+def test_where_fast_is_wrong_a_slow_answer_is_waited_for():
+    got = probe_for(serve(lambda _: (0.4, OK)), 0.7, below=True)
+    assert got and all(0.4 <= sample.value < 0.7 and not sample.bad for sample in got)
+
+
 def test_errors_are_bad_whatever_their_time():
     assert {sample.bad for sample in probe_for(serve(lambda _: (0, b"HTTP/1.0 503 no\r\n\r\n")), 0.2)} == {"status 503"}
     assert {sample.bad for sample in probe_for(serve(lambda _: (0, b"hello\r\n")), 0.2)} == {"not HTTP"}
@@ -240,7 +261,7 @@ def test_crossings_are_told_in_order_and_remembered_over_a_restart(tmp_path, set
     made = conf.load(settings())
     told = []
     first = watch.Watch(made, lambda type, source, data, sev: told.append((type, source, data)), print)
-    slow = monitor(watch="http", of=None, url="http://h/", above=0.3, clear=0.2, hold=0)
+    slow = monitor(watch="http", of=None, url="http://h/", bound=0.3, clear=0.2, hold=0)
     first.report(slow, Sample(0.31, "no answer"), 1.0)
     first._teller.shutdown()
     ((type, source, data),) = told

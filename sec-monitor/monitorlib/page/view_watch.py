@@ -42,6 +42,11 @@ class Seen:
     moments: list[tuple[float, str, float]]
 
     @property
+    def side(self) -> str:
+        """Where a value is over the limit."""
+        return "below" if self.clear > self.above else "above"
+
+    @property
     def fresh(self) -> bool:
         """Whether it is sampled now."""
         return self.value is not None and self.age < FRESH
