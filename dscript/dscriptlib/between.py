@@ -115,8 +115,8 @@ def _conflicts(nodes: Sequence[_Node]) -> Iterator[Finding]:
             for step in node.response.steps:
                 for earlier in other.response.steps:
                     if _against(step, earlier):
-                        assert step.container is not None
-                        text = f"{step.action} of {step.container[1]!r} may come while {other} does {earlier.action}"
+                        of = f" of {step.container[1]!r}" if step.container else ""
+                        text = f"{step.action}{of} may come while {other} does {earlier.action}"
                         yield Finding(node.file, step.at, "warning", f"{text}; the last one would win")
 
 
@@ -131,6 +131,8 @@ def _leads(root: _Node, node: _Node, nodes: Sequence[_Node]) -> bool:
 
 
 def _against(step: Step, other: Step) -> bool:
+    if step.action == other.action == "rules":
+        return step.values != other.values
     if step.container is None or step.container != other.container:
         return False
     pair = {step.action, other.action}

@@ -39,6 +39,10 @@ def findings_of(script: Script, file: str) -> Iterator[Finding]:
         for at, text in _chain(script, response):
             broken = True
             yield error(at, text)
+        for step in response.steps:
+            fits = KINDS[step.action].fits
+            if fits is not None and (wrong := fits(script, step.values)):
+                yield error(step.at, wrong)
         for at, text in _weak(response):
             yield Finding(file, at, "warning", text)
     reached = _reached(script)
@@ -74,7 +78,7 @@ def _weak(response: Response) -> Iterator[tuple[Place, str]]:
     if response.if_failed != "revert":
         return
     for number, step in enumerate(response.steps):
-        lasting = KINDS[step.action].compensate is None and step.action in CHANGES
+        lasting = not KINDS[step.action].reversible and step.action in CHANGES
         later = next((other for other in response.steps[number + 1 :] if other.action not in SURE), None)
         if lasting and later is not None:
             text = f"{step.action} cannot be taken back, yet {later.action} after it may fail; let it come last,"

@@ -162,7 +162,7 @@ def _running(state: State, response: Response, proven: bool) -> bool:
 
 def _keeps_former(response: Response, step: Step) -> bool:
     """Whether *step* may have to be compensated, so that what it changes must be read before."""
-    if KINDS[step.action].compensate is None or step.revert == "never":
+    if not KINDS[step.action].reversible or step.revert == "never":
         return False
     return step.revert is not None or response.if_failed == "revert"
 
@@ -392,7 +392,7 @@ class _Turn:
             former = self.pending_former(step)
             if former is not None:
                 run.formers[str(run.step)] = dict(former)
-            elif kind.ask_former is None:
+            elif kind.ask_former is None and kind.read is None:
                 run.formers[str(run.step)] = {}
             else:
                 run.phase = "read"
@@ -403,10 +403,8 @@ class _Turn:
             other = self.script.response(later.response).steps[later.step]
             if unasked and later.asked:
                 continue  # it is being taken back at this moment, perhaps before the step acted again
-            if (other.action, other.container) == (
-                step.action,
-                step.container,
-            ) and other.values.keys() == step.values.keys():
+            same = (other.action, other.target) == (step.action, step.target)
+            if same and other.values.keys() == step.values.keys():
                 return later.former
         return None
 

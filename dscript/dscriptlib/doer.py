@@ -15,7 +15,7 @@ from dre.errors import DreError
 
 from dscriptlib.core import Act
 from dscriptlib.model import Script, Step
-from dscriptlib.steps import KINDS, FailedStep, Setting, Told
+from dscriptlib.steps import KINDS, FailedStep, Setting, Told, Values
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,22 @@ class Doer:
         """What *act* runs; for a step within this process, its name and values, to be shown."""
         step = _step(script, act)
         kind = KINDS[step.action]
-        program = ["dre-sys" if "system" in step.values else "dre-app", *self.options]
+        if kind.argv is None and kind.compensate is None:
+            words = {key: value for key, value in step.values.items() if key != "argv"}
+            if act.phase == "revert":
+                words = {key: value for key, value in words.items() if key == "monitor"} | dict(act.former or {})
+            return [step.action, *step.values.get("argv", ()), *(f"{key}={value}" for key, value in words.items())]
+        own = "dre-sys" if "system" in step.values else "dre-app"
+        program = [kind.program or own, *self.options]
         if act.phase == "read":
             assert kind.ask_former is not None
             return [*program, *kind.ask_former(step.values)]
+        request = [] if kind.program else ["--request-id", act.request]
         if act.phase == "revert":
             assert kind.compensate is not None
-            return [*program, *kind.compensate(step.values, act.former or {}), "--request-id", act.request]
-        if kind.argv is None:
-            words = {key: value for key, value in step.values.items() if key != "argv"}
-            return [step.action, *step.values.get("argv", ()), *(f"{key}={value}" for key, value in words.items())]
-        return [*program, *kind.argv(step.values), "--request-id", act.request]
+            return [*program, *kind.compensate(step.values, act.former or {}), *request]
+        assert kind.argv is not None
+        return [*program, *kind.argv(step.values), *request]
 
     def do(self, script: Script, act: Act) -> Outcome:
         """Do *act* and wait for its end, at most for the timeout of the step."""
@@ -67,17 +72,31 @@ class Doer:
     def _do(self, script: Script, act: Act, step: Step) -> tuple[Mapping[str, str] | None, tuple[Told, ...]]:
         kind = KINDS[step.action]
         if self.dry:
-            return (kind.former(step.values, {}) if kind.former and act.phase == "read" else None), ()
-        if kind.act is not None and act.phase == "act":
-            setting = Setting(self.conf, script.name, act.response, act.request, act.events, act.about, step.timeout)
-            return None, tuple(kind.act(setting, step.values))
+            return ((kind.former(step.values, {}) if kind.former else {}) if act.phase == "read" else None), ()
+        if kind.act is not None:
+            about = (act.events, act.about, step.timeout, tuple(self.options))
+            return _here(Setting(self.conf, script, act.response, act.request, *about), act, step.values)
         done = run.run(self.argv(script, act), timeout=step.timeout)
         if act.phase != "read":
             return None, ()
-        row = json.loads(done.stdout)
+        row = json.loads(done.stdout.splitlines()[-1] if done.stdout.strip() else "null")
         if kind.former is None or not isinstance(row, dict):
             raise DreError(f"{step.action}: the answer is not one object")
         return kind.former(step.values, row), ()
+
+
+def _here(setting: Setting, act: Act, values: Values) -> tuple[Mapping[str, str] | None, tuple[Told, ...]]:
+    """What a step does within this process."""
+    kind = KINDS[_step(setting.script, act).action]
+    if act.phase == "read":
+        assert kind.read is not None
+        return kind.read(setting, values), ()
+    if act.phase == "revert":
+        assert kind.take_back is not None
+        kind.take_back(setting, values, act.former or {})
+        return None, ()
+    assert kind.act is not None
+    return None, tuple(kind.act(setting, values))
 
 
 def _step(script: Script, act: Act) -> Step:

@@ -12,6 +12,7 @@ from dscriptlib.phrases import PHRASES, Phrases
 from dscriptlib.steps import KINDS
 
 LANGUAGES = tuple(PHRASES)
+OTHER = {"above": "below", "below": "above"}
 
 
 def explain(script: Script, lang: str) -> Iterator[str]:
@@ -89,7 +90,7 @@ def _terms(response: Response, step: Step, lang: str) -> Iterator[str]:
     say = PHRASES[lang]
     if KINDS[step.action].asks:
         yield say[f"default {step.values['default']}"].format(timeout=span(step.timeout, lang))
-    elif KINDS[step.action].argv is not None or step.action == "run":
+    elif KINDS[step.action].argv is not None or step.action in ("run", "scan"):
         yield say["timeout"].format(timeout=span(step.timeout, lang))
     if step.expect is not None:
         yield _expect(step.expect, lang)
@@ -108,7 +109,7 @@ def _expect(expect: Expect, lang: str) -> str:
 
 def _reverts(response: Response, step: Step) -> bool:
     """Whether *step* is taken back when the response fails."""
-    if KINDS[step.action].compensate is None or step.revert == "never":
+    if not KINDS[step.action].reversible or step.revert == "never":
         return False
     return step.revert == "on-failure" or response.if_failed == "revert"
 
@@ -147,6 +148,11 @@ def step_sentence(step: Step, lang: str) -> str:
     if step.action == "limit":
         given = [key for key in ("cpu", "memory", "pids") if key in values]
         values["limits"] = say["and"].join(say[f"limit {key}"].format(value=_limit(key, values[key])) for key in given)
+    if step.action == "threshold":
+        side = "above" if "above" in values else "below"
+        values.update(bound=values[side], side=say[f"side {side}"], other=say[f"side {OTHER[side]}"])
+    if step.action == "scan":
+        values["finding"] = say[f"finding {values['finding']}"]
     if step.action == "run":
         values["argv"] = " ".join(step.values["argv"])
         values.setdefault("user", "nobody")

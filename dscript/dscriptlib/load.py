@@ -229,7 +229,7 @@ def _step(reader: _Reader, node: Node) -> Step:
         reader.error(node.at, problem)
     common = reader.values(entries, tables.STEP)
     revert = common.get("revert")
-    if revert in ("when-clear", "on-failure") and kind.compensate is None:
+    if revert in ("when-clear", "on-failure") and not kind.reversible:
         reader.error(entries["revert"].at, f"{action} cannot be reverted")
     return Step(action, values, common.get("timeout", 60.0), revert, _expect(reader, entries.get("expect")), node.at)
 

@@ -33,7 +33,7 @@ def _place() -> Any:
 
 @dataclass(frozen=True)
 class Monitor:
-    """What dre-watch samples; `above` or `below`, and `clear`, in the unit of the kind: percent, seconds or a number."""
+    """What dre-watch samples; `above`, `below`, `clear` in the unit of the kind: percent, seconds or a number."""
 
     id: str
     watch: str
@@ -97,6 +97,11 @@ class Step:
     def container(self) -> tuple[str, str] | None:
         """What it acts on, if on a container: `of` or `system`, and the name."""
         return next(((key, self.values[key]) for key in ("of", "system") if key in self.values), None)
+
+    @property
+    def target(self) -> tuple[str, str]:
+        """What it changes: its container, a monitor, else what there is one of."""
+        return self.container or ("monitor", str(self.values.get("monitor", "")))
 
 
 @dataclass(frozen=True)

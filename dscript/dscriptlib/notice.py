@@ -15,7 +15,7 @@ def write(setting: Setting, to: str, words: str) -> None:
     with files.lock(directory / ".notify.lock", timeout=5.0), (directory / "notify.log").open("ab+") as log:
         log.seek(max(0, log.seek(0, os.SEEK_END) - 1024 * 1024))
         if f" request={setting.request} ".encode() not in log.read():
-            line = f"{event.stamp()} to={to} request={setting.request} {setting.script}/{setting.response}: "
+            line = f"{event.stamp()} to={to} request={setting.request} {setting.script.name}/{setting.response}: "
             log.write(f"{line}{words}\n".encode())
             log.flush()
             os.fdatasync(log.fileno())

@@ -118,7 +118,7 @@ def _told(argv: Sequence[str], outcome: dict[str, Any]) -> list[Told]:
 
 def environment(setting: Setting) -> dict[str, str]:
     """What the program is told: the script, the request, and the event as DRE_EVENT_TIME, …, DRE_EVENT_DATA_<KEY>."""
-    told = {"DRE_SCRIPT": setting.script, "DRE_SCRIPT_RESPONSE": setting.response}
+    told = {"DRE_SCRIPT": setting.script.name, "DRE_SCRIPT_RESPONSE": setting.response}
     told["DRE_SCRIPT_REQUEST"] = setting.request
     if setting.about is None:
         return {**_ENVIRONMENT, **told, "DRE_EVENT_ID": next(iter(setting.events), "")}

@@ -34,6 +34,8 @@ _PATTERNS: Mapping[Callable[[str], Any], str] = {
 }
 _SCALAR: Schema = {"type": ["string", "number", "boolean"]}  # an editor types values, the loader reads them as text
 
+_ONE_BOUND: Schema = {"oneOf": [{"required": ["above"]}, {"required": ["below"]}]}
+
 
 def schema() -> Schema:
     """The whole schema."""
@@ -52,8 +54,7 @@ def _monitor(kind: str) -> Schema:
     argv = _list(_of(words.argument))
     made = _object(table, argv=argv, fields={"type": "object", "minProperties": 1, "additionalProperties": _SCALAR})
     if "clear" in table:
-        one_bound: Schema = {"oneOf": [{"required": ["above"]}, {"required": ["below"]}]}
-        made["dependencies"] = {"above": ["clear"], "below": ["clear"], "clear": one_bound}
+        made["dependencies"] = {"above": ["clear"], "below": ["clear"], "clear": _ONE_BOUND}
         made["required"] += [] if kind in tables.USUAL else ["clear"]
     if kind == "liveness":
         made.update(_one_container())
@@ -70,6 +71,8 @@ def _response() -> Schema:
         steps[action] = _object(tables.step(action), expect=expect, argv=_list(_of(words.argument)))
         if CONTAINER.keys() <= kind.keys.keys():
             steps[action].update(_one_container())
+        if {"above", "below"} <= kind.keys.keys():
+            steps[action].update(_ONE_BOUND)
     many = {"anyOf": [*item["anyOf"], _list(item)]}
     return _object(
         tables.RESPONSE,

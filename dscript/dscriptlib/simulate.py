@@ -63,7 +63,7 @@ class _World:
         kind = KINDS[step.action]
         if act.phase == "act" and step.action in self.failing:
             return [Answered(time, act.run, act.step, act.phase, "supposed to fail")]
-        former = kind.former(step.values, {}) if act.phase == "read" and kind.former else None
+        former = (kind.former(step.values, {}) if kind.former else {}) if act.phase == "read" else None
         answered: list[Given] = [Answered(time, act.run, act.step, act.phase, None, former)]
         if act.phase == "act" and kind.asks and self.reply is not None:
             answered.append(Replied(time, act.request, self.reply, "somebody"))

@@ -8,17 +8,21 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dre import files
 from dre.conf import Conf
-from dre.errors import DreError
+from dre.errors import DreError, UsageError
 
 from dscriptlib import check, load, watching
 from dscriptlib.model import Monitor, Script
+from dscriptlib.steps.threshold import typed
 
 Deployed = frozenset[tuple[str, int, int]]  # name, inode and time of change of each file
+Thresholds = dict[str, dict[str, str]]  # id of a monitor → above or below, and clear, as scripts write them
 EVERY = 0.2  # seconds between two probes of an http monitor
 
 
@@ -32,6 +36,8 @@ def put(conf: Conf, script: Script) -> None:
     base = directory(conf)
     (base / "deployed").mkdir(mode=0o755, parents=True, exist_ok=True)
     octets = (base / "versions" / f"{script.sha256}.yaml").read_bytes()
+    if in_force(conf, script.name) != script.sha256:  # it has thresholds of its own
+        _thresholds(conf, script.name).unlink(missing_ok=True)
     files.write_atomic(base / "deployed" / f"{script.name}.yaml", octets)
     watch(conf, script)
 
@@ -55,15 +61,44 @@ def watch(conf: Conf, script: Script) -> None:
     """Compile the monitors of *script* for dre-watch; nothing is written when nothing has changed."""
     target = directory(conf) / "watch.d" / f"{script.name}.json"
     target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    text = json.dumps(compiled(script), indent=1) + "\n"
+    text = json.dumps(compiled(script, thresholds(conf, script.name)), indent=1) + "\n"
     if not target.exists() or target.read_text() != text:
         files.write_atomic(target, text)
 
 
-def compiled(script: Script) -> dict[str, Any]:
-    """The monitors of *script* as dre-watch reads them."""
-    sampled = [_monitor(monitor) for monitor in script.monitors if monitor.watch not in watching.KINDS]
+def compiled(script: Script, changed: Thresholds | None = None) -> dict[str, Any]:
+    """The monitors of *script* as dre-watch reads them, with the thresholds that steps have *changed*."""
+    sampled = []
+    for monitor in script.monitors:
+        if monitor.watch not in watching.KINDS:
+            with contextlib.suppress(UsageError):  # of another version of the script
+                monitor = replace(monitor, **typed(monitor, (changed or {}).get(monitor.id, {})))
+            sampled.append(_monitor(monitor))
     return {"script": script.name, "monitors": sampled}
+
+
+def _thresholds(conf: Conf, name: str) -> Path:
+    return directory(conf) / "thresholds" / f"{name}.json"
+
+
+def thresholds(conf: Conf, name: str) -> Thresholds:
+    """What steps `threshold` have changed in the monitors of the script *name*."""
+    try:
+        found: Thresholds = json.loads(_thresholds(conf, name).read_bytes())
+    except FileNotFoundError:
+        found = {}
+    return found
+
+
+def change_threshold(conf: Conf, script: Script, monitor: str, texts: Mapping[str, str]) -> None:
+    """Have the monitor of *script* watched by other bounds, by its own ones again where *texts* is empty."""
+    with files.lock(conf.core_run_dir / "lock" / "dscript-thresholds", timeout=30.0):
+        changed = {**thresholds(conf, script.name), monitor: dict(texts)}
+        path = _thresholds(conf, script.name)
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        files.write_atomic(path, json.dumps({key: value for key, value in changed.items() if value}) + "\n")
+    current = in_force(conf, script.name)  # another version may have come while this one ends
+    watch(conf, (version(conf, current) if current else None) or script)
 
 
 def _monitor(monitor: Monitor) -> dict[str, Any]:

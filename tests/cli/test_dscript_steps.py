@@ -33,21 +33,29 @@ ASK = """\
 RUN = "      - {action: run, argv: [job, 'a b; id', $HOME], timeout: %s}\n"
 
 
+WATCHED = """
+monitors:
+  - {id: busy, watch: cpu, of: web1, above: 90%, clear: 70%, for: 3s}
+  - {id: idle, watch: host-cpu, below: 5%, clear: 9%}
+"""
+
+
 class World:
-    def __init__(self, tmp_path, config, run, steps):
+    def __init__(self, tmp_path, config, run, steps, monitors=""):
         self.place, self.config, self.call = tmp_path, config, run
+        self.env = environment()
         self.spool = tmp_path / "state/spool/ingest/00000000000000000000.jsonl"
         self.spool.parent.mkdir(parents=True)
         self.programs = tmp_path / "etc/actions.d"
         self.programs.mkdir(parents=True)
-        (tmp_path / "steps.yaml").write_text(HEAD + steps + CALL)
+        (tmp_path / "steps.yaml").write_text(HEAD + steps + CALL + monitors)
         self.process, self.number = None, 0
         self.start()
 
     def start(self):
         words = [program("dscript"), "--config", self.config, "--quiet", "run", str(self.place / "steps.yaml")]
         before = len(self.records("start"))
-        self.process = subprocess.Popen(words, env=environment())
+        self.process = subprocess.Popen(words, env=self.env)
         self.wait(lambda: len(self.records("start")) > before, "the engine")
 
     def kill(self):
@@ -109,8 +117,8 @@ def tmp_path(public_path):
 def world(tmp_path, settings, run):
     made = []
 
-    def make(steps):
-        made.append(World(tmp_path, settings(), run, steps))
+    def make(steps, monitors="", **keys):
+        made.append(World(tmp_path, settings(**keys), run, steps, monitors))
         return made[-1]
 
     yield make
@@ -299,6 +307,87 @@ def test_what_a_program_leaves_ends_though_its_supervisor_was_killed(world):
     one.start()
     outcome = one.wait(lambda: one.records("outcome"), "the outcome")[0]
     assert "not known" in outcome["error"] and not alive(pid) and not path.exists()
+
+
+def bounds(one):
+    """What dre-watch is told of the monitors."""
+    told = json.loads((one.place / "state/script/watch.d/steps.json").read_text())["monitors"]
+    return {item["id"]: (item.get("above", item.get("below")), item["clear"]) for item in told}
+
+
+def test_a_threshold_is_changed_until_it_is_taken_back_or_a_version_is_deployed(world):
+    change = "      - {action: threshold, monitor: busy, above: 80%, clear: 60%}\n"
+    one = world(change + "      - {action: threshold, monitor: idle, below: 2.5, clear: 6, revert: never}\n", WATCHED)
+    agreed, changed = {"busy": (90, 70), "idle": (5, 9)}, {"busy": (80, 60), "idle": (2.5, 6)}
+    assert bounds(one) == agreed
+    one.go()
+    one.wait(lambda: bounds(one) == changed, "the change")
+    one.kill()
+    one.start()
+    assert bounds(one) == changed
+    one.dscript("deploy", one.place / "steps.yaml")
+    assert bounds(one) == agreed
+
+
+def test_a_threshold_changed_by_a_response_that_failed_is_the_former_one_again(world):
+    first = "      - {action: threshold, monitor: busy, above: 80%, clear: 60%, revert: never}\n"
+    second = "      - {action: threshold, monitor: busy, above: 95%, clear: 85%, revert: on-failure}\n"
+    one = world(first + second + "      - {action: run, argv: [none]}\n", WATCHED)
+    one.go()
+    one.wait(lambda: (one.place / "log/notify.log").exists(), "the owner")
+    assert bounds(one) == {"busy": (80, 60), "idle": (5, 9)}
+    back = [record["argv"] for record in one.records("intent") if record["phase"] == "revert"]
+    assert back == [["threshold", "monitor=busy", "above=80%", "clear=60%"]]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, as rules do")
+def test_rules_that_were_in_force_once_are_so_again_and_taken_back(world):
+    one = world(
+        "      - {action: rules, version: 2, revert: on-failure}\n      - {action: run, argv: [none]}\n",
+        DRE_MONITOR_CORRELATOR="dre",
+    )
+    one.kill()
+    one.env["PATH"] = f"{pathlib.Path(program('dre-rules')).parent}:{one.env['PATH']}"
+    place = one.place / "etc/rules.d"
+    place.mkdir()
+    for word in ("calm", "strict"):
+        (one.place / "a.sec").write_text(f"type=Single\nptype=SubStr\npattern={word}\ndesc=x\naction=none\n")
+        assert one.call("dre-rules", "--config", one.config, "install", one.place / "a.sec").returncode == 0
+    one.start()
+    one.go()
+    one.wait(lambda: (one.place / "log/notify.log").exists(), "the owner")
+    done = one.call("dre-rules", "--config", one.config, "history", "--json").stdout.splitlines()
+    assert [json.loads(line)["note"] for line in done][-2:] == ["to 2", "to 3"]
+    assert "pattern=strict" in (place / "a.sec").read_text()
+    done = [record for record in one.records("outcome") if (record["response"], record["step"]) == ("do", 1)]
+    assert [(record["phase"], record["error"]) for record in done] == [("read", None), ("act", None), ("revert", None)]
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(0, None), (1, None), (2, "could not look, exit status 2: no such system")]
+)
+def test_a_scan_that_finds_something_is_done_and_one_that_cannot_look_has_failed(world, status, error):
+    """The monitor is a fake that ends as dre-lms(8) would: what it looks at is its own business."""
+    one = world("      - {action: scan, system: pay1, finding: hidden.process}\n")
+    one.kill()
+    fake = one.place / "bin/dre-lms"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\necho "$*" >{one.place}/asked\necho no such system >&2\nexit {status}\n')
+    fake.chmod(0o755)
+    one.env["PATH"] = f"{fake.parent}:{one.env['PATH']}"
+    one.start()
+    one.go()
+    outcome = one.wait(lambda: one.records("outcome"), "the outcome")[0]
+    assert (outcome["error"] or "").endswith(error or "") and (outcome["error"] is None) == (error is None)
+    assert (one.place / "asked").read_text() == f"--config {one.config} pay1\n"
+    result = [item["result"] for item in one.told("script.scan")]
+    assert result == ([] if error else [["clean", "finding"][status]])
+
+
+def test_a_scan_without_the_monitor_has_failed_and_names_the_program(world):
+    one = world("      - {action: scan, system: pay1, finding: keylogger}\n")
+    one.go()
+    assert "dre-foxykbd" in one.wait(lambda: one.records("outcome"), "the outcome")[0]["error"]
 
 
 def test_the_shipped_program_stops_the_batch_jobs_that_the_record_names_and_nothing_else(tmp_path):

@@ -14,6 +14,7 @@ sys.path.append(str(ROOT / "sec-monitor"))
 from dscriptlib import between, check, tables  # noqa: E402
 from monitorlib import watchfile  # noqa: E402
 
+STEP = "{action: restart, of: a, expect: {watch: cpu, within: 9s}}"
 GOOD = """\
 dscript: 1
 name: x
@@ -72,6 +73,10 @@ def test_the_shipped_scripts_fit_together():
         ),
         ("clear: 70%", "clear: 90%", "F:4:54: error: monitor 'busy': clear must be below above"),
         ("above: 90%, clear: 70%", "below: 9%, clear: 8%", "F:4:53: error: monitor 'busy': clear must be above below"),
+        (STEP, "{action: threshold, monitor: b, above: 9, clear: 8}", "F:9:9: error: threshold: unknown monitor 'b'"),
+        (STEP, "{action: threshold, monitor: busy, above: 9s, clear: 8s}", "F:9:9: error: threshold of monitor 'busy'"),
+        (STEP, "{action: threshold, monitor: busy, above: 9, clear: 9}", "F:9:9: error: threshold of monitor 'busy'"),
+        (STEP, "{action: threshold, monitor: busy, below: 9, clear: 19}", "F:9:9: error: threshold: monitor 'busy' is"),
         ("when: busy", "when: lazy", "F:7:11: error: unknown monitor 'lazy'"),
         ("then: call", "then: nobody", "F:11:11: error: unknown response 'nobody'"),
         ("watch: cpu, within", "watch: http, within", "F:9:42: error: expect: this script has no monitor 'http'"),

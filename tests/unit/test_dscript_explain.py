@@ -46,6 +46,9 @@ responses:
       - {action: record, text: here}
       - {action: ask, to: boss, text: "may I?", default: refuse, timeout: 5m}
       - {action: run, argv: [job, x], user: backup}
+      - {action: rules, version: 7, revert: when-clear}
+      - {action: scan, system: vm1, finding: keylogger}
+      - {action: threshold, monitor: d, above: 95%, clear: 85%, revert: on-failure}
   - {id: call, steps: [{action: notify, to: owner, text: look}]}
 """
 ALL = HEAD + "monitors:" + MONITORS + MORE.lstrip("\n") + STEPS

@@ -105,6 +105,10 @@ def test_the_example_of_the_contract_loads_as_written():
             "unknown key 'shell' in a step",
         ),
         (HEAD + "monitors: [§{id: m, watch: liveness, missing: 3s}]\n" + CALL, "needs 'of', an app, or 'system'"),
+        (HEAD + CALL + "  - {id: r, steps: [§{action: threshold, monitor: m, clear: 8}]}\n", "'above' or 'below'"),
+        (HEAD + CALL + "  - {id: r, steps: [{action: threshold, monitor: m, below: §x, clear: 8}]}\n", "not a value"),
+        (HEAD + CALL + "  - {id: r, steps: [{action: rules, version: §strict}]}\n", "number from 1"),
+        (HEAD + CALL + "  - {id: r, steps: [{action: scan, system: s, finding: §virus}]}\n", "hidden.process"),
         (HEAD + "monitors: [§{id: m, watch: cpu, of: a, below: 9}]\n" + CALL, "lacks the key 'clear'"),
         (HEAD + "monitors: [§{id: m, watch: cpu, of: a, above: 9, below: 2, clear: 8}]\n" + CALL, "not both"),
         (HEAD + "monitors: [{id: m, watch: liveness, of: a, missing: 1s, §below: 2}]\n" + CALL, "unknown key 'below'"),
@@ -181,7 +185,8 @@ def test_every_step_has_a_file_and_a_meaning():
     from dscriptlib.steps import KINDS
 
     words = "limit freeze thaw isolate rejoin restart stop checkpoint snapshot undo migrate notify emit record ask run"
-    assert set(KINDS) == set(words.split())  # those of the contract
+    more = "rules scan threshold"  # the monitors' own, see README.md
+    assert set(KINDS) == {*words.split(), *more.split()}  # those of the contract
     assert all((kind.argv is None) != (kind.act is None) for kind in KINDS.values())
     unproven = {name for name, kind in KINDS.items() if not kind.needs_proof}
     assert unproven == {"ask", "notify", "record", "snapshot"}
@@ -200,8 +205,8 @@ def test_argvs_of_steps():
     assert KINDS["snapshot"].argv({"of": "web1", "tag": "good"}) == ["snapshot", "save", "web1", "good"]
     for name in ("restart", "stop", "freeze", "thaw", "isolate", "rejoin"):
         assert KINDS[name].argv({"of": "web1"}) == KINDS[name].argv({"system": "web1"}) == [name, "web1"]
-    back = {name: kind.compensate({"of": "a"}, {})[0] for name, kind in KINDS.items() if kind.compensate}
-    assert back == {"freeze": "thaw", "isolate": "rejoin", "limit": "limit", "stop": "start"}
+    back = {name: kind.compensate({"of": "a"}, {"version": "7"})[0] for name, kind in KINDS.items() if kind.compensate}
+    assert back == {"freeze": "thaw", "isolate": "rejoin", "limit": "limit", "stop": "start", "rules": "rollback"}
     assert KINDS["checkpoint"].argv({"system": "pay", "tag": "t"}) == ["checkpoint", "save", "pay", "t"]
     move = {"system": "pay", "to": "h2", "live": True, "copy-storage": False, "as": "pay2"}
     assert KINDS["migrate"].argv(move) == ["migrate", "--live", "--as", "pay2", "pay", "h2"]

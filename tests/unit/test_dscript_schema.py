@@ -24,6 +24,9 @@ STEPS = """
       - {action: run, argv: [job, "1"], user: backup, expect: {watch: cpu, within: 3s}}
       - {action: migrate, system: pay1, to: h2, live: yes}
       - {action: limit, of: web1, cpu: 50, memory: 1G, pids: 9, revert: on-failure}
+      - {action: threshold, monitor: m, below: 5%, clear: 7%}
+      - {action: rules, version: 7}
+      - {action: scan, system: pay1, finding: hidden.module}
 """
 GOOD = [DESIGN.decode(), HEAD + "monitors:" + MONITORS + CALL, HEAD + CALL + "  - id: a\n    steps:" + STEPS]
 GOOD += [path.read_text() for path in sorted((ROOT / "dscript/scripts").glob("*.yaml"))]
@@ -45,6 +48,10 @@ BAD = [
     HEAD + "monitors: [{id: m, watch: liveness, of: a, system: b, missing: 3s}]\n" + CALL,
     HEAD + CALL + "  - {id: r, steps: [{action: reboot, of: a}]}\n",
     HEAD + CALL + "  - {id: r, steps: [{action: stop}]}\n",
+    HEAD + CALL + "  - {id: r, steps: [{action: threshold, monitor: m, clear: 8}]}\n",
+    HEAD + CALL + "  - {id: r, steps: [{action: threshold, monitor: m, above: 9, below: 7, clear: 8}]}\n",
+    HEAD + CALL + "  - {id: r, steps: [{action: rules, version: 0}]}\n",
+    HEAD + CALL + "  - {id: r, steps: [{action: scan, finding: keylogger}]}\n",
     HEAD + CALL + "  - {id: r, steps: [{action: stop, of: a, shell: x}]}\n",
     HEAD + CALL + "  - {id: r, steps: [{action: stop, of: a, revert: maybe}]}\n",
     HEAD + CALL + "  - {id: r, steps: [{action: ask, to: o, text: x, default: refuse}]}\n",

@@ -2,7 +2,7 @@
 """The actions a script may name: one module each, found by its file name, which defines STEP.
 
 A step either is a call of dre-app or, where it says `system`, of dre-sys, described by an argv, or acts within the
-engine's process. No value of an event ever becomes part of an argv.
+engine's process. A few call another program of D-RE. No value of an event ever becomes part of an argv.
 """
 
 import importlib
@@ -15,6 +15,8 @@ from typing import Any
 from dre import units
 from dre.conf import Conf
 from dre.errors import DreError, UsageError
+
+from dscriptlib.model import Script
 
 Values = Mapping[str, Any]
 
@@ -49,12 +51,13 @@ class Setting:
     """What a step that acts in the engine's process may know."""
 
     conf: Conf
-    script: str
+    script: Script
     response: str
     request: str
     events: tuple[str, ...]
     about: str | None = None  # the line of the event that led to it
     timeout: float = 60.0
+    options: tuple[str, ...] = ()  # that D-RE's programs are given
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,23 @@ class Kind:
 
     keys: Mapping[str, Key]
     needs_proof: bool  # refused when the triggering event is only claimed
-    argv: Callable[[Values], list[str]] | None = None  # arguments of dre-app or dre-sys
+    argv: Callable[[Values], list[str]] | None = None  # arguments of dre-app or dre-sys, or of:
+    program: str | None = None  # one that knows no request ids, as asking twice does no more than asking once
     act: Callable[[Setting, Values], list[Told]] | None = None
     problem: Callable[[Values], str | None] | None = None  # what the keys cannot say one by one
     ask_former: Callable[[Values], list[str]] | None = None  # arguments that print what the step will change
     former: Callable[[Values, Mapping[str, Any]], dict[str, str]] | None = None
     compensate: Callable[[Values, Mapping[str, str]], list[str]] | None = None
+    read: Callable[[Setting, Values], dict[str, str]] | None = None  # as ask_former and compensate, where `act` is
+    take_back: Callable[[Setting, Values, Mapping[str, str]], None] | None = None
     asks: bool = False  # then a person's answer is waited for
     hands_on: bool = False  # the event that led to it is given to what it does
+    fits: Callable[[Script, Values], str | None] | None = None  # what is wrong with it in that script
+
+    @property
+    def reversible(self) -> bool:
+        """Whether it can be taken back."""
+        return self.compensate is not None or self.take_back is not None
 
 
 CONTAINER = {"of": Key(units.name, required=False), "system": Key(units.name, required=False)}
