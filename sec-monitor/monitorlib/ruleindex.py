@@ -2,22 +2,23 @@
 """Which rules a line may concern, found at a cost that does not depend on the number of the others.
 
 A line is cut into words, runs of the octets WORD. From the words that a pattern demands the one is taken that the
-fewest patterns demand; a line without it cannot match. Where many share a word, or a pattern demands none, they are
-told apart by four octets in a row of the texts that they demand. What demands nothing, or that something is absent, is
-always tried.
+fewest patterns demand; a line without it cannot match. Where many share a word, or a pattern demands none, the texts
+that they demand are all searched for at once (Aho and Corasick, CACM 18(6), 1975). What demands nothing, or that
+something is absent, is always tried.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from monitorlib.perlre import EDGE, Node
 
 WORD = "A-Za-z0-9_-"
 BRANCHES = 64  # alternatives that are followed when words are looked for
 CUT = bytes(code if re.match(f"[{WORD}]", chr(code)) else ord(" ") for code in range(256))
-FEW = 16  # texts for which it is quickest to search
+FEW = 8  # texts that are found sooner one by one
+SHORT = 4  # octets, below which a text tells little
 GAP = "\1"  # in a way: an unknown text, perhaps empty
 SPLIT = "\2"  # in a way: the edge of the line, or something that no word goes across
 _MASK = sum(1 << code for code in range(256) if CUT[code] != ord(" "))
@@ -26,7 +27,6 @@ _VARIABLE = re.compile(r"[^\0-\xff]")
 _TEXT = re.compile(f"[^{GAP}{SPLIT}]+".encode())
 _EVERYWHERE = frozenset({b"time", b"source", b"host", b"type", b"sev", b"data", b"id", b"seen"})  # in every event
 Place = tuple[int, int]
-Entry = tuple[bytes, Place]
 
 
 @dataclass(frozen=True)
@@ -94,33 +94,45 @@ def demand(way: str, known: dict[int, str] | None = None) -> Demand:
 
 
 class Texts:
-    """Rules by the texts that they demand: a few are searched for, more are found by the rarest four octets of each."""
+    """Rules by the texts that they demand: a few are searched for one by one, more in one pass over the line."""
 
     def __init__(self, entries: list[tuple[Demand, Place]]) -> None:
-        self._few = [(demand.text, place) for demand, place in entries]
-        self._by_four: dict[int, list[Entry]] = {}
-        if len(entries) > FEW:
-            self._few = []
-            found = [{four: text for text in demand.texts for four in _fours(text)} for demand, _ in entries]
-            count = Counter(four for fours in found for four in fours)
-            for fours, (demand, place) in zip(found, entries, strict=True):
-                if fours:
-                    four = min(fours, key=lambda four: (count[four], four))
-                    self._by_four.setdefault(four, []).append((fours[four], place))
-                else:
-                    self._few.append((demand.text, place))
+        count = Counter(text for demand, _ in entries for text in set(demand.texts))
+        by_text: dict[bytes, list[Place]] = {}
+        for demand, place in entries:
+            # What is short stands in many lines, in however few rules it may.
+            text = min(demand.texts, key=lambda text: (len(text) < SHORT, count[text], -len(text), text), default=b"")
+            by_text.setdefault(text, []).append(place)
+        self._any = by_text.pop(b"", [])
+        self._few = list(by_text.items()) if len(by_text) <= FEW else []
+        self._many = None if self._few else _automaton(by_text)
 
     def __bool__(self) -> bool:
-        return bool(self._few or self._by_four)
+        return bool(self._any or self._few or self._many)
 
     def find(self, line: bytes) -> list[Place]:
         """The places of the rules whose text stands in *line*."""
-        places = [place for text, place in self._few if text in line]
-        if self._by_four:
-            for row in _rows(line):
-                for four in self._by_four.keys() & row:
-                    places += [place for text, place in self._by_four[four] if text in line]
+        places = [*self._any]
+        for text, found in self._few:
+            if text in line:
+                places += found
+        if self._many is not None:
+            for _, found in self._many.iter(line.decode("latin-1")):
+                places += found
         return places
+
+
+def _automaton(by_text: dict[bytes, list[Place]]) -> Any:
+    """What finds the places of all texts in one pass; None of no texts."""
+    if not by_text:
+        return None
+    import ahocorasick  # late, for few have so many rules
+
+    made = ahocorasick.Automaton()  # Debian's is one of characters
+    for text, places in by_text.items():
+        made.add_word(text.decode("latin-1"), places)
+    made.make_automaton()
+    return made
 
 
 class Index:
@@ -148,13 +160,3 @@ def _best(found: frozenset[bytes], count: Counter[bytes]) -> bytes | None:
     """The word that tells most; None when there is none that is not in every event anyway."""
     able = found - _EVERYWHERE
     return min(able, key=lambda word: (count[word], -len(word), word)) if able else None
-
-
-def _rows(text: bytes) -> Iterator[memoryview]:
-    """All four octets in a row that stand in *text*, as numbers."""
-    for shift in range(min(4, len(text))):
-        yield memoryview(text[shift : shift + (len(text) - shift) // 4 * 4]).cast("I")
-
-
-def _fours(text: bytes) -> set[int]:
-    return {four for row in _rows(text) for four in row}
