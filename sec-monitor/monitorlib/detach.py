@@ -10,19 +10,17 @@ import os
 
 from dre import files
 from dre.conf import Conf
-from dre.errors import DONE, FAILED, MissingError
+from dre.errors import DONE, FAILED
 
 
 def detach(conf: Conf, name: str) -> None:
     """Become a daemon, whose process id stands in *name*.pid of the run directory until it ends.
 
     What it has opened stays open; what it says goes to the log *name*.log. The process that called ends here, with 0.
-    Raises MissingError and OSError.
+    Raises OSError.
     """
-    try:
-        from daemon import DaemonContext
-    except ImportError:
-        raise MissingError("--detach needs python-daemon; install python3-daemon") from None
+    from daemon import DaemonContext
+
     place = conf.core_run_dir / f"{name}.pid"
     conf.core_log_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
     ends = os.pipe()

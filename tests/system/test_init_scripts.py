@@ -12,6 +12,8 @@ from app_ground import alone, make_tree
 from conftest import environment
 
 SERVICES = ["dboxd", "dre-monitor", "dre-rules", "dscript", "dre-keep"]
+DETACHING = ["dre-monitor", "dre-rules"]
+PID_FILES = {}  # of those that detach by themselves, which is below the run directory of their settings
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("DRE_TEST_INSTALLED") != "1", reason="for installed packages: DRE_TEST_INSTALLED=1"
@@ -25,7 +27,7 @@ def call(*argv):
 
 
 def pid(service):
-    return int(pathlib.Path(f"/run/{service}.pid").read_text())
+    return int(pathlib.Path("/run", PID_FILES.get(service, f"{service}.pid")).read_text())
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,10 @@ def services():
         try:
             for path in defaults:
                 path.write_text(f'DAEMON_ARGS="--config {conf}"\n')
+            for service in DETACHING:
+                PID_FILES[service] = f"{scratch}/run/{service}.pid"
+                with pathlib.Path("/etc/default", service).open("a") as default:
+                    default.write(f'PIDFILE="{PID_FILES[service]}"\n')
             yield SERVICES
         finally:
             for service in SERVICES:
@@ -77,6 +83,19 @@ def test_start_status_stop(services):
         assert call(f"/etc/init.d/{service}", "stop").returncode == 0
         assert not os.path.exists(f"/proc/{last}")
         assert call(f"/etc/init.d/{service}", "status").returncode == 3
+
+
+def test_why_one_cannot_start_is_said(services):
+    for service in DETACHING:
+        default = pathlib.Path("/etc/default", service)
+        right = default.read_text()
+        default.write_text('DAEMON_ARGS="--config /nonexistent/dre.conf"\n')
+        try:
+            started = call(f"/etc/init.d/{service}", "start")
+            assert started.returncode != 0 and "/nonexistent/dre.conf" in started.stderr
+            assert call(f"/etc/init.d/{service}", "status").returncode == 3
+        finally:
+            default.write_text(right)
 
 
 def test_apps_start_and_stop_with_the_system(services):
