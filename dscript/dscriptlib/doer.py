@@ -13,8 +13,10 @@ from dre import run
 from dre.conf import Conf
 from dre.errors import DreError
 
+from dscriptlib import seen
 from dscriptlib.core import Act
 from dscriptlib.model import Script, Step
+from dscriptlib.seen import State
 from dscriptlib.steps import KINDS, FailedStep, Setting, Told, Values
 
 
@@ -26,6 +28,8 @@ class Outcome:
     seconds: float
     former: Mapping[str, str] | None = None
     told: tuple[Told, ...] = ()
+    before: State | None = None  # of what was acted on; None, too, when the action may have begun before
+    after: State | None = None
 
 
 class Doer:
@@ -57,26 +61,35 @@ class Doer:
         assert kind.argv is not None
         return [*program, *kind.argv(step.values), *request]
 
-    def do(self, script: Script, act: Act) -> Outcome:
-        """Do *act* and wait for its end, at most for the timeout of the step."""
+    def do(self, script: Script, act: Act, again: bool = False) -> Outcome:
+        """Do *act* and wait for its end, at most for the timeout of the step; *again*: it was asked for before."""
+        step = _step(script, act)
+        about = (act.events, act.about, step.timeout, tuple(self.options))
+        setting = Setting(self.conf, script, act.response, act.request, *about)
+        before = None if again else self._look(setting, act, step)
         begin = time.monotonic()
         try:
-            former, told = self._do(script, act, _step(script, act))
+            former, told = self._do(setting, act, step)
             error = None
         except FailedStep as failure:
             former, told, error = None, failure.told, str(failure)
         except (DreError, OSError, ValueError) as failure:
             former, told, error = None, (), str(failure)
-        return Outcome(error, time.monotonic() - begin, former, told)
+        seconds = time.monotonic() - begin
+        return Outcome(error, seconds, former, told, before, self._look(setting, act, step))
 
-    def _do(self, script: Script, act: Act, step: Step) -> tuple[Mapping[str, str] | None, tuple[Told, ...]]:
+    def _look(self, setting: Setting, act: Act, step: Step) -> State | None:
+        if self.dry or act.phase == "read":
+            return None
+        return seen.look(setting, KINDS[step.action], step.values)
+
+    def _do(self, setting: Setting, act: Act, step: Step) -> tuple[Mapping[str, str] | None, tuple[Told, ...]]:
         kind = KINDS[step.action]
         if self.dry:
             return ((kind.former(step.values, {}) if kind.former else {}) if act.phase == "read" else None), ()
         if kind.act is not None:
-            about = (act.events, act.about, step.timeout, tuple(self.options))
-            return _here(Setting(self.conf, script, act.response, act.request, *about), act, step.values)
-        done = run.run(self.argv(script, act), timeout=step.timeout)
+            return _here(setting, act, step.values)
+        done = run.run(self.argv(setting.script, act), timeout=step.timeout)
         if act.phase != "read":
             return None, ()
         row = json.loads(done.stdout.splitlines()[-1] if done.stdout.strip() else "null")

@@ -272,7 +272,8 @@ class Engine:
             seconds=round(outcome.seconds, 3),
         )
         if act.phase != "read":
-            record["line"], record["send"] = lines.ended(slot.script, act, outcome.error, outcome.seconds)
+            record.update(before=outcome.before, after=outcome.after)
+            record["line"], record["send"] = lines.ended(slot.script, act, outcome)
         told = []
         for item in outcome.told:
             own = {"script": slot.script.name, "response": act.response, "request": act.request}
@@ -297,14 +298,14 @@ class Engine:
 
     # --- steps ---
 
-    def _begin(self, script: Script, act: Act) -> None:
+    def _begin(self, script: Script, act: Act, again: bool = False) -> None:
         if act.phase != "read":
             self.say(f"{script.name}/{act.response}: {' '.join(self.doer.argv(script, act))}")
-        threading.Thread(target=self._work, args=(script, act), name=act.request, daemon=True).start()
+        threading.Thread(target=self._work, args=(script, act, again), name=act.request, daemon=True).start()
 
-    def _work(self, script: Script, act: Act) -> None:
+    def _work(self, script: Script, act: Act, again: bool) -> None:
         try:
-            outcome = self.doer.do(script, act)
+            outcome = self.doer.do(script, act, again)
         except Exception as error:  # whatever it was, the response must learn that its step did not succeed
             outcome = Outcome(f"{type(error).__name__}: {error}", 0.0)
         self.outcomes.put((script.name, act, outcome))
@@ -315,7 +316,7 @@ class Engine:
         for slot in self.slots.values():
             for act in core.outstanding(slot.script, slot.state):
                 self._write(self._intent(slot.script, act, "probe"))
-                self._begin(slot.script, act)
+                self._begin(slot.script, act, again=True)
 
     # --- scripts ---
 

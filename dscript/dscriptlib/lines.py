@@ -9,6 +9,7 @@ from dre.event import Event, EventError
 
 from dscriptlib.answers import Answer
 from dscriptlib.core import Act, Tell
+from dscriptlib.doer import Outcome
 from dscriptlib.model import Script
 
 WORDS = 300  # characters of an error kept in an event
@@ -42,16 +43,19 @@ def begun(script: Script, act: Act, argv: list[str]) -> str:
     return line(script.name, "script.step.begun", {**data, "events": list(act.events)}, 5, goal(script, act))
 
 
-def ended(script: Script, act: Act, error: str | None, seconds: float) -> tuple[str, str]:
-    """The line of an outcome for the D-Box, and the short one for the monitor."""
-    word, sev = ("failed", 3) if error else ("done", 5)
+def ended(script: Script, act: Act, outcome: Outcome) -> tuple[str, str]:
+    """The line of an outcome for the D-Box, with the state before and after, and the short one for the monitor."""
+    word, sev = ("failed", 3) if outcome.error else ("done", 5)
     data: dict[str, Any] = {
         **_step(script, act),
-        "seconds": round(seconds, 3),
-        **({"reason": clip(error)} if error else {}),
+        "seconds": round(outcome.seconds, 3),
+        **({"reason": clip(outcome.error)} if outcome.error else {}),
     }
+    states = {} if outcome.after is None else {"before": outcome.before, "after": outcome.after}
     return (
-        line(script.name, f"script.step.{word}", {**data, "events": list(act.events)}, sev, goal(script, act)),
+        line(
+            script.name, f"script.step.{word}", {**data, **states, "events": list(act.events)}, sev, goal(script, act)
+        ),
         line(script.name, f"script.action.{word}", data, sev, goal(script, act)),
     )
 

@@ -104,8 +104,9 @@ def _steps(run: str, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
             outcome = "unknown" if end is None else "failed" if end["error"] else "done"
             told = {key: record[key] for key in ("time", "step", "phase", "action", "argv", "request")}
             seconds, error = (end["seconds"], end["error"]) if end else (None, None)
+            states = {key: end.get(key) if end else None for key in ("before", "after")}
             probed = probes.count(record["request"])
-            yield {**told, "outcome": outcome, "seconds": seconds, "error": error, "probed": probed}
+            yield {**told, "outcome": outcome, "seconds": seconds, "error": error, "probed": probed, **states}
 
 
 def sentences(row: Mapping[str, Any]) -> Iterator[str]:
@@ -127,6 +128,9 @@ def sentences(row: Mapping[str, Any]) -> Iterator[str]:
         word = "takes back" if step["phase"] == "revert" else "step"
         yield f"  {word:<11} {step['step']} {step['action']}: {step['outcome']}{seconds}{again}"
         yield f"              {step['time']} {' '.join(step['argv'])}"
+        for key in ("before", "after"):
+            if step["after"] is not None:
+                yield f"              {key}: {_state(step[key])}"
         if step["error"]:
             yield f"              {step['error']}"
     for tell in row["told"]:
@@ -135,6 +139,12 @@ def sentences(row: Mapping[str, Any]) -> Iterator[str]:
             yield f"  told        {tell['type']} {said}".rstrip()
     restored = {True: ", everything watched is clear", False: ", not everything watched is clear", None: ""}
     yield f"  outcome     {row['outcome']}{restored[row['restored']]}"
+
+
+def _state(state: Mapping[str, Any] | None) -> str:
+    if state is None:
+        return "not known, for it was asked again"
+    return " ".join(f"{key}={json.dumps(value)}" for key, value in state.items())
 
 
 def _told_events(events: Sequence[Mapping[str, Any]]) -> Iterator[str]:

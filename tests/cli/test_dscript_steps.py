@@ -322,6 +322,8 @@ def test_a_threshold_is_changed_until_it_is_taken_back_or_a_version_is_deployed(
     assert bounds(one) == agreed
     one.go()
     one.wait(lambda: bounds(one) == changed, "the change")
+    ends = one.wait(lambda: one.records("outcome")[1:], "the second end")
+    assert [(end["before"], end["after"]) for end in ends] == [({"below": 5, "clear": 9}, {"below": 2.5, "clear": 6})]
     one.kill()
     one.start()
     assert bounds(one) == changed

@@ -65,6 +65,7 @@ def test_a_person_reads_it(past):
         "raised then slow",
         "2 undo: done in ",
         "takes back  1 limit: done",
+        'after: state=null why="web1: no such app"',
         "outcome     done, everything watched is clear",
     ):
         assert words in text, text

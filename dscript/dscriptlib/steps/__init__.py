@@ -75,6 +75,7 @@ class Kind:
     compensate: Callable[[Values, Mapping[str, str]], list[str]] | None = None
     read: Callable[[Setting, Values], dict[str, str]] | None = None  # as ask_former and compensate, where `act` is
     take_back: Callable[[Setting, Values, Mapping[str, str]], None] | None = None
+    shows: Callable[[Setting, Values], dict[str, Any]] | None = None  # the state of what is no container
     asks: bool = False  # then a person's answer is waited for
     hands_on: bool = False  # the event that led to it is given to what it does
     fits: Callable[[Script, Values], str | None] | None = None  # what is wrong with it in that script

@@ -56,6 +56,15 @@ def _read(setting: Setting, values: Values) -> dict[str, str]:
     return dict(store.thresholds(setting.conf, setting.script.name).get(values["monitor"], {}))
 
 
+def _shows(setting: Setting, values: Values) -> dict[str, float]:
+    """The bounds that dre-watch is told."""
+    from dscriptlib import store
+
+    compiled = store.compiled(setting.script, store.thresholds(setting.conf, setting.script.name))["monitors"]
+    found = next(one for one in compiled if one["id"] == values["monitor"])
+    return {key: found[key] for key in ("above", "below", "clear") if key in found}
+
+
 def _act(setting: Setting, values: Values) -> list[Told]:
     _put(setting, values["monitor"], {key: values[key] for key in ("above", "below", "clear") if key in values})
     return []
@@ -80,6 +89,7 @@ STEP = Kind(
     act=_act,
     problem=_problem,
     read=_read,
+    shows=_shows,
     take_back=lambda setting, values, former: _put(setting, values["monitor"], former),
     fits=_fits,
 )
