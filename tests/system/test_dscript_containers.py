@@ -87,6 +87,11 @@ class World:
         assert told["response"] == f"do-{name}"
         return told["outcome"]
 
+    def seen(self):
+        """The state before the last action and after it, as the evidence has them."""
+        data = json.loads(self.records("outcome")[-1]["line"])["data"]
+        return data["before"], data["after"]
+
     def state(self):
         done = subprocess.run(["lxc-info", "-n", NAME, "-sH"], capture_output=True, text=True)
         return done.stdout.strip()
@@ -120,11 +125,14 @@ def answers(address):
 def test_each_action_is_done_to_the_app(world):
     assert world.state() == "RUNNING"
     assert (world.do("freeze"), world.state()) == ("done", "FROZEN")
+    assert [one["state"] for one in world.seen()] == ["running", "frozen"]
+    assert [one["pid"] for one in world.seen()] == [world.pid()] * 2
     assert (world.do("thaw"), world.state()) == ("done", "RUNNING")
 
     address = json.loads(world.ground("status", NAME, "--json"))["ip"][0]
     assert wait_for(lambda: answers(address))
     assert world.do("isolate") == "done" and not answers(address)
+    assert [one["isolated"] for one in world.seen()] == [False, True]
     assert world.do("rejoin") == "done" and wait_for(lambda: answers(address))
 
     assert world.do("limit") == "done"
@@ -132,12 +140,16 @@ def test_each_action_is_done_to_the_app(world):
     v2 = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
     memory = "memory.max" if v2 else "memory.limit_in_bytes"
     assert kernel(world.pid(), "memory", memory) == str(64 << 20)
+    limits = [tuple(one.get(key) for key in ("cpu_limit", "memory_limit", "pids_limit")) for one in world.seen()]
+    assert limits == [(None, None, None), (50, 64 << 20, 50)]
 
     before = world.pid()
     assert (world.do("restart"), world.state()) == ("done", "RUNNING")
-    assert world.pid() != before
+    assert world.pid() != before and [one["pid"] for one in world.seen()] == [before, world.pid()]
     assert (world.do("stop"), world.state()) == ("done", "STOPPED")
+    assert [one["state"] for one in world.seen()] == ["running", "stopped"]
     assert world.do("snapshot") == "done"
+    assert [one.get("snapshots", []) for one in world.seen()] == [[], ["s1"]]
     (LXC / NAME / "delta/state").write_text("bad\n")
     assert (world.do("undo"), world.state()) == ("done", "RUNNING")
     assert (LXC / NAME / "delta/state").read_text() == "good\n"
@@ -156,5 +168,7 @@ def test_each_action_is_done_to_the_app(world):
 def test_a_container_that_is_destroyed_meanwhile_reaches_a_person(world):
     world.ground("destroy", "--force", NAME)
     assert world.do("restart") == "failed"
+    (end,) = [one for one in world.records("outcome") if one["response"] == "do-restart"]
+    assert end["before"] == end["after"] == {"state": None, "why": f"{NAME}: no such app"}
     assert wait_for(lambda: world.notices() == 1)
     assert not (LXC / NAME).exists()
