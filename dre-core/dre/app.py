@@ -83,9 +83,9 @@ class App:
         """The address that DHCP gave, with its length; in /run, because it ends with the app."""
         return self.conf.core_run_dir / "app" / f"{self.name}.lease"
 
-    def address(self) -> str | None:
-        """The address with its length, or None: no network, or DHCP has given none yet."""
-        ip = self.spec().ip
+    def address(self, spec: Spec | None = None) -> str | None:
+        """The address with its length, or None: no network, or DHCP has given none yet. *spec*: for who has read it."""
+        ip = (spec or self.spec()).ip
         if ip != DHCP:
             return ip
         with contextlib.suppress(FileNotFoundError):
@@ -199,7 +199,7 @@ class App:
         dre.keeping adds to it: kept (it is to be restarted), crashes, told, gave_up.
         """
         try:
-            found: dict[str, Any] = json.loads(self.record_file.read_text())
+            found: dict[str, Any] = json.loads(glance.text(str(self.record_file)))
         except (FileNotFoundError, ValueError):
             return {}
         return found
@@ -242,14 +242,14 @@ class App:
             return []
         return [path.name for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))]
 
-    def brief(self, host: Host | None = None) -> dict[str, Any]:
+    def brief(self, host: Host | None = None, spec: Spec | None = None) -> dict[str, Any]:
         """The fields of a row that a person's list shows, without the many files that the others need."""
         state, pid = self._now(host)
         if pid is None and state in ("running", "frozen", "stopping"):
             pid = self.init_pid()
         address = None
         with contextlib.suppress(DreError):  # partial: what is known is the name
-            address = self.address()
+            address = self.address(spec)
         return {"name": self.name, "state": state, "ip": [address.partition("/")[0]] if address else [], "pid": pid}
 
     def row(self, host: Host | None = None) -> dict[str, Any]:
@@ -261,7 +261,7 @@ class App:
             spec = self.spec()
         except DreError:
             spec = None  # partial: what is known is the name
-        brief = self.brief(host)
+        brief = self.brief(host, spec)
         used = self.usage(brief["pid"]) if brief["state"] in ("running", "frozen", "stopping") else IDLE
         limits = spec.limits if spec else cgroup.Limits()
         return {

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from dre import freezer
+from dre import freezer, glance
 from dre.errors import DreError
 
 ROOT = Path("/sys/fs/cgroup")
@@ -85,32 +85,37 @@ class Group:
         self.v2 = unified(root)
         self._membership = membership
 
-    @functools.cached_property
+    @property
     def paths(self) -> dict[str, Path]:
-        """The directories, by controller. Late: who lists many apps needs one file of each."""
-        found = {}
+        """The directories, by controller."""
+        return {controller: Path(place) for controller, place in self._places.items()}
+
+    @functools.cached_property
+    def _places(self) -> dict[str, str]:
+        """The same as text, which is quicker. Late: who lists many apps needs one file of each."""
+        found, top, own = {}, str(self.root), "" if self.v2 else "/unified"
         for line in self._membership.splitlines():
             _, controllers, path = line.split(":", 2)
+            group = freezer.group(path)
             for controller in controllers.split(","):
-                top = self.root / (controller or ("" if self.v2 else "unified"))
-                found[controller] = top / freezer.group(path)
+                found[controller] = f"{top}/{controller}/{group}" if controller else f"{top}{own}/{group}"
         return found
 
     def is_same(self, other: "Group") -> bool:
         """Whether both are groups of one container."""
-        return self._membership == other._membership or self.paths == other.paths
+        return self._membership == other._membership or self._places == other._places
 
     @classmethod
     def of(cls, pid: int) -> Self:
         """The groups of process *pid*. Raises OSError when it is gone."""
-        return cls(Path(f"/proc/{pid}/cgroup").read_text())
+        return cls(glance.text(f"/proc/{pid}/cgroup"))
 
     def file(self, controller: str, name: str) -> Path:
         """The file *name* of *controller*, which version 2 keeps in one directory."""
-        path = self.paths.get("" if self.v2 else controller)
-        if path is None:
+        place = self._places.get("" if self.v2 else controller)
+        if place is None:
             raise DreError(f"the kernel has no {controller} control group")
-        return path / name
+        return Path(place, name)
 
     def usage(self) -> Usage:
         """What the group uses now. Raises OSError when the group is gone."""
@@ -216,7 +221,7 @@ class Group:
     def _at(self, key: str, name: str, optional: bool = False) -> str:
         """The text of file *name* of the group `paths[key]`; empty when it is *optional* and not there."""
         try:
-            if key not in self.paths:
+            if key not in self._places:
                 raise DreError(f"the kernel has no {key} control group")
             return self._load(key, name)
         except (OSError, DreError):
@@ -225,7 +230,7 @@ class Group:
             raise
 
     def _load(self, key: str, name: str) -> str:
-        return (self.paths[key] / name).read_text()
+        return glance.text(f"{self._places[key]}/{name}")
 
     def _number(self, controller: str, name: str) -> int | None:
         text = self._text(controller, name)
@@ -238,8 +243,8 @@ class HeldGroup(Group):
     def __init__(self, membership: str, root: Path = ROOT) -> None:
         super().__init__(membership, root)
         self._open: dict[tuple[str, str], int | None] = {}
-        beats = [(key, name) for key, name in (_BEATS_V2 if self.v2 else _BEATS_V1) if key in self.paths]
-        self._beats = [self._descriptor(*file) for file in beats if (self.paths[file[0]] / file[1]).exists()]
+        beats = [(key, name) for key, name in (_BEATS_V2 if self.v2 else _BEATS_V1) if key in self._places]
+        self._beats = [self._descriptor(*file) for file in beats if Path(self._places[file[0]], file[1]).exists()]
 
     def pulse(self) -> tuple[bytes, ...]:
         """What tells whether anything has happened: while it is the same, so is all else but pressure and limits."""
@@ -253,12 +258,12 @@ class HeldGroup(Group):
             fd = self._open[key, name]
         except KeyError:
             try:
-                fd = os.open(self.paths[key] / name, os.O_RDONLY | os.O_CLOEXEC)
+                fd = os.open(f"{self._places[key]}/{name}", os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 fd = None  # a kernel without it will not get it
             self._open[key, name] = fd
         if fd is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.paths[key] / name))
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{self._places[key]}/{name}")
         return fd
 
     def close(self) -> None:
