@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The number of a process in another PID namespace: by the ioctl of Linux 6.11, or else by the lines NSpid of /proc. A
- * namespace is named by a process in it, and is the caller's own or one below.
+ * The number of a process in another PID namespace: by /dev/daware of the module daware-mod, by the ioctl of Linux 6.11,
+ * or else by the lines NSpid of /proc; the first that is there. A namespace is named by a process in it, and is the
+ * caller's own or one below.
  */
 #define _GNU_SOURCE
 #include "private.h"
 
+#include <daware_ioctl.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -112,6 +114,28 @@ static int search(pid_t inner, const struct stat *space, int level)
 	return found;
 }
 
+/* What the module says; -ENOTTY: it is not there, or not for this caller. */
+static int ask_module(int inwards, int space, pid_t process)
+{
+	struct daware_pid asked = {.space = space, .pid = process};
+	int number, device = open("/dev/daware", O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+
+	if (device < 0)
+		return -ENOTTY;
+	number = ioctl(device, inwards ? DAWARE_PID_INSIDE : DAWARE_PID_OUTSIDE, &asked) == 0 ? asked.found : -errno;
+	close(device);
+	return number;
+}
+
+static int ask_kernel(int inwards, int space, pid_t process)
+{
+	int number = ioctl(space, inwards ? GET_TGID_IN_PIDNS : GET_TGID_FROM_PIDNS, process);
+
+	if (number < 0)
+		return errno == EINVAL ? -ENOTTY : -errno; /* older than 6.11 */
+	return number;
+}
+
 static int translate(int inwards, pid_t process, pid_t reference, pid_t *found)
 {
 	pid_t numbers[LEVELS];
@@ -124,12 +148,14 @@ static int translate(int inwards, pid_t process, pid_t reference, pid_t *found)
 	fd = open_namespace(reference);
 	if (fd < 0)
 		return fd;
-#ifndef DAWARE_WITHOUT_IOCTL
-	number = ioctl(fd, inwards ? GET_TGID_IN_PIDNS : GET_TGID_FROM_PIDNS, process);
-	if (number < 0)
-		number = -errno;
+#ifndef DAWARE_WITHOUT_MODULE
+	number = ask_module(inwards, fd, process);
 #endif
-	if (number == -ENOTTY || number == -EINVAL) { /* older than 6.11 */
+#ifndef DAWARE_WITHOUT_IOCTL
+	if (number == -ENOTTY)
+		number = ask_kernel(inwards, fd, process);
+#endif
+	if (number == -ENOTTY) {
 		level = numbers_of(reference, numbers);
 		if (level < 0 || fstat(fd, &space) != 0)
 			number = level < 0 ? level : -errno;

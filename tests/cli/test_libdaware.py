@@ -42,6 +42,7 @@ def call(*argv, **kwargs):
 def built(place, *flags):
     """tests/c/daware_edges.c with the library inside."""
     words = ["-std=c11", "-g", "-O1", '-DDAWARE_VERSION="0.1.0"', *flags, f"-I{LIBRARY}/include"]
+    words.append(f"-I{ROOT}/daware-mod/src")
     call("gcc", *words, EDGES, *LIBRARY.glob("src/*.c"), "-pthread", "-o", place / "edges")
     return place / "edges"
 
@@ -418,7 +419,11 @@ def test_from_python(made, log, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a PID namespace")
-@pytest.mark.parametrize("flags", [(), ("-DDAWARE_WITHOUT_IOCTL",)], ids=["ioctl", "nspid"])
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("-DDAWARE_WITHOUT_MODULE",), ("-DDAWARE_WITHOUT_MODULE", "-DDAWARE_WITHOUT_IOCTL")],
+    ids=["best", "ioctl", "nspid"],
+)
 def test_which_process_is_which(tmp_path, tool, flags):
     edges = built(tmp_path, *flags)
     argv = ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", "sleep 60 & echo $!; wait"]

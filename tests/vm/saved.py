@@ -31,7 +31,7 @@ IMAGES = CACHE / "base"
 LIST = pathlib.Path(__file__).resolve().parent / "packages"
 SIZE = "8G"
 KEPT = 2
-LEFT_OUT = r"^dbox-apache_|-dev_|-dbgsym_"
+LEFT_OUT = r"^dbox-apache_|^daware-mod_|-dev_|-dbgsym_"
 # For speed under TCG: each of them made processes start faster.
 KERNEL = "mitigations=off tsc=reliable clocksource=tsc init_on_alloc=0"
 
@@ -122,7 +122,7 @@ def _packages(scratch):
     with (ROOT / "build" / "lock").open("w") as lock:  # packaging/build-deb's
         fcntl.flock(lock, fcntl.LOCK_SH)
         # Not dbox-apache: nothing in the guest needs its Apache, which is none of the image's packages. Nor what is for
-        # who builds C programs.
+        # who builds C programs, nor daware-mod, which has a guest of its own.
         wanted = (path for path in sorted((ROOT / "dist").glob("*.deb")) if not re.search(LEFT_OUT, path.name))
         debs = [pathlib.Path(shutil.copy(path, scratch)) for path in wanted]
     if not debs:
