@@ -336,8 +336,12 @@ class Server:
             raise NotPermittedError(f"{verb}: takes no name, and --names is set")
         for value in given.values():
             for name in value if isinstance(value, (list, tuple)) else [value]:
-                if not fnmatch.fnmatchcase(str(name), self.names or ""):
+                if not self._named(str(name)):
                     raise NotPermittedError(f"{name}: not among the names of --names")
+
+    def _named(self, name: str) -> bool:
+        """Whether *name* is like one of --names."""
+        return any(fnmatch.fnmatchcase(name, glob) for glob in (self.names or "").split(","))
 
     def _shown(self, lines: list[str]) -> list[str]:
         """The rows as JSON: without those of names that are not allowed, and what is no object as one."""
@@ -349,7 +353,7 @@ class Server:
                 row = None
             if not isinstance(row, dict):
                 line = json.dumps({"line": line})  # answered under a request id first asked for without --json
-            elif self.names is not None and not fnmatch.fnmatchcase(str(row.get("name", "")), self.names):
+            elif self.names is not None and not self._named(str(row.get("name", ""))):
                 continue
             shown.append(line)
         return shown

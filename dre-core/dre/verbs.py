@@ -104,7 +104,8 @@ def _add_serving(made: argparse.ArgumentParser) -> None:
     group.add_argument("--serve", action="store_true", help=text)
     text = "with --serve: only these verbs, separated by commas"
     group.add_argument("--allow", metavar="VERBS", dest="only_verbs", help=text)
-    group.add_argument("--names", metavar="GLOB", dest="only_names", help="with --serve: only names like this")
+    text = "with --serve: only names like this, or like one of several, separated by commas"
+    group.add_argument("--names", metavar="GLOB", dest="only_names", help=text)
     text = "with --serve: kill what has not ended after S seconds (default: 600)"
     group.add_argument("--deadline", type=kind(units.duration), metavar="S", help=text)
 

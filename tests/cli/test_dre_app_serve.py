@@ -109,6 +109,8 @@ def test_allow_and_names(serve, tmp_path):
     )
     assert codes(answers) == [0, 1, 4, 4, 0, 4, 4, 4]
     assert [row["name"] for row in answers[0]["rows"]] == ["web1"]
+    several = serve(["status", "web1"], ["status", "db1"], ["status", "web2"], options=("--names", "db1,web1"))
+    assert codes(several) == [1, 1, 4]
     assert sorted(row["name"] for row in serve(["list"])[0]["rows"]) == ["db1", "web1"]
 
 
