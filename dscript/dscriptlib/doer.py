@@ -4,20 +4,25 @@
 Asking again under the same request id is the probe after a crash: it answers with the first outcome.
 """
 
+import functools
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dre import run
+from dre import dbox, event, run
 from dre.conf import Conf
 from dre.errors import DreError
 
-from dscriptlib import seen
+from dscriptlib import seen, store
 from dscriptlib.core import Act
 from dscriptlib.model import Script, Step
 from dscriptlib.seen import State
 from dscriptlib.steps import KINDS, FailedStep, Setting, Told, Values
+
+
+class GoneError(DreError):
+    """The process that does the steps is gone: what came of a step is not known here."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +94,39 @@ class Doer:
             return ((kind.former(step.values, {}) if kind.former else {}) if act.phase == "read" else None), ()
         if kind.act is not None:
             return _here(setting, act, step.values)
-        done = run.run(self.argv(setting.script, act), timeout=step.timeout)
+        octets = self.call(setting.script, self.argv(setting.script, act), step.timeout)
         if act.phase != "read":
             return None, ()
-        row = json.loads(done.stdout.splitlines()[-1] if done.stdout.strip() else "null")
+        row = json.loads(octets.splitlines()[-1] if octets.strip() else "null")
         if kind.former is None or not isinstance(row, dict):
             raise DreError(f"{step.action}: the answer is not one object")
         return kind.former(step.values, row), ()
+
+    def call(self, script: Script, argv: Sequence[str], timeout: float) -> bytes:
+        """What the program prints that a step of *script* calls. Raises DreError."""
+        return run.run(argv, timeout=timeout).stdout
+
+    def watch(self, script: Script) -> None:
+        """Tell dre-watch of the monitors of *script*."""
+        store.watch(self.conf, script)
+
+    def record(self, line: bytes) -> None:
+        """Put *line* into the D-Box's spool."""
+        self._recorder.record("script", line)
+
+    def drain(self) -> None:
+        """Hand the spool on to the D-Box."""
+        self._recorder.drain(2.0)
+
+    def send(self, line: bytes) -> None:
+        """Send *line* to the monitor."""
+        octets = line + b"\n"
+        if not event.send(self.conf.monitor_sink, octets):
+            event.spool(self.conf.core_state_dir / "spool" / "event", octets)
+
+    @functools.cached_property
+    def _recorder(self) -> dbox.Recorder:
+        return dbox.Recorder(self.conf, "dscript")
 
 
 def _here(setting: Setting, act: Act, values: Values) -> tuple[Mapping[str, str] | None, tuple[Told, ...]]:

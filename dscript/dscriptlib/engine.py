@@ -26,7 +26,7 @@ from dre.event import Event, EventError
 
 from dscriptlib import answers, core, lines, store, trust
 from dscriptlib import state as state_of
-from dscriptlib.doer import Doer, Outcome
+from dscriptlib.doer import Doer, GoneError, Outcome
 from dscriptlib.fifo import BadLines, Fifo
 from dscriptlib.follower import Follower
 from dscriptlib.journal import Journal, Record, records
@@ -86,8 +86,12 @@ class Engine:
         followers: Sequence[Follower],
         say: Say,
         only: Sequence[Script] | None = None,
+        hands: int | None = None,
     ) -> None:
-        """*followers* are the one to the D-Box and the one to the monitor; *only* replaces the deployed scripts."""
+        """*followers* are the one to the D-Box and the one to the monitor; *only* replaces the deployed scripts.
+
+        *hands* is a descriptor that can be read when the process that does the steps is gone.
+        """
         self.conf, self.journal, self.doer, self.say = conf, journal, doer, say
         self.followers = followers
         self.only = only
@@ -104,6 +108,7 @@ class Engine:
                 self._new(event.parse(record["line"]))
         self.looked: tuple[float, store.Deployed | None] = (-LOOK, None)
         self.stopping = False
+        self.hands = hands
         self.waker, self.alarm = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def stop(self) -> None:
@@ -112,7 +117,7 @@ class Engine:
         self._wake()
 
     def run(self, fifo: Fifo) -> None:
-        """Answer events until stopped."""
+        """Answer events until stopped. Raises DreError when what does the steps is gone."""
         self._look()
         self._listen()
         self._write([self._record("start", scripts={name: slot.script.sha256 for name, slot in self.slots.items()})])
@@ -122,8 +127,12 @@ class Engine:
         poll = select.poll()
         poll.register(fifo.fd, select.POLLIN)
         poll.register(self.waker, select.POLLIN)
+        if self.hands is not None:
+            poll.register(self.hands, select.POLLIN)
         while not self.stopping:
-            poll.poll(self._patience() * 1000)
+            ready = poll.poll(self._patience() * 1000)
+            if any(fd == self.hands for fd, _ in ready):
+                raise DreError("the process that does the steps is gone; the next start asks what came of them")
             self._drain_waker()
             for line in fifo.lines():
                 self.line(line)
@@ -306,6 +315,8 @@ class Engine:
     def _work(self, script: Script, act: Act, again: bool) -> None:
         try:
             outcome = self.doer.do(script, act, again)
+        except GoneError:
+            return  # the next start asks what came of it
         except Exception as error:  # whatever it was, the response must learn that its step did not succeed
             outcome = Outcome(f"{type(error).__name__}: {error}", 0.0)
         self.outcomes.put((script.name, act, outcome))
@@ -360,7 +371,7 @@ class Engine:
                 names.add(path.stem)  # what is running goes on as it was
                 continue
             names.add(script.name)
-            store.watch(self.conf, script)  # a crash within deploy may have left the former one
+            self.doer.watch(script)  # a crash within deploy may have left the former one
             self._install(script)
         self.gone = set(self.slots) - names
 

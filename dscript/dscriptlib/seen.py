@@ -39,7 +39,8 @@ def _app(setting: Setting, name: str) -> dict[str, Any]:
     found = App(setting.conf, name)
     found.need()
     row = found.row()
-    return {**row, "pids_limit": found.usage(row["pid"]).pids_limit if row["pid"] else None}
+    pids = found.usage(row["pid"]).pids_limit if row["pid"] else found.spec().limits.pids
+    return {**row, "pids_limit": pids}
 
 
 def _system(setting: Setting, name: str) -> dict[str, Any]:

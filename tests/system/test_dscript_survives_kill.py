@@ -3,8 +3,9 @@
 
 DRE_KILLS is how often it is killed (default 3; 300 for the proof before a release), at moments drawn from the duration
 of the response, as moments.py has it. Each third time what supervises a program of `run` is killed, too: then nobody
-can know whether the program did its work, and a person must be told. The dre-app here is a fake that is slow and
-counts; test_dscript_undo.py and test_dscript_containers.py have the real one.
+can know whether the program did its work, and a person must be told; with it, what acts for an engine that is a user
+of its own. DRE_FULL=1 has an engine that is root, too. The dre-app here is a fake that is slow and counts;
+test_dscript_undo.py and test_dscript_containers.py have the real one.
 """
 
 import collections
@@ -15,12 +16,14 @@ import pathlib
 import subprocess
 import time
 
+import pytest
 from conftest import environment, program
 from dre import event
 from moments import Moments
 
 KILLS = int(os.environ.get("DRE_KILLS", "3"))
 UNDISTURBED = 3  # responses that are timed first; the shortest counts, for on a busy host any may take longer
+ENGINES = [["--user", "daemon"], []][: 2 if os.environ.get("DRE_FULL") == "1" else 1]
 FEW = (KILLS + UNDISTURBED) // 2  # attempts of the response that is called for more often than it may
 SCRIPT = f"""\
 dscript: 1
@@ -48,6 +51,14 @@ responses:
 FAKE = """\
 #!/bin/bash
 set -eu
+[[ " $* " != *" --serve "* ]] || exec /usr/bin/python3 -c '
+import json, subprocess, sys
+for line in sys.stdin:
+    asked = json.loads(line)
+    done = subprocess.run([sys.argv[1], *asked["argv"]], stdout=subprocess.PIPE)
+    rows = [json.loads(row) for row in done.stdout.splitlines()]
+    print(json.dumps({"id": asked["id"], "code": done.returncode, "rows": rows, "error": ""}), flush=True)
+' "$0"
 [[ " $* " == *" --request-id "* ]] || { echo '{"pids_limit":null}'; exit; }
 id=${*: -1}
 exec 9>"$EFFECTS/$id.lock"
@@ -72,8 +83,8 @@ UNKNOWN = sorted([*STEP * 3, "script.step.begun", "script.step.failed", "script.
 
 
 class World:
-    def __init__(self, tmp_path, config):
-        self.tmp_path, self.config = tmp_path, config
+    def __init__(self, tmp_path, config, options):
+        self.tmp_path, self.config, self.options = tmp_path, config, options
         (tmp_path / "many.yaml").write_text(SCRIPT)
         (tmp_path / "effects").mkdir()
         fake = tmp_path / "bin" / "dre-app"
@@ -91,7 +102,8 @@ class World:
         self.read, self.offsets = [], collections.Counter()
 
     def start(self):
-        words = [program("dscript"), "--config", self.config, "--quiet", "run", str(self.tmp_path / "many.yaml")]
+        words = [program("dscript"), "--config", self.config, "--quiet", "run", *self.options]
+        words.append(str(self.tmp_path / "many.yaml"))
         self.process = subprocess.Popen(words, env=self.env)
 
     def kill(self, all):
@@ -147,8 +159,14 @@ def supervisors(pid):
     return found
 
 
-def test_each_action_happens_once_whenever_the_engine_is_killed(tmp_path, settings):
-    world = World(tmp_path, settings())
+@pytest.fixture
+def tmp_path(public_path):
+    return public_path
+
+
+@pytest.mark.parametrize("options", ENGINES, ids=["user", "root"][: len(ENGINES)])
+def test_each_action_happens_once_whenever_the_engine_is_killed(tmp_path, settings, options):
+    world = World(tmp_path, settings(), options)
     try:
         judge(world, kill(world))
     finally:

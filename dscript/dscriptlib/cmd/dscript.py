@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dre import cli, event, files
+from dre import cli, files
 from dre.conf import Conf
 from dre.errors import FAILED, DreError, MissingError, NotFoundError, NotPermittedError, TimedOutError, UsageError
 
@@ -52,6 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     run = cli.verb(verbs, "run", run_engine, "run the engine in the foreground, with the deployed scripts or FILEs")
     run.add_argument("files", metavar="FILE", nargs="*", type=Path)
     run.add_argument("--dry-run", action="store_true", help="print what would be done instead of doing it")
+    run.add_argument("--user", metavar="NAME", help="as root: decide as this user; a process that stays root acts")
     approve = cli.verb(
         verbs, "approve", approve_request, "answer the question of an ask step, or put in force a script"
     )
@@ -180,7 +181,7 @@ def read(path: Path, load: Any) -> bytes:
 
 def run_engine(ctx: cli.Context) -> int:
     """dscript run [FILE…]"""
-    from dscriptlib import engine, store
+    from dscriptlib import answers, engine, privilege, store
     from dscriptlib.doer import Doer
     from dscriptlib.fifo import Fifo
     from dscriptlib.follower import Once
@@ -189,8 +190,9 @@ def run_engine(ctx: cli.Context) -> int:
         ctx.say(text)
         sys.stderr.flush()
 
+    dry = ctx.args.dry_run
+    account = privilege.account(ctx.args.user) if ctx.args.user and not dry else None
     with _alone(ctx.conf), contextlib.ExitStack() as stack:
-        dry = ctx.args.dry_run
         given = engine.scripts(ctx.args.files)
         if not dry:
             if given:
@@ -203,15 +205,22 @@ def run_engine(ctx: cli.Context) -> int:
         directory = journal_directory(ctx.conf)
         if dry:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dscript-")))
-        journal, followers = _memory(ctx.conf, directory, Once(say), dry)
-        if journal.damaged:
-            say(f"{directory}: ignoring {journal.damaged} damaged records; what they told of is not repeated")
-        doer = Doer(ctx.conf, ctx.args.config, dry)
-        made = engine.Engine(ctx.conf, journal, doer, followers, _dry_voice(ctx, say) if dry else say, only)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: made.stop())
+        doer, hands = Doer(ctx.conf, ctx.args.config, dry), None
+        if account is not None:
+            from dscriptlib import hands as root  # late: it loads what checks signatures
+
+            control = stack.enter_context(root.start(ctx.conf, ctx.args.config, only or ()))
+            doer, hands = root.Caller(ctx.conf, ctx.args.config, control), control.fileno()
         fifo = Fifo(ctx.conf.monitor_pipes[0], say)
         stack.callback(fifo.close)
+        if account is not None:
+            privilege.drop(account, directory, answers.directory(ctx.conf))
+        journal, followers = _memory(ctx.conf, directory, Once(say), doer)
+        if journal.damaged:
+            say(f"{directory}: ignoring {journal.damaged} damaged records; what they told of is not repeated")
+        made = engine.Engine(ctx.conf, journal, doer, followers, _dry_voice(ctx, say) if dry else say, only, hands)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: made.stop())
         for follower in followers:
             follower.start()
         made.run(fifo)
@@ -245,31 +254,18 @@ def journal_directory(conf: Conf) -> Path:
     return conf.core_state_dir / "script" / "journal"
 
 
-def _memory(conf: Conf, directory: Path, complain: Say, dry: bool) -> tuple[Any, list[Any]]:
+def _memory(conf: Conf, directory: Path, complain: Say, doer: Any) -> tuple[Any, list[Any]]:
     """The journal, and the followers to the D-Box and to the monitor with what they have not handed on yet."""
-    from dre import dbox
-
     from dscriptlib import journal
     from dscriptlib.follower import Follower
 
     made = journal.Journal(directory)
-    if dry:
+    if doer.dry:
         return made, []
-    recorder = dbox.Recorder(conf, "dscript")
-
-    def record(line: bytes) -> None:
-        recorder.record("script", line)
-
-    def drain() -> None:
-        recorder.drain(2.0)
-
-    def send(line: bytes) -> None:
-        octets = line + b"\n"
-        if not event.send(conf.monitor_sink, octets):
-            event.spool(conf.core_state_dir / "spool" / "event", octets)
-
-    box = Follower(directory / "recorded", record, drain, lambda text: complain(f"D-Box: {text}; records wait"))
-    monitor = Follower(directory / "sent", send, lambda: None, complain)
+    box = Follower(
+        directory / "recorded", doer.record, doer.drain, lambda text: complain(f"D-Box: {text}; records wait")
+    )
+    monitor = Follower(directory / "sent", doer.send, lambda: None, complain)
     for old in journal.records(directory, min(box.mark, monitor.mark)):
         if "line" in old and old["n"] > box.mark:
             box.hand(old["n"], old["line"].encode())

@@ -3,7 +3,6 @@
 
 import contextlib
 import os
-import pwd
 import signal
 import sys
 import threading
@@ -13,11 +12,10 @@ from typing import Any
 
 from dre import cli, files
 from dre.conf import Conf
-from dre.errors import DreError, MissingError, UsageError
+from dre.errors import DreError, UsageError
 
 from dscriptlib.cmd import dscript as command
 
-USER = "dscript"
 LISTEN = "127.0.0.1:8446"
 
 
@@ -68,34 +66,16 @@ def _case(ctx: cli.Context) -> Callable[[], str] | None:
 @contextlib.contextmanager
 def _address(conf: Conf, url: str) -> Iterator[None]:
     """Give away what we need, drop privilege, and tell where the page is while it is there."""
-    from dscriptlib import answers, questions
+    from dscriptlib import answers, privilege, questions
 
     place = questions.place(conf)
-    shared = [(place.parent, 0o755), (answers.directory(conf), 0o700)]
-    for directory, mode in shared:
+    journal, answered = command.journal_directory(conf), answers.directory(conf)
+    for directory, mode in ((place.parent, 0o755), (answered, 0o700), (journal, 0o750)):
         directory.mkdir(mode=mode, parents=True, exist_ok=True)
-    journal = command.journal_directory(conf)
-    journal.mkdir(mode=0o750, parents=True, exist_ok=True)
     if os.geteuid() == 0:
-        _drop([directory for directory, _ in shared], journal)
+        privilege.become_page(place.parent, journal, answered)
     files.write_atomic(place, f"{url.rstrip('/')}\n", durable=False)
     try:
         yield
     finally:
         place.unlink(missing_ok=True)
-
-
-def _drop(owned: list[Path], journal: Path) -> None:
-    """Become the user who owns the answers and reads the journal, whose files made from now on are for its group."""
-    try:
-        user = pwd.getpwnam(USER)
-    except KeyError:
-        raise MissingError(f"no user {USER} on this host; the package makes it") from None
-    for directory in owned:
-        os.chown(directory, user.pw_uid, user.pw_gid)
-    for path in (journal, *journal.glob("[0-9]*.log")):
-        os.chown(path, -1, user.pw_gid)
-    journal.chmod(0o2750)
-    os.setgroups([])
-    os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
-    os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
