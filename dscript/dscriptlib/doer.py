@@ -81,7 +81,9 @@ class Doer:
         except (DreError, OSError, ValueError) as failure:
             former, told, error = None, (), str(failure)
         seconds = time.monotonic() - begin
-        return Outcome(error, seconds, former, told, before, self._look(setting, act, step))
+        # Who could not look before and has failed now would only be kept from telling so by a second look.
+        blind = error is not None and before is not None and "why" in before
+        return Outcome(error, seconds, former, told, before, before if blind else self._look(setting, act, step))
 
     def _look(self, setting: Setting, act: Act, step: Step) -> State | None:
         if self.dry or act.phase == "read":

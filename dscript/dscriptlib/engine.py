@@ -26,6 +26,7 @@ from dre.event import Event, EventError
 
 from dscriptlib import answers, core, lines, store, trust
 from dscriptlib import state as state_of
+from dscriptlib.clock import Clock
 from dscriptlib.doer import Doer, GoneError, Outcome
 from dscriptlib.fifo import BadLines, Fifo
 from dscriptlib.follower import Follower
@@ -109,6 +110,7 @@ class Engine:
         self.looked: tuple[float, store.Deployed | None] = (-LOOK, None)
         self.stopping = False
         self.hands = hands
+        self.clock = Clock(max((state_of.State.restore(one).time() for one in journal.states.values()), default=0.0))
         self.waker, self.alarm = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def stop(self) -> None:
@@ -138,7 +140,7 @@ class Engine:
                 self.line(line)
             self.answers()
             self.replies()
-            self.tick(time.time())
+            self.tick(self.clock.now())
             self._report_bad()
             self._look()
             self._listen()
@@ -163,9 +165,7 @@ class Engine:
         if not concerned or not self._new(happened):
             return
         doubt = trust.doubt(self.conf, happened, self.spool.find)
-        # An event from the future would push the clock of the guards ahead.
-        moment = min(event.seconds(happened.time), arrived)
-        given = Happened(moment, happened, doubt is None, trust.rests_on(happened))
+        given = Happened(self.clock.of(event.seconds(happened.time)), happened, doubt is None, trust.rests_on(happened))
         record = self._record("event", seen=event.stamp(arrived), proven=doubt is None, doubt=doubt, line=text)
         self._decide(record, [(slot, given) for slot in concerned])
 
@@ -197,7 +197,7 @@ class Engine:
                 return
             slot = self.slots[name]
             record, told = self._outcome(slot, act, outcome)
-            given = Answered(time.time(), act.run, act.step, act.phase, outcome.error, outcome.former)
+            given = Answered(self.clock.now(), act.run, act.step, act.phase, outcome.error, outcome.former)
             self._decide(record, [(slot, given)], told)
 
     def replies(self) -> None:
@@ -205,7 +205,7 @@ class Engine:
         for reply in answers.waiting(self.conf):
             line = lines.replied(reply)
             record = self._record("answer", **vars(reply), line=line, send=line)
-            given = Replied(time.time(), reply.request, reply.word == "approved", reply.by)
+            given = Replied(self.clock.now(), reply.request, reply.word == "approved", reply.by)
             asked = [slot for slot in self.slots.values() if core.asks(slot.state, reply.request)]
             self._decide(record, [(slot, given) for slot in asked if reply.word != "acknowledged"])
             answers.taken(self.conf, reply)
@@ -403,7 +403,7 @@ class Engine:
     def _patience(self) -> float:
         times = [core.next_time(slot.script, slot.state) for slot in self.slots.values()]
         due = min((moment for moment in times if moment is not None), default=None)
-        return LOOK if due is None else min(LOOK, max(0.001, due - time.time()))
+        return LOOK if due is None else min(LOOK, max(0.001, due - self.clock.now()))
 
     def _report_bad(self) -> None:
         report = self.bad.due()

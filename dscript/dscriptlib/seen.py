@@ -17,7 +17,7 @@ from dscriptlib.steps import Kind, Setting, Values
 State = Mapping[str, Any]
 FIELDS = ("state", "pid", "cpu_limit", "memory_limit", "pids_limit", "memory", "isolated", "snapshots")
 NEWEST = 4  # snapshots that are named
-PATIENCE = 10.0  # seconds for dre-sys
+PATIENCE = 5.0  # seconds for dre-sys
 WORDS = 200  # characters of a reason
 
 

@@ -181,6 +181,10 @@ class State:
         """Whether something of this version of the script is still to be done."""
         return bool(self.runs or self.later)
 
+    def time(self) -> float:
+        """The latest moment that was decided about."""
+        return max(self.clock.values(), default=0.0)
+
     def dump(self) -> dict[str, Any]:
         """The state as JSON values."""
         return asdict(self)
