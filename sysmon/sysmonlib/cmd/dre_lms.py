@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dre-lms: what a system hides of its tasks and modules, seen from outside in its memory."""
+
+import argparse
+import time
+from collections.abc import Sequence
+
+from dre import cli, ending, event, units
+from dre.cli import Column
+from dre.errors import FAILED, DreError, MissingError, UsageError
+
+from sysmonlib import guest, kernel, modules, slabs, tasks
+from sysmonlib.cross import INCONSISTENT, MODULE, Cross, Finding
+from sysmonlib.memory import Memory
+
+SYMBOLS = tasks.SYMBOLS | slabs.SYMBOLS | modules.SYMBOLS
+TYPES = tasks.TYPES | slabs.TYPES | modules.TYPES
+SEVERITY = 1  # alert
+PS: tuple[Column, ...] = (
+    ("PID", "pid", 7),
+    ("PPID", "ppid", 7),
+    ("UID", "uid", 6),
+    ("S", "state", 1),
+    ("THREADS", "threads", 7),
+    ("START", "start", 24),
+    ("COMMAND", "comm", 16),
+    ("HIDDEN FROM", "views_missing", 0),
+)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The arguments of dre-lms."""
+    parser = cli.parser("dre-lms", "Look from outside for tasks and kernel modules that a running system hides.")
+    parser.add_argument("system", metavar="SYSTEM", type=units.name, help="the system to look into")
+    parser.add_argument("--ps", action="store_true", help="print its processes, as seen from outside")
+    parser.add_argument("--interval", metavar="S", help="look again every S (default 1s), until interrupted")
+    parser.add_argument("--count", metavar="N", type=int, help="look N times (default 1; with --interval: for ever)")
+    parser.set_defaults(function=look)
+    return parser
+
+
+def look(ctx: cli.Context) -> int:
+    """0: nothing hidden was found; 1: something; raises what the exit codes of 2 and more are for."""
+    if ctx.args.count is not None and ctx.args.count < 1:
+        raise UsageError(f"--count {ctx.args.count}: at least 1 is needed")
+    if ctx.args.ps and (ctx.args.interval or ctx.args.count):
+        raise UsageError("--ps is of one moment: neither --interval nor --count")
+    interval = units.duration(ctx.args.interval or "1s")
+    count = ctx.args.count or (None if ctx.args.interval else 1)
+    try:
+        return _ps(ctx) if ctx.args.ps else _watch(ctx, interval, count)
+    except (DreError, OSError) as error:
+        code, message = ending.failure(error)
+        if code == FAILED:  # which would say that something was found
+            raise MissingError(message) from error
+        raise
+
+
+def _open(name: str, memory: Memory) -> Cross:
+    try:
+        return Cross(name, kernel.find(memory, SYMBOLS, TYPES))
+    except MissingError as error:
+        raise MissingError(f"{name}: it cannot be looked into: {error}") from None
+
+
+def _watch(ctx: cli.Context, interval: float, count: int | None) -> int:
+    name, found = ctx.args.system, 0
+    with guest.memory(ctx.conf, name) as memory:
+        cross = _open(name, memory)
+        due = time.monotonic()
+        while True:
+            for finding in cross.scan():
+                found += 1
+                _tell(ctx, finding)
+            if count is not None:
+                count -= 1
+                if count == 0:
+                    break
+            due = max(due + interval, time.monotonic())
+            time.sleep(due - time.monotonic())
+    return 1 if found else 0
+
+
+def _tell(ctx: cli.Context, finding: Finding) -> None:
+    source = f"{event.host()}/sys:{ctx.args.system}"
+    event.emit(ctx.conf, finding.type, source, finding.data, SEVERITY)
+    if ctx.out.as_json:
+        ctx.out.json({"type": finding.type, **finding.data})
+    else:
+        ctx.out.line(_sentence(finding))
+    ctx.out.stream.flush()
+
+
+def _sentence(finding: Finding) -> str:
+    data, kind = finding.data, finding.type.removeprefix("sysmon.")
+    if finding.type == INCONSISTENT:
+        return f"{kind} {','.join(data['views'])}: {data['reason']}"
+    missing = ",".join(data["views_missing"])
+    if finding.type == MODULE:
+        return f"{kind} {data['name']} not in {missing}"
+    return f"{kind} {data['pid']} {data['comm']} started {data['start'] or '-'} not in {missing}"
+
+
+def _ps(ctx: cli.Context) -> int:
+    name = ctx.args.system
+    with guest.memory(ctx.conf, name) as memory:
+        cross = _open(name, memory)
+        findings = cross.scan()
+        for finding in findings:
+            if finding.type == INCONSISTENT:
+                ctx.say(_sentence(finding))
+        rows = [
+            {
+                "pid": task.pid,
+                "ppid": task.ppid,
+                "uid": task.uid,
+                "state": task.state,
+                "threads": threads,
+                "start": cross.tasks.moment(task),
+                "comm": task.comm,
+                "kernel": task.kernel,
+                "views_missing": missing,
+            }
+            for task, threads, missing in sorted(cross.processes(), key=lambda row: row[0].pid)
+        ]
+    ctx.out.table(rows, PS)
+    return 1 if findings else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run dre-lms."""
+    return cli.main(make_parser(), argv)

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cross views of a running guest: what one structure of its kernel has and another should have, but has not.
+
+The guest goes on while it is read, so a difference alone says nothing: what it is about is read again, and counts only
+when it is the same task, is still alive and still is not where it belongs.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from dre import event
+
+from sysmonlib.kernel import Kernel
+from sysmonlib.memory import BadAddress
+from sysmonlib.modules import VIEWS as MODULE_VIEWS
+from sysmonlib.modules import Modules
+from sysmonlib.slabs import Slabs
+from sysmonlib.tasks import Task, Tasks
+from sysmonlib.walk import Broken
+
+PROCESS, MODULE, INCONSISTENT = "sysmon.hidden.process", "sysmon.hidden.module", "sysmon.inconsistent"
+AGAIN = 0.02  # seconds between two readings
+SLOW = 1.0  # how long it lasts at least where a difference may be one of a task in the making
+PASSING = 3.0  # the same, of one that seems to be born or to die
+ATTEMPTS = 10  # to walk through what is changed meanwhile
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a guest hides; *type* and *data* are those of its event."""
+
+    type: str
+    data: Mapping[str, Any]
+
+
+@dataclass
+class _Suspect:
+    """What is not where it should be, and for how long and how often it was found so."""
+
+    data: dict[str, Any]
+    lasts: float
+    begun: float = field(default_factory=time.monotonic)
+    seen: int = 0
+
+    def certain(self) -> bool:
+        """Whether it is no moment between two changes."""
+        return self.seen >= (3 if self.lasts else 2) and time.monotonic() - self.begun >= self.lasts
+
+
+@dataclass(frozen=True)
+class _Look:
+    """The views of one moment, or nearly: of the lists before and after the others."""
+
+    processes: set[int]
+    threads: set[int]
+    numbered: set[int]
+    related: set[int]
+    runnable: set[int]
+    given: set[int]
+    idle: set[int]
+
+    def missing(self, task: Task) -> list[str]:
+        """The views that should have *task* and have not."""
+        views = {"idr": self.numbered}
+        if task.pid == task.tgid:
+            views = {"list": self.processes, **views, "tree": self.related}
+        else:
+            views = {"threads": self.threads, **views}
+        return [name for name, tasks in views.items() if task.address not in tasks]
+
+
+class Cross:
+    """Looks again and again at one guest, *system*, whose kernel is *kernel*."""
+
+    def __init__(self, system: str, kernel: Kernel) -> None:
+        """Raises MissingError where the kernel does not tell what is needed."""
+        self._system = system
+        self.tasks, self._slabs, self._modules = Tasks(kernel), Slabs(kernel), Modules(kernel)
+        self._suspects: dict[tuple[Any, ...], _Suspect] = {}
+        self._reported: set[tuple[Any, ...]] = set()
+        self.hidden: dict[int, list[str]] = {}  # by address, tasks found to be hidden, and from which views
+
+    def scan(self) -> list[Finding]:
+        """Look once, and again at what is suspect until it is certain or gone; what is new of what was found."""
+        self._broken: dict[str, str] = {}
+        self._pass()
+        waiting = set(self._suspects)
+        while any(not self._suspects[key].certain() for key in waiting):
+            time.sleep(AGAIN)
+            self._pass()
+            waiting &= set(self._suspects)
+        found = []
+        for key, suspect in self._suspects.items():
+            if suspect.certain() and key not in self._reported:
+                self._reported.add(key)
+                kind = MODULE if key[0] == MODULE else PROCESS
+                found.append(Finding(kind, {**suspect.data, "confirmed": event.stamp()}))
+        for view, reason in self._broken.items():
+            if (INCONSISTENT, view) not in self._reported:
+                self._reported.add((INCONSISTENT, view))
+                data = {"system": self._system, "views": [view], "reason": reason, "first_seen": event.stamp()}
+                found.append(Finding(INCONSISTENT, data))
+        return found
+
+    def processes(self) -> list[tuple[Task, int, list[str]]]:
+        """Each process, how many threads it has, and the views that lack it; what is hidden as the last scan had it."""
+        look = self._look()
+        found, threads = {}, dict[int, int]()
+        for address in (look.threads | look.numbered | set(self.hidden)) - look.idle if look else set(self.hidden):
+            task = self._task(address)
+            if task is None:
+                continue
+            threads[task.tgid] = threads.get(task.tgid, 0) + 1
+            if task.pid == task.tgid or address in self.hidden:
+                found[address] = task
+        return [(task, threads[task.tgid], self.hidden.get(task.address, [])) for task in found.values()]
+
+    def _pass(self) -> None:
+        """Bring the suspects up to date."""
+        before = self._suspects
+        self._suspects, self.hidden = {}, {}
+        look = self._look()
+        if look is not None:
+            self._judge_tasks(look, before)
+        views = self._whole("modules", self._modules.views)
+        if views is not None:
+            self._judge_modules(views, before)
+
+    def _look(self) -> _Look | None:
+        """The views, those that are broken empty; None where there is nothing to compare with."""
+        first = self._whole("list", self.tasks.listed)
+        idle = self._whole("runqueue", self.tasks.idle)
+        if first is None or idle is None:
+            return None
+        numbered = self._whole("idr", self.tasks.numbered)
+        listed = first[1]
+        related = self._whole("tree", lambda: self.tasks.related(listed))
+        runnable = self._whole("runqueue", self.tasks.runnable)
+        given = self._whole("slab", self._slabs.objects)
+        last = self._whole("list", self.tasks.listed)
+        if last is None:
+            return None
+        processes, threads = first[0] | last[0], first[1] | last[1]
+        # A view that cannot be read is a finding of its own, and accuses nobody.
+        return _Look(
+            processes,
+            threads,
+            threads if numbered is None else numbered,
+            processes if related is None else related,
+            runnable or set(),
+            given or set(),
+            idle,
+        )
+
+    def _whole(self, view: str, read: Callable[[], _Value]) -> _Value | None:
+        """What *read* gives; None, and a note, where it fails however often it is tried."""
+        reason = ""
+        for attempt in range(ATTEMPTS):
+            try:
+                return read()
+            except (Broken, BadAddress) as error:
+                reason = str(error)
+                time.sleep(AGAIN / ATTEMPTS * (attempt + 1))
+        self._broken[view] = reason
+        return None
+
+    def _judge_tasks(self, look: _Look, before: Mapping[tuple[Any, ...], _Suspect]) -> None:
+        seen = look.numbered | look.related | look.runnable
+        unlisted = (seen | look.given | {key[1] for key in before if key[0] == PROCESS}) - look.threads
+        unnumbered = look.threads - look.numbered
+        for address in (unlisted | unnumbered) - look.idle:
+            task = self._task(address)
+            if task is None:
+                continue
+            key = (PROCESS, *task.key)
+            earlier = before.get(key)
+            if address not in seen and earlier is None and task.unborn:
+                continue
+            lasts = PASSING if task.passing else SLOW if address not in seen else 0.0
+            if earlier is not None:  # one that ran and sleeps now, is the same task still
+                lasts = min(lasts, earlier.lasts) if not task.passing else lasts
+            missing = look.missing(task)
+            data = {"pid": task.pid, "comm": task.comm, "start": self.tasks.moment(task), "tgid": task.tgid}
+            suspect = earlier or _Suspect({"system": self._system, **data, "first_seen": event.stamp()}, lasts)
+            suspect.data["views_missing"], suspect.lasts = missing, lasts
+            suspect.seen += 1
+            self._suspects[key] = suspect
+            if suspect.certain():
+                self.hidden[address] = missing
+
+    def _task(self, address: int) -> Task | None:
+        """The task at *address* if one is there and alive."""
+        try:
+            return self.tasks.task(address) if self.tasks.alive(address) else None
+        except BadAddress:
+            return None
+
+    def _judge_modules(self, views: Mapping[str, set[int]], before: Mapping[tuple[Any, ...], _Suspect]) -> None:
+        modules: set[int] = set().union(*views.values())
+        for module in modules - modules.intersection(*views.values()):
+            try:
+                name, live = self._modules.name(module), self._modules.live(module)
+            except BadAddress:
+                continue  # unloaded meanwhile
+            key = (MODULE, module, name)
+            missing = [view for view in MODULE_VIEWS if module not in views[view]]
+            data = {"system": self._system, "name": name, "views_missing": missing, "first_seen": event.stamp()}
+            suspect = before.get(key) or _Suspect(data, 0.0 if live else PASSING)
+            suspect.data["views_missing"] = missing
+            suspect.seen += 1
+            self._suspects[key] = suspect

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel of a running guest: found in its memory by what it says there of itself, and read by its own addresses.
+
+It leaves its vmcoreinfo for crash dumps (Documentation/admin-guide/kdump/vmcoreinfo.rst of Linux): where its page table
+is, its symbols (sysmonlib.kallsyms) and, by those, its types (sysmonlib.btf). So nothing is configured for a kernel.
+"""
+
+import re
+import struct
+import time
+from dataclasses import dataclass
+
+from dre.errors import MissingError
+
+from sysmonlib import btf, kallsyms
+from sysmonlib.memory import PAGE, BadAddress, Memory
+
+_TEXT_MOST = 2 * PAGE  # of a vmcoreinfo
+_IMAGE = 0xFFFFFFFF80000000  # where the kernel's image is mapped, and phys_base counts from
+_IMAGE_MOST = 1 << 30
+_WORDS = 1 << 64
+_PRESENT, _LARGE = 1, 1 << 7
+_FRAME = 0x000FFFFFFFFFF000
+_ALIVE_WITHIN = 1.5  # seconds in which the clock of a kernel that runs moves on
+_NEEDED = ("SYMBOL(swapper_pg_dir)", "NUMBER(phys_base)", "SYMBOL(kallsyms_names)", "SYMBOL(kallsyms_num_syms)")
+
+
+class Space:
+    """Kernel addresses of one kernel in *memory*, whose vmcoreinfo is *told*."""
+
+    def __init__(self, memory: Memory, told: dict[str, str]) -> None:
+        """Raises MissingError where *told* lacks what is needed."""
+        self.memory, self.told = memory, told
+        lacking = [key for key in _NEEDED if key not in told]
+        if lacking:
+            release = told.get("OSRELEASE", "?")
+            raise MissingError(f"its kernel {release[:60]!r} does not tell {lacking[0]}; Linux 6.0 and newer do")
+        try:
+            self._slide = int(told["NUMBER(phys_base)"]) - _IMAGE
+            self.table = self.address("swapper_pg_dir")
+            self._levels = 5 if told.get("NUMBER(pgtable_l5_enabled)") == "1" else 4
+        except ValueError:
+            raise MissingError("its vmcoreinfo is damaged") from None
+        self.direct = -1  # where all physical memory is mapped; known once there are symbols
+
+    def address(self, name: str) -> int:
+        """That of a symbol in the vmcoreinfo. Raises ValueError."""
+        return int(self.told[f"SYMBOL({name})"], 16)
+
+    def physical(self, address: int) -> int:
+        """Where *address* is in physical memory. Raises BadAddress."""
+        if _IMAGE <= address < _IMAGE + _IMAGE_MOST:
+            return address + self._slide
+        if 0 <= address - self.direct < 1 << 46 and self.direct > 0:
+            return address - self.direct
+        return self.walk(address)
+
+    def walk(self, address: int) -> int:
+        """Where the kernel's page table has *address*. Raises BadAddress."""
+        if not 0 <= address < _WORDS:
+            raise BadAddress(f"{address:#x}: no address")
+        entry = (self.table + self._slide) | _PRESENT
+        for level in range(self._levels - 1, -1, -1):
+            shift = 12 + 9 * level
+            entry = self.memory.u64((entry & _FRAME) + (address >> shift & 511) * 8)
+            if not entry & _PRESENT:
+                raise BadAddress(f"{address:#x}: not mapped")
+            if level == 0 or (level < 3 and entry & _LARGE):
+                rest = (1 << shift) - 1
+                return (entry & _FRAME & ~rest) | (address & rest)
+        raise BadAddress(f"{address:#x}: not mapped")
+
+    def u64(self, address: int) -> int:
+        """The 64 bit number at *address*. Raises BadAddress."""
+        return self.memory.u64(self.physical(address))
+
+    def u32(self, address: int) -> int:
+        """The 32 bit number at *address*. Raises BadAddress."""
+        return self.memory.u32(self.physical(address))
+
+    def read(self, address: int, count: int) -> bytes:
+        """*count* octets from *address*. Raises BadAddress."""
+        if address < self.direct or self.direct < 0 or address >= _IMAGE:
+            pieces = []
+            while count > 0:
+                part = min(count, PAGE - address % PAGE)
+                pieces.append(self.memory.read(self.physical(address), part))
+                address, count = address + part, count - part
+            return b"".join(pieces)
+        return self.memory.read(self.physical(address), count)
+
+    def words(self, address: int, count: int) -> tuple[int, ...]:
+        """*count* 64 bit numbers from *address*. Raises BadAddress."""
+        return struct.unpack(f"<{count}Q", self.read(address, 8 * count))
+
+    def image(self, begin: int, end: int) -> bytes:
+        """What is between two addresses of the kernel's image. Raises BadAddress."""
+        if not _IMAGE <= begin <= end <= _IMAGE + _IMAGE_MOST:
+            raise BadAddress(f"{begin:#x}: not in the kernel's image")
+        return self.memory.read(begin + self._slide, end - begin)
+
+    def text(self, address: int, most: int) -> str:
+        """The characters up to NUL, at most *most*, unprintable ones as `?`. Raises BadAddress."""
+        octets = self.read(address, most).split(b"\0", 1)[0]
+        return "".join(chr(octet) if 0x20 <= octet < 0x7F else "?" for octet in octets)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What is known of the kernel that runs in a guest."""
+
+    release: str
+    space: Space
+    symbols: dict[str, int]
+    types: btf.Types
+
+    def symbol(self, name: str) -> int:
+        """The address of *name*. Raises MissingError."""
+        try:
+            return self.symbols[name]
+        except KeyError:
+            raise MissingError(f"its kernel {self.release} has no symbol {name}") from None
+
+
+def find(memory: Memory, symbols: frozenset[str], types: frozenset[str]) -> Kernel:
+    """The kernel that runs in *memory*, with those of *symbols* and *types* that it has.
+
+    Raises MissingError, with the reason, where there is none that can be read.
+    """
+    found, reason = [], "no Linux kernel tells of itself in its memory: it has not booted, or has no vmcoreinfo"
+    for address in memory.pages_with(b"OSRELEASE="):
+        try:
+            found.append(_opened(memory, address, symbols, types))
+        except MissingError as error:
+            reason = str(error)
+        except BadAddress as error:
+            reason = f"what its kernel tells of itself leads nowhere: {error}"
+    if len(found) > 1:  # one that was left by a reboot, or that a program made up
+        found = _alive(found)
+        reason = "several kernels are in its memory, and which one runs cannot be told"
+    if len(found) != 1:
+        raise MissingError(reason)
+    return found[0]
+
+
+def _opened(memory: Memory, address: int, symbols: frozenset[str], types: frozenset[str]) -> Kernel:
+    text = memory.read(address, _TEXT_MOST).split(b"\0", 1)[0].decode("ascii", errors="replace")
+    space = Space(memory, dict(re.findall(r"^([^=\n]{1,100})=([^\n]{0,100})$", text, re.MULTILINE)))
+    if space.walk(space.table) != space.physical(space.table):
+        raise MissingError("the page table that its kernel tells of does not hold")
+    known = kallsyms.read(space, symbols | {"__start_BTF", "__stop_BTF", "page_offset_base", "vmcoreinfo_data"})
+    for name in ("__start_BTF", "__stop_BTF", "page_offset_base", "vmcoreinfo_data"):
+        if name not in known:
+            raise MissingError(f"its kernel has no symbol {name}: it is built without BTF or KALLSYMS_ALL")
+    space.direct = space.u64(known["page_offset_base"])
+    if space.physical(space.u64(known["vmcoreinfo_data"])) != address:
+        raise MissingError("what is told of a kernel in its memory is not told by that kernel")
+    release = re.sub(r"[^ -~]", "?", space.told["OSRELEASE"])[:64]
+    layouts = btf.read(space.image(known["__start_BTF"], known["__stop_BTF"]), types)
+    return Kernel(release, space, known, layouts)
+
+
+def _alive(kernels: list[Kernel]) -> list[Kernel]:
+    """Those whose clock moves."""
+    begun = [_clock(kernel) for kernel in kernels]
+    deadline = time.monotonic() + _ALIVE_WITHIN
+    moved: list[Kernel] = []
+    while not moved and time.monotonic() < deadline:
+        time.sleep(0.05)
+        moved = [kernel for kernel, before in zip(kernels, begun, strict=True) if _clock(kernel) != before]
+    return moved
+
+
+def _clock(kernel: Kernel) -> int:
+    try:
+        return kernel.space.u64(kernel.symbols["jiffies_64"])
+    except (KeyError, BadAddress):
+        return -1

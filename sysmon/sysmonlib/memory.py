@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The RAM of a running guest, read by guest-physical address while the guest goes on. Nothing here writes to it.
+
+What is read is the guest's word: any octet may be anything, and change between two reads. An address outside the RAM
+raises BadAddress, never wraps.
+"""
+
+import contextlib
+import mmap
+import os
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dre.errors import DreError, MissingError
+
+PAGE = 4096
+_FOUR_GIB = 1 << 32
+_CHUNK = 1 << 22  # octets that a search takes at once
+_U64, _U32 = struct.Struct("<Q"), struct.Struct("<I")
+
+
+class BadAddress(DreError):
+    """An address of the guest where it has no memory, or none that is mapped."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where RAM is in the guest-physical address space: *low* octets from 0, the rest from 4 GiB; as QEMU places it."""
+
+    size: int
+    low: int
+
+    @classmethod
+    def of(cls, size: int, machine: str) -> "Layout":
+        """That of a PC of *size* octets; see pc_q35_init and pc_init1 of QEMU's hw/i386."""
+        most, low = (0xB0000000, 0x80000000) if "q35" in machine else (0xE0000000, 0xC0000000)
+        return cls(size, size if size < most else low)
+
+    def offset(self, address: int, count: int) -> int:
+        """The place of *count* octets in the back-end. Raises BadAddress where they are not all RAM."""
+        if 0 <= address <= self.low - count:
+            return address
+        high = address - _FOUR_GIB
+        if 0 <= high <= self.size - self.low - count:
+            return self.low + high
+        raise BadAddress(f"{address:#x}: not in the guest's memory")
+
+    def address(self, offset: int) -> int:
+        """The reverse of offset()."""
+        return offset if offset < self.low else offset - self.low + _FOUR_GIB
+
+
+class Memory:
+    """The RAM behind *fd*, at *start* of it: mapped where that shows the guest's pages, else read piece by piece."""
+
+    def __init__(self, fd: int, layout: Layout, start: int = 0, mapped: bool = True) -> None:
+        """Takes *fd* over. Raises OSError where it cannot be mapped."""
+        self.fd, self.layout, self._start = fd, layout, start
+        try:
+            self._map = mmap.mmap(fd, layout.size, mmap.MAP_SHARED, mmap.PROT_READ, offset=start) if mapped else None
+            self._view = memoryview(self._map) if self._map is not None else None
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def __enter__(self) -> "Memory":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._view is not None and self._map is not None:
+            self._view.release()
+            self._map.close()
+        os.close(self.fd)
+
+    def read(self, address: int, count: int) -> bytes:
+        """*count* octets at *address*. Raises BadAddress."""
+        return self._at(self.layout.offset(address, count), count)
+
+    def u64(self, address: int) -> int:
+        """The 64 bit number at *address*. Raises BadAddress."""
+        offset = self.layout.offset(address, 8)
+        number: int
+        (number,) = _U64.unpack_from(self._map, offset) if self._map is not None else _U64.unpack(self._at(offset, 8))
+        return number
+
+    def u32(self, address: int) -> int:
+        """The 32 bit number at *address*. Raises BadAddress."""
+        offset = self.layout.offset(address, 4)
+        number: int
+        (number,) = _U32.unpack_from(self._map, offset) if self._map is not None else _U32.unpack(self._at(offset, 4))
+        return number
+
+    def _at(self, offset: int, count: int) -> bytes:
+        if self._map is not None:
+            return self._map[offset : offset + count]
+        try:
+            octets = os.pread(self.fd, count, self._start + offset)
+        except OSError as error:
+            raise BadAddress(f"{offset:#x}: {error.strerror}") from None
+        if len(octets) != count:
+            raise BadAddress(f"{offset:#x}: the guest's memory ends there")
+        return octets
+
+    def pages_with(self, text: bytes) -> Iterator[int]:
+        """The addresses of the pages that begin with *text*.
+
+        Only what the guest has touched is looked at: to read a hole of shared memory would make a page there.
+        """
+        for begin, end in self._touched():
+            for first in range(begin, end, _CHUNK):
+                for offset in self._each(first, min(first + _CHUNK, end), PAGE, text):
+                    yield self.layout.address(offset)
+
+    def each(self, address: int, count: int, step: int, text: bytes) -> Iterator[int]:
+        """The addresses with *text* among *address*, *address* + *step*, … below *address* + *count*.
+
+        Raises BadAddress.
+        """
+        first = self.layout.offset(address, count)
+        return (offset - first + address for offset in self._each(first, first + count, step, text))
+
+    def _each(self, first: int, last: int, step: int, text: bytes) -> Iterator[int]:
+        # The second octet of each, which is all that is read of nearly all of them.
+        if self._view is not None:
+            column = bytes(self._view[first + 1 : last : step])
+        else:
+            column = self._at(first, last - first)[1::step]
+        place = column.find(text[1:2])
+        while place >= 0:
+            offset = first + place * step
+            if offset + len(text) <= last and self._at(offset, len(text)) == text:
+                yield offset
+            place = column.find(text[1:2], place + 1)
+
+    def _touched(self) -> Iterator[tuple[int, int]]:
+        """The pieces of the back-end that hold data, as offsets."""
+        if self._map is None:
+            yield 0, self.layout.size
+            return
+        end, last = 0, self.layout.size
+        while end < last:
+            try:
+                begin = os.lseek(self.fd, self._start + end, os.SEEK_DATA) - self._start
+            except OSError:  # nothing but a hole, or a file system that does not tell
+                if end == 0:
+                    yield 0, last
+                return
+            end = min(last, os.lseek(self.fd, self._start + begin, os.SEEK_HOLE) - self._start)
+            if begin < last:
+                yield begin, end
+
+
+def attach(pid: int, layout: Layout) -> Memory:
+    """The RAM of the QEMU process *pid*: its shared back-end, else its private pages.
+
+    Raises MissingError where it has no such memory, OSError where we may not read it.
+    """
+    place = Path(f"/proc/{pid}")
+    private = None
+    for line in (place / "maps").read_text().splitlines():
+        found = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw-([sp]) ([0-9a-f]+) (\S+) (\d+)", line)
+        if found is None or int(found[2], 16) - int(found[1], 16) != layout.size:
+            continue
+        if found[3] == "p":
+            private = private or int(found[1], 16)
+            continue
+        for name in (place / "fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                status = name.stat()
+                device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+                if (device, status.st_ino) == (found[5], int(found[6])):
+                    return Memory(os.open(name, os.O_RDONLY | os.O_CLOEXEC), layout, int(found[4], 16))
+    if private is None:
+        raise MissingError(f"process {pid}: no memory of {layout.size} octets is mapped there")
+    return Memory(os.open(place / "mem", os.O_RDONLY | os.O_CLOEXEC), layout, private, mapped=False)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The modules of a guest's kernel, as several structures of it have them.
+
+list: what lsmod(8) shows. sysfs: /sys/module. tree: by address, what the kernel itself finds the owner of code with.
+"""
+
+from sysmonlib.kernel import Kernel
+from sysmonlib.walk import Walk
+
+SYMBOLS = frozenset(("modules", "module_kset", "mod_tree"))
+TYPES = frozenset(
+    (
+        "module",
+        "kset",
+        "kobject",
+        "module_kobject",
+        "mod_tree_node",
+        "mod_tree_root",
+        "latch_tree_root",
+        "latch_tree_node",
+    )  # fmt: skip
+)
+VIEWS = ("list", "sysfs", "tree")
+_NAME_MOST = 56  # MODULE_NAME_LEN
+_STATE_LIVE = 0
+_MOST = 1 << 16
+
+
+class Modules:
+    """The modules of *kernel*. Raises MissingError where it lacks a view."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._space, offset = kernel.space, kernel.types.offset
+        self._head, self._set, self._root = (kernel.symbol(name) for name in ("modules", "module_kset", "mod_tree"))
+        self._link, self._name = offset("module", "list"), offset("module", "name")
+        self._state = offset("module", "state")
+        self._members, self._entry = offset("kset", "list"), offset("kobject", "entry")
+        self._object, self._of_object = offset("module_kobject", "kobj"), offset("module_kobject", "mod")
+        self._tree = offset("latch_tree_root", "tree") + offset("mod_tree_root", "root")
+        self._of_node = offset("mod_tree_node", "mod") - offset("mod_tree_node", "node")
+        self._of_node -= offset("latch_tree_node", "node")
+
+    def views(self) -> dict[str, set[int]]:
+        """The addresses of modules, by view. Raises Broken, BadAddress."""
+        u64, walk = self._space.u64, Walk(self._space, _MOST)
+        listed = set(walk.list(self._head, self._link))
+        objects = walk.list(u64(self._set) + self._members, self._entry + self._object)
+        shown = {u64(kobject + self._of_object) for kobject in objects} - {0}  # those built in have no module
+        owners = {u64(node + self._of_node) for node in walk.tree(u64(self._root + self._tree))}
+        return {"list": listed, "sysfs": shown, "tree": owners}
+
+    def live(self, module: int) -> bool:
+        """Whether it is neither coming nor going. Raises BadAddress."""
+        return self._space.u32(module + self._state) == _STATE_LIVE
+
+    def name(self, module: int) -> str:
+        """Its name. Raises BadAddress."""
+        return self._space.text(module + self._name, _NAME_MOST)
