@@ -4,6 +4,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 
 import pytest
@@ -12,7 +13,7 @@ from conftest import environment, program
 from dre import event
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-NAME = "t-steps"
+NAME, MOVED = "t-steps", "t-steps-moved"
 STEPS = {
     "freeze": [f"{{action: freeze, of: {NAME}}}"],
     "thaw": [f"{{action: thaw, of: {NAME}}}"],
@@ -23,6 +24,8 @@ STEPS = {
     "stop": [f"{{action: stop, of: {NAME}, timeout: 60s}}"],
     "snapshot": [f"{{action: snapshot, of: {NAME}, tag: s1, timeout: 60s}}"],
     "undo": [f"{{action: undo, of: {NAME}, tag: s1, timeout: 60s}}"],
+    "checkpoint": [f"{{action: checkpoint, of: {NAME}, tag: c1, timeout: 60s}}"],
+    "migrate": [f"{{action: migrate, of: {NAME}, to: localhost, as: {MOVED}, timeout: 60s}}"],
     # What was done before a step that fails is taken back, the last first.
     "fail": [
         f"{{action: limit, of: {NAME}, pids: 20}}",
@@ -105,9 +108,9 @@ class World:
 
 
 @pytest.fixture
-def world(run, settings):
+def world(run, settings, request):
     with Ground(run, settings) as ground:
-        ground("create", NAME, "--base", str(make_tree(ground.place / "tree")))
+        ground("create", NAME, *getattr(request, "param", ()), "--base", str(make_tree(ground.place / "tree")))
         (LXC / NAME / "delta/state").write_text("good\n")
         ground("start", NAME)
         made = World(ground)
@@ -163,6 +166,28 @@ def test_each_action_is_done_to_the_app(world):
         (1, "revert"),
     ]
     assert wait_for(lambda: world.notices() == 1)
+
+
+def test_an_app_is_moved_and_its_new_name_is_not_the_scripts(world):
+    assert world.do("migrate") == "done"
+    before, after = world.seen()
+    assert (before["state"], after) == ("running", {"state": None, "why": f"{NAME}: no such app"})
+    assert not (LXC / NAME).exists() and (LXC / MOVED / "delta/state").read_text() == "good\n"
+    done = subprocess.run(["lxc-info", "-n", MOVED, "-sH"], capture_output=True, text=True)
+    assert done.stdout.strip() == "RUNNING"
+    assert world.do("freeze") == "failed" and wait_for(lambda: world.notices() == 1)
+
+
+@pytest.mark.parametrize("world", [["--privileged"]], indirect=True)
+def test_a_checkpoint_is_saved_or_why_it_cannot_be_reaches_a_person(world):
+    checked = shutil.which("criu") and subprocess.run(["criu", "check"], capture_output=True).returncode == 0
+    if checked:
+        assert world.do("checkpoint") == "done" and "c1" in world.ground("checkpoint", "list", NAME)
+    else:
+        assert world.do("checkpoint") == "failed" and wait_for(lambda: world.notices() == 1)
+        (end,) = [one for one in world.records("outcome") if one["response"] == "do-checkpoint"]
+        assert "criu" in end["error"].lower()
+    assert world.state() == "RUNNING"
 
 
 def test_a_container_that_is_destroyed_meanwhile_reaches_a_person(world):
