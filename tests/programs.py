@@ -6,7 +6,7 @@ import pathlib
 import shutil
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-DIRECTORIES = ("dre-core", "dre-base", "dbox", "sec-monitor", "dscript", "libdre", "libdaware")
+DIRECTORIES = ("dre-core", "dre-base", "dbox", "sec-monitor", "dscript", "sysmon", "libdre", "libdaware")
 
 
 def program(name):

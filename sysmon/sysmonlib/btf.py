@@ -4,6 +4,7 @@
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from dre.errors import MissingError
 
@@ -18,6 +19,7 @@ _TAIL = {
 }  # fmt: skip
 _STRUCTS = (4, 5)
 _ANONYMOUS_DEPTH = 8
+_MEMBERS_MOST = 1 << 14  # of one structure, those of anonymous ones within included
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def read(octets: bytes, wanted: frozenset[str]) -> Types:
     """The layouts of those structures *wanted* that are in *octets*. Raises MissingError where they are damaged."""
     try:
         return _read(octets, wanted)
-    except (struct.error, IndexError, KeyError):
+    except (struct.error, IndexError, KeyError, ValueError):
         raise MissingError("the types of its kernel (BTF) are damaged") from None
 
 
@@ -58,7 +60,8 @@ def _read(octets: bytes, wanted: frozenset[str]) -> Types:
     places, structs = _index(octets, length + type_off, length + type_off + type_len, names)
     offsets, sizes = {}, {}
     for name, place in structs.items():
-        offsets[name] = dict(_members(octets, strings, places, place, 0, _ANONYMOUS_DEPTH))
+        members = islice(_members(octets, places, place, 0, _ANONYMOUS_DEPTH), _MEMBERS_MOST)
+        offsets[name] = {strings[begin : strings.index(b"\0", begin)].decode("ascii"): at for begin, at in members}
         sizes[name] = _TYPE.unpack_from(octets, place)[2]
     return Types(offsets, sizes)
 
@@ -78,17 +81,15 @@ def _index(octets: bytes, place: int, end: int, names: dict[int, str]) -> tuple[
     return places, structs
 
 
-def _members(
-    octets: bytes, strings: bytes, places: list[int], place: int, base: int, depth: int
-) -> Iterator[tuple[str, int]]:
-    """Name and offset of each member of the structure at *place*, those of anonymous ones within included."""
+def _members(octets: bytes, places: list[int], place: int, base: int, depth: int) -> Iterator[tuple[int, int]]:
+    """Name, as its place among the strings, and offset of each member, those of anonymous structures within, too."""
     _, info, _ = _TYPE.unpack_from(octets, place)
     for number in range(info & 0xFFFF):
         name, kind, bits = _MEMBER.unpack_from(octets, place + 12 + 12 * number)
         offset = base + (bits & 0xFFFFFF if info >> 31 else bits) // 8
         if name:
-            yield strings[name : strings.index(b"\0", name)].decode("ascii", errors="replace"), offset
+            yield name, offset
         elif depth > 0:
             inner = places[kind]
             if _TYPE.unpack_from(octets, inner)[1] >> 24 & 31 in _STRUCTS:
-                yield from _members(octets, strings, places, inner, offset, depth - 1)
+                yield from _members(octets, places, inner, offset, depth - 1)

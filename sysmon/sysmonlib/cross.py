@@ -24,7 +24,8 @@ PROCESS, MODULE, INCONSISTENT = "sysmon.hidden.process", "sysmon.hidden.module",
 AGAIN = 0.02  # seconds between two readings
 SLOW = 1.0  # how long it lasts at least where a difference may be one of a task in the making
 PASSING = 3.0  # the same, of one that seems to be born or to die
-ATTEMPTS = 10  # to walk through what is changed meanwhile
+ATTEMPTS, PATIENCE = 10, 1.0  # to walk through what is changed meanwhile, and seconds for that
+MOST = 1000  # suspects at a time; more are none of a root-kit's
 _Value = TypeVar("_Value")
 
 
@@ -158,7 +159,10 @@ class Cross:
     def _whole(self, view: str, read: Callable[[], _Value]) -> _Value | None:
         """What *read* gives; None, and a note, where it fails however often it is tried."""
         reason = ""
+        deadline = time.monotonic() + PATIENCE
         for attempt in range(ATTEMPTS):
+            if attempt and time.monotonic() > deadline:
+                break
             try:
                 return read()
             except (Broken, BadAddress) as error:
@@ -171,7 +175,7 @@ class Cross:
         seen = look.numbered | look.related | look.runnable
         unlisted = (seen | look.given | {key[1] for key in before if key[0] == PROCESS}) - look.threads
         unnumbered = look.threads - look.numbered
-        for address in (unlisted | unnumbered) - look.idle:
+        for address in self._bounded("tasks", (unlisted | unnumbered) - look.idle):
             task = self._task(address)
             if task is None:
                 continue
@@ -191,6 +195,12 @@ class Cross:
             if suspect.certain():
                 self.hidden[address] = missing
 
+    def _bounded(self, view: str, suspects: set[int]) -> list[int]:
+        """Those to be looked at, and a note when there are more."""
+        if len(suspects) > MOST:
+            self._broken[view] = f"{len(suspects)} differences between the views; {MOST} are looked at"
+        return sorted(suspects)[:MOST]
+
     def _task(self, address: int) -> Task | None:
         """The task at *address* if one is there and alive."""
         try:
@@ -200,7 +210,7 @@ class Cross:
 
     def _judge_modules(self, views: Mapping[str, set[int]], before: Mapping[tuple[Any, ...], _Suspect]) -> None:
         modules: set[int] = set().union(*views.values())
-        for module in modules - modules.intersection(*views.values()):
+        for module in self._bounded("modules", modules - modules.intersection(*views.values())):
             try:
                 name, live = self._modules.name(module), self._modules.live(module)
             except BadAddress:

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from sysmonlib.kernel import Space
 
 _MOST = 1 << 20  # symbols; kernels of distributions have 100,000 to 300,000
-_NAME_MOST = 64  # octets of one entry on average, generously
-_TOKENS = 1 << 14  # octets of the 256 tokens, generously
+_NAMES_MOST = 1 << 24  # octets of all names as they are kept
+_NAME_MOST = 512  # octets of one of them
+_TOKEN_MOST = 64
 
 
 def read(space: "Space", wanted: frozenset[str]) -> dict[str, int]:
@@ -27,7 +28,6 @@ def read(space: "Space", wanted: frozenset[str]) -> dict[str, int]:
     if not 0 < count <= _MOST:
         raise MissingError(f"its kernel says that it has {count} symbols")
     tokens = _tokens(space, place)
-    # The least that may follow: the tables are of different sizes, and memory may end behind the last.
     names = space.image(place["names"], max(place["names"], _end(place, count)))
     numbers = _numbers(names, count, tokens, {name.encode() for name in wanted})
     octets = space.image(place["offsets"], place["offsets"] + 4 * count)
@@ -45,19 +45,18 @@ _TABLES = ("names", "num_syms", "token_table", "token_index", "offsets", "relati
 def _end(place: dict[str, int], count: int) -> int:
     """Where the names end at the latest: where the next table begins."""
     after = [address for address in place.values() if address > place["names"]]
-    return min([*after, place["names"] + count * _NAME_MOST])
+    return min([*after, place["names"] + min(count * _NAME_MOST, _NAMES_MOST)])
 
 
 def _tokens(space: "Space", place: dict[str, int]) -> list[bytes]:
     indexes = struct.unpack("<256H", space.image(place["token_index"], place["token_index"] + 512))
-    table = space.image(place["token_table"], place["token_table"] + max(indexes) + 64)
-    return [table[index:].split(b"\0", 1)[0] for index in indexes]
+    table = space.image(place["token_table"], place["token_table"] + max(indexes) + _TOKEN_MOST)
+    return [table[index : index + _TOKEN_MOST].split(b"\0", 1)[0] for index in indexes]
 
 
 def _numbers(names: bytes, count: int, tokens: list[bytes], wanted: set[bytes]) -> dict[bytes, int]:
     """Which symbol each of *wanted* is. Raises MissingError where *names* ends too soon."""
     found: dict[bytes, int] = {}
-    # A name that is wanted has one of few lengths in tokens at most; its expansion decides.
     expand = tokens.__getitem__
     place = 0
     try:
@@ -67,6 +66,8 @@ def _numbers(names: bytes, count: int, tokens: list[bytes], wanted: set[bytes]) 
             if length & 0x80:
                 length = length & 0x7F | names[place] << 7
                 place += 1
+            if length > _NAME_MOST:
+                raise MissingError("the symbols of its kernel are not whole")
             end = place + length
             name = b"".join(map(expand, names[place:end]))[1:]  # the first character is its type
             place = end

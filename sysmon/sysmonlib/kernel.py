@@ -21,6 +21,8 @@ _IMAGE_MOST = 1 << 30
 _WORDS = 1 << 64
 _PRESENT, _LARGE = 1, 1 << 7
 _FRAME = 0x000FFFFFFFFFF000
+_TELLING_MOST, _READ_MOST = 4096, 8  # pages that tell of a kernel; of them, those whose page table holds
+_TYPES_MOST = 1 << 26  # octets of BTF
 _ALIVE_WITHIN = 1.5  # seconds in which the clock of a kernel that runs moves on
 _NEEDED = ("SYMBOL(swapper_pg_dir)", "NUMBER(phys_base)", "SYMBOL(kallsyms_names)", "SYMBOL(kallsyms_num_syms)")
 
@@ -127,8 +129,11 @@ def find(memory: Memory, symbols: frozenset[str], types: frozenset[str]) -> Kern
 
     Raises MissingError, with the reason, where there is none that can be read.
     """
-    found, reason = [], "no Linux kernel tells of itself in its memory: it has not booted, or has no vmcoreinfo"
-    for address in memory.pages_with(b"OSRELEASE="):
+    found: list[Kernel] = []
+    reason = "no Linux kernel tells of itself in its memory: it has not booted, or has no vmcoreinfo"
+    for number, address in enumerate(memory.pages_with(b"OSRELEASE=")):
+        if number >= _TELLING_MOST or len(found) >= _READ_MOST:
+            raise MissingError("too many pages of its memory tell of a kernel")
         try:
             found.append(_opened(memory, address, symbols, types))
         except MissingError as error:
@@ -156,7 +161,10 @@ def _opened(memory: Memory, address: int, symbols: frozenset[str], types: frozen
     if space.physical(space.u64(known["vmcoreinfo_data"])) != address:
         raise MissingError("what is told of a kernel in its memory is not told by that kernel")
     release = re.sub(r"[^ -~]", "?", space.told["OSRELEASE"])[:64]
-    layouts = btf.read(space.image(known["__start_BTF"], known["__stop_BTF"]), types)
+    begin, end = known["__start_BTF"], known["__stop_BTF"]
+    if not 0 < end - begin <= _TYPES_MOST:
+        raise MissingError("its kernel has no types (BTF)")
+    layouts = btf.read(space.image(begin, end), types)
     return Kernel(release, space, known, layouts)
 
 

@@ -47,6 +47,8 @@ class Slabs:
             if space.u64(page + self._owner) == cache and flags & self._flag == self._flag and count <= _OBJECTS_MOST:
                 first = space.direct + (page - base) // _PAGE_STRUCT * PAGE + pad
                 found.update(range(first, first + count * size, size))
+                if len(found) * _LEAST > space.memory.layout.size:
+                    raise BadAddress("more tasks than the guest's memory could hold")
         return found
 
     def _sweep(self, base: int, owner: bytes) -> list[int]:

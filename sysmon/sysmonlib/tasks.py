@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dre import event
 
 from sysmonlib.kernel import Kernel
-from sysmonlib.memory import PAGE, BadAddress
+from sysmonlib.memory import BadAddress
 from sysmonlib.walk import Broken, Walk
 
 SYMBOLS = frozenset(
@@ -56,6 +56,7 @@ _IDLE = 0x402  # TASK_IDLE: a kernel thread that waits without counting as load
 _EXITS = {0x10: "X", 0x20: "Z"}
 _KTHREAD = 0x00200000  # PF_KTHREAD
 _DEAD, _NEW = 0x80, 0x800  # TASK_DEAD, TASK_NEW: no more or not yet a task
+_STACK = 1 << 14  # octets of the stack that each task has
 _STACK_END = 0x57AC6E9D  # STACK_END_MAGIC of include/uapi/linux/magic.h
 _RT_PRIORITIES = 100
 _CPUS_MOST = 8192
@@ -116,7 +117,7 @@ class Tasks:
         ]
         self._uid = offset("cred", "uid")
         self._number = offset("pid", "numbers") + offset("upid", "nr")
-        self.most = self._space.memory.layout.size // PAGE  # tasks that memory can hold: each has more than that
+        self.most = self._space.memory.layout.size // _STACK  # tasks that memory can hold
         self._queues = _Queues(kernel)
         clock = kernel.symbols.get("shadow_timekeeper")  # Linux 6.13 has another
         self._clock = (

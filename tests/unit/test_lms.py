@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dre-lms on memory made for it: what is hidden is named, and what is made to mislead it ends soon and is told."""
+
+import os
+import random
+import struct
+import time
+
+import pytest
+from dre.errors import MissingError
+from lmskit import DIRECT, IMAGE, LAYOUTS, NOTE, SIZE, Guest, at
+from sysmonlib import cross, guest
+from sysmonlib.memory import BadAddress, Layout
+
+CASES = int(os.environ.get("DRE_CASES", "60"))
+BOUND = 20.0  # seconds for one look at whatever memory; it takes some hundredths
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    for name, value in (("SLOW", 0.02), ("PASSING", 0.04), ("AGAIN", 0.005)):
+        monkeypatch.setattr(cross, name, value)
+
+
+@pytest.fixture
+def full():
+    """A guest with five processes and two modules."""
+    made = Guest()
+    for pid in (1, 2, 30, 31, 32):
+        made.task(pid, f"task{pid}")
+    for name in ("ext4", "loop"):
+        made.module(name)
+    return made
+
+
+def told(findings):
+    """Type, name and missing views of each."""
+    return [
+        (found.type, found.data.get("pid", found.data.get("name")), found.data.get("views_missing"))
+        for found in findings
+    ]
+
+
+@pytest.mark.parametrize("mapped", [True, False], ids=["shared", "private"])
+def test_a_guest_that_hides_nothing_is_clean(full, mapped):
+    assert full.scan(mapped) == []
+
+
+def test_processes_are_listed_with_what_the_kernel_notes_of_them(full):
+    with full.memory() as memory:
+        seen = full.cross(memory)
+        rows = sorted(
+            (task.pid, task.comm, task.state, threads, missing) for task, threads, missing in seen.processes()
+        )
+    assert rows == [(pid, f"task{pid}", "S", 1, []) for pid in (1, 2, 30, 31, 32)]
+
+
+@pytest.mark.parametrize("mapped", [True, False], ids=["shared", "private"])
+def test_a_task_off_the_list_is_named(full, mapped):
+    full.unlink(full.tasks[31] + at("task_struct", "tasks"))
+    assert told(full.scan(mapped)) == [("sysmon.hidden.process", 31, ["list"])]
+
+
+def test_a_task_without_a_number_is_named(full):
+    full.set(full.numbers + at("xa_node", "slots") + 8 * 31, 0)
+    assert told(full.scan()) == [("sysmon.hidden.process", 31, ["idr"])]
+
+
+def deeply(full, pid):
+    """Off the list, without a number, no child of its parent."""
+    task = full.tasks[pid]
+    full.unlink(task + at("task_struct", "tasks"))
+    full.unlink(task + at("task_struct", "sibling"))
+    full.set(full.numbers + at("xa_node", "slots") + 8 * pid, 0)
+    return task
+
+
+@pytest.mark.parametrize("runs", [True, False], ids=["runs", "sleeps"])
+def test_a_task_that_is_in_no_list_is_named_while_it(full, runs):
+    task = deeply(full, 31)
+    if runs:
+        full.run(task)
+    assert told(full.scan()) == [("sysmon.hidden.process", 31, ["list", "idr", "tree"])]
+
+
+def test_a_task_that_lost_its_number_and_seems_to_be_dead_is_named(full):
+    task = deeply(full, 31)
+    for member, value in (("pid", 0), ("tgid", 0), ("exit_state", 16)):
+        full.set(task + at("task_struct", member), value)
+    assert told(full.scan()) == [("sysmon.hidden.process", 31, ["list", "idr", "tree"])]
+
+
+@pytest.mark.parametrize("member, value", [("usage", 0), ("stack", 0)])
+def test_what_is_left_of_a_task_that_ended_is_none(full, member, value):
+    full.set(deeply(full, 31) + at("task_struct", member), value)
+    assert full.scan() == []
+
+
+def test_a_copy_in_the_making_is_no_task(full):
+    full.set(deeply(full, 31) + at("task_struct", "__state"), 0x800)
+    assert full.scan() == []
+
+
+def test_what_passes_between_two_readings_is_not_told(full, monkeypatch):
+    node = full.tasks[31] + at("task_struct", "tasks")
+    with full.memory() as memory:
+        seen = full.cross(memory)
+        full.unlink(node)
+        os.pwrite(memory.fd, full.octets, 0)
+
+        def put_back(_):
+            full.link(full.init + at("task_struct", "tasks"), node)
+            os.pwrite(memory.fd, full.octets, 0)
+
+        monkeypatch.setattr(cross.time, "sleep", put_back)
+        assert seen.scan() == []
+
+
+def test_a_finding_is_told_once(full):
+    full.unlink(full.tasks[31] + at("task_struct", "tasks"))
+    with full.memory() as memory:
+        seen = full.cross(memory)
+        assert len(seen.scan()) == 1
+        assert seen.scan() == []
+
+
+@pytest.mark.parametrize("views", [["list"], ["list", "sysfs"]])
+def test_a_hidden_module_is_named(full, views):
+    module = full.module("kit")
+    full.unlink(module + at("module", "list"))
+    if "sysfs" in views:
+        full.unlink(module + at("module", "mkobj") + at("kobject", "entry"))
+    assert told(full.scan()) == [("sysmon.hidden.module", "kit", views)]
+
+
+def test_a_list_that_leaves_its_head_out_is_inconsistent(full):
+    node = full.tasks[32] + at("task_struct", "tasks")
+    full.set(node, full.tasks[30] + at("task_struct", "tasks"))
+    (found,) = full.scan()
+    assert found.type == "sysmon.inconsistent" and found.data["views"] == ["list"]
+    assert "loop" in found.data["reason"]
+
+
+@pytest.mark.parametrize("address", [0, 8, DIRECT + SIZE, DIRECT - 8, IMAGE + SIZE, (1 << 64) - 4, 0x7F0000000000])
+def test_a_pointer_that_leads_nowhere_is_inconsistent(full, address):
+    full.set(full.tasks[31] + at("task_struct", "tasks"), address)
+    assert [(found.type, found.data["views"]) for found in full.scan()] == [("sysmon.inconsistent", ["list"])]
+
+
+def test_a_number_tree_within_itself_is_inconsistent(full):
+    full.set(full.numbers + at("xa_node", "slots"), full.numbers | 2)
+    assert [found.data["views"] for found in full.scan()] == [["idr"]]
+
+
+def test_more_processors_than_there_can_be_are_inconsistent(full):
+    full.set(full.symbols["nr_cpu_ids"], 1 << 31)
+    assert [found.data["views"] for found in full.scan()] == [["runqueue"]]
+
+
+def test_a_name_without_an_end_is_cut(full):
+    full.write(full.tasks[31] + at("task_struct", "comm"), b"\x1b[2J" + b"x" * 12)
+    full.unlink(full.tasks[31] + at("task_struct", "tasks"))
+    (found,) = full.scan()
+    assert found.data["comm"] == "?[2J" + "x" * 12
+
+
+def refused(made):
+    with pytest.raises(MissingError) as error:
+        made.scan()
+    return str(error.value)
+
+
+def test_memory_without_a_kernel_is_refused_with_the_reason(full):
+    full.octets[NOTE : NOTE + 64] = bytes(64)
+    assert "no Linux kernel" in refused(full)
+
+
+@pytest.mark.parametrize(
+    "old, new, reason",
+    [
+        (b"SYMBOL(kallsyms_names)", b"SYMBOL(kallsyms_other)", "Linux 6.0"),
+        (b"NUMBER(phys_base)=0", b"NUMBER(phys_base)=x", "damaged"),
+        (b"NUMBER(phys_base)=0", b"NUMBER(phys_base)=9", "page table"),
+    ],
+)
+def test_a_kernel_that_does_not_tell_enough_is_refused_with_the_reason(full, old, new, reason):
+    full.octets[:] = full.octets.replace(old, new)
+    assert reason in refused(full)
+
+
+def test_a_kernel_without_types_is_refused(full):
+    full.octets[:] = full.octets.replace(b"__start_BTF", b"__other_BTF")
+    full.set(full.symbols["__start_BTF"], 0)
+    assert refused(full)
+
+
+def test_what_a_program_says_of_a_kernel_is_not_taken_for_one(full):
+    note = bytes(full.octets[NOTE : NOTE + 4096])
+    full.octets[PLACE : PLACE + 4096] = note  # a copy, in a page of its own
+    full.unlink(full.tasks[31] + at("task_struct", "tasks"))
+    assert told(full.scan()) == [("sysmon.hidden.process", 31, ["list"])]
+
+
+PLACE = 0x4000  # below the true one
+
+
+def test_addresses_are_those_of_qemu_and_none_wraps():
+    small = Layout.of(1 << 30, "pc-q35-7.2")
+    large = Layout.of(4 << 30, "pc-q35-7.2")
+    assert (small.low, large.low, Layout.of(4 << 30, "pc-i440fx-7.2").low) == (1 << 30, 2 << 30, 3 << 30)
+    assert large.offset(1 << 32, 8) == 2 << 30 and large.address(2 << 30) == 1 << 32
+    for layout, address in ((small, (1 << 30) - 7), (small, -8), (large, 2 << 30), (large, 6 << 30)):
+        with pytest.raises(BadAddress):
+            layout.offset(address, 8)
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("<os><type arch='aarch64' machine='virt'>hvm</type></os>", "architecture"),
+        ("<os><type arch='x86_64' machine='q35'>hvm</type></os><launchSecurity type='sev'/>", "encrypted"),
+        ("<os><type arch='x86_64' machine='q35'>hvm</type></os><maxMemory unit='KiB'>1</maxMemory>", "plugged"),
+    ],
+)
+def test_a_system_that_cannot_be_read_is_refused_with_the_reason(text, reason):
+    with pytest.raises(MissingError, match=reason):
+        guest.layout(f"<domain><memory unit='KiB'>1048576</memory>{text}</domain>")
+
+
+def test_any_memory_ends_in_bounded_time_without_a_crash(full):
+    """Words of a whole guest changed at random: some stay readable, and each ends as it may end."""
+    whole = bytes(full.octets)
+    words = [place for place in range(0, SIZE, 8) if whole[place : place + 8] != bytes(8)]
+    pointers = [struct.unpack_from("<Q", whole, place)[0] for place in words]
+    ends = dict.fromkeys(("clean", "found", "refused"), 0)
+    for number in range(CASES):
+        chance = random.Random(number)
+        full.octets[:] = whole
+        for _ in range(chance.choice((1, 3, 30))):
+            value = chance.choice((0, 1, (1 << 64) - 1, chance.getrandbits(64), chance.choice(pointers) + 8, 1 << 31))
+            struct.pack_into("<Q", full.octets, chance.choice(words), value % (1 << 64))
+        begun = time.monotonic()
+        try:
+            ends["found" if full.scan() else "clean"] += 1
+        except MissingError:
+            ends["refused"] += 1
+        assert time.monotonic() - begun < BOUND, number
+    assert all(ends.values()), ends
+
+
+def test_layouts_of_the_kit_do_not_overlap():
+    for name, (members, size) in LAYOUTS.items():
+        assert len(members.split()) * 8 <= size, name
