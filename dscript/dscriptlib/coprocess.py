@@ -20,6 +20,7 @@ from dscriptlib.model import Script, Step
 from dscriptlib.steps import KINDS, container
 
 GRACE = 10.0  # seconds that a process may need beyond the time of a verb
+LONGEST = 86400.0  # seconds that they give a verb
 AGAIN = 3  # attempts: one that was killed is asked again, under the same request id, what came of it
 _LINE = 1 << 21  # octets of an answer, at most
 _LIMITS = {"cpu": "1", "memory": "1", "pids": "1"}  # stand for what was read
@@ -73,7 +74,7 @@ class _Process:
     def ask(self, words: Sequence[str], timeout: float) -> dict[str, object] | None:
         """Its answer; None when it has ended, or must not be asked again."""
         self.number += 1
-        asked = {"id": self.number, "argv": list(words), "deadline": timeout}
+        asked = {"id": self.number, "argv": list(words), "deadline": min(timeout, LONGEST)}
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
             self.process.stdin.write(json.dumps(asked).encode() + b"\n")

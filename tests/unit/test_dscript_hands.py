@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "dscript"))
 
 from dre import conf, event  # noqa: E402
+from dre.errors import DreError, MissingError, TimedOutError  # noqa: E402
 from dscriptlib import coprocess, hands, load, store, versions  # noqa: E402
 from test_dscript_versions import person  # noqa: E402
 
@@ -124,6 +125,50 @@ def test_only_its_own_events_and_those_of_agreed_steps_are_sent(world):
     assert "not an event line" in world.ask("send", line="{}\n" + line("script.x"))["error"]
     assert "not an event line" in world.ask("record", line="x" * 5000)["error"]
     assert "KeyError" in world.ask("shell")["error"]
+
+
+PROGRAM = """#!/usr/bin/python3
+import json, os, sys
+for line in sys.stdin:
+    asked = json.loads(line)
+    with open({told!r}, "a") as told:
+        told.write(f"{{asked['deadline']}} {{' '.join(asked['argv'])}} {{' '.join(sys.argv[1:])}}\\n")
+    word = asked["argv"][0]
+    if word == "die" and not os.path.exists({dead!r}):
+        open({dead!r}, "w").close()
+        os._exit(9)
+    code = {{"fail": 3, "late": 5}}.get(word, 0)
+    rows = [{{"a": 1}}] if word == "row" else []
+    print(json.dumps({{"id": asked["id"], "code": code, "rows": rows, "error": "why" if code else ""}}), flush=True)
+"""
+
+
+def test_a_process_that_is_killed_is_asked_again_and_one_that_is_free_goes_on(tmp_path, monkeypatch):
+    program, told = tmp_path / "dre-app", tmp_path / "told"
+    program.write_text(PROGRAM.format(told=str(told), dead=str(tmp_path / "dead")))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    pool = coprocess.Pool(["--config", "c"])
+    may = coprocess.Allowed(frozenset({"stop", "limit"}), frozenset({"b", "a"}))
+    try:
+        assert pool.call("dre-app", may, ["row", "a"], 1e6) == b'{"a": 1}\n'
+        (free,) = pool.free
+        with pytest.raises(DreError, match="dre-app fail a: exit status 3: why"):
+            pool.call("dre-app", may, ["fail", "a"], 5)
+        with pytest.raises(TimedOutError):
+            pool.call("dre-app", may, ["late", "a"], 5)
+        assert pool.free == [free]
+        assert pool.call("dre-app", may, ["die", "a"], 5) == b"" and pool.free != [free]
+        pool.call("dre-app", coprocess.Allowed(frozenset({"stop"}), frozenset({"a"})), ["stop", "a"], 5)
+        assert len(pool.free) == 1  # what was held to other scripts has ended
+    finally:
+        for one in pool.free:
+            one.end()
+    lines = told.read_text().splitlines()
+    held = "--config c --serve --allow limit,stop --names a,b"
+    assert lines[0] == f"86400.0 row a {held}" and [line.split()[1] for line in lines[-3:]] == ["die", "die", "stop"]
+    with pytest.raises(MissingError):
+        pool.call("dre-sys", may, ["row", "a"], 5)
 
 
 def test_a_program_is_held_to_the_verbs_and_names_of_the_scripts():
