@@ -128,8 +128,9 @@ class App:
 
         A power failure may leave these files empty: the next start is what mends them.
         """
-        from dre import lxcconfig  # here and below: a list needs none of it
+        from dre import lxcconfig, parting  # here and below: a list needs none of it
 
+        (self.directory / parting.PLACE).mkdir(mode=0o755, exist_ok=True)
         derived = {"command": lxcconfig.script(spec)}
         if spec.unprivileged:
             derived["mounts.json"] = lxcconfig.plan(spec, self.directory, self.log)

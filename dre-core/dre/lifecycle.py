@@ -28,6 +28,7 @@ from dre import (
     names,
     network,
     output,
+    parting,
     publish,
     relimit,
     sshd,
@@ -327,29 +328,35 @@ def stop(app: App, timeout: float) -> bool:
         sweep(app)
         return False
     init = app.init_pid()
+    told: dict[str, Any] = {}
     if init is not None:
         _note_stop(app, init)
         with contextlib.suppress(OSError), _watched(apps.monitor(init)) as monitor:  # ended by itself just now
             if state == "frozen":
                 _unfreeze(app, init)  # a frozen process cannot obey
-            _end(app, init, monitor, lxcconfig.halt(app.container(), spec), timeout)
+            told = _end(app, init, monitor, lxcconfig.halt(app.container(), spec), timeout)
     sweep(app)
-    app.emit("stopped")
+    app.emit("stopped", **told)
     return True
 
 
-def _end(app: App, init: int, monitor: int, halt: int | None, timeout: float) -> None:
-    # Not left to init.lxc, which would kill one second after its TERM: a database may need longer.
-    if halt is None:
-        terminate(init)
-    else:
-        with contextlib.suppress(ProcessLookupError), _watched(init) as fd:
-            signal.pidfd_send_signal(fd, halt)
-    if _ended(monitor, timeout):
-        return
-    app.container().stop()
-    if not _ended(monitor, KILL_WAIT):
-        raise TimedOutError(f"{app.name}: not ended {KILL_WAIT:g} s after it was killed")
+def _end(app: App, init: int, monitor: int, halt: int | None, timeout: float) -> dict[str, Any]:
+    """End the app; in how many `seconds`, whether it was `killed`, and what a D-aware program `said` meanwhile."""
+    begun = time.monotonic()
+    with parting.heard(app.directory / parting.PLACE) as ear:
+        # Not left to init.lxc, which would kill one second after its TERM: a database may need longer.
+        if halt is None:
+            terminate(init)
+        else:
+            with contextlib.suppress(ProcessLookupError), _watched(init) as fd:
+                signal.pidfd_send_signal(fd, halt)
+        obeyed = ear.until(monitor, timeout)
+    if not obeyed:
+        app.container().stop()
+        if not _ended(monitor, KILL_WAIT):
+            raise TimedOutError(f"{app.name}: not ended {KILL_WAIT:g} s after it was killed")
+    said = {"said": ear.said} if ear.said is not None else {}
+    return {"seconds": round(time.monotonic() - begun, 3), "killed": not obeyed, **said}
 
 
 def terminate(init: int) -> None:

@@ -13,7 +13,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from dre import files, limits, sshd
+from dre import files, limits, parting, sshd
 from dre.conf import Conf
 from dre.errors import DreError, MissingError
 from dre.spec import DHCP, Spec
@@ -104,6 +104,7 @@ def render(conf: Conf, spec: Spec, log: Path) -> str:
         *_program(conf, spec),
         ("lxc.mount.entry", f"{seen('command')} run/dre-command none bind,ro,create=file 0 0"),
         ("lxc.mount.entry", f"{seen('output')} run/dre-output none bind,create=file 0 0"),
+        *([] if spec.halt is not None else _daware(seen(parting.PLACE), spec)),
         *([("lxc.mount.entry", f"{seen('status')} {STATUS}")] if spec.restart != "no" else []),
         ("lxc.seccomp.profile", f"{ours}/seccomp" if spec.seccomp == "default" else spec.seccomp),
         *_ids(spec),
@@ -131,6 +132,13 @@ def _program(conf: Conf, spec: Spec) -> list[tuple[str, str]]:
     return [("lxc.init.cmd", command), ("lxc.mount.entry", _init(conf, spec))]
 
 
+def _daware(place: str, spec: Spec) -> list[tuple[str, str]]:
+    """What a D-aware program is given: how long it may save when it is stopped, and where to say how that went."""
+    given = {"DAWARE_SAVE_MS": str(round(parting.WAIT * 1000)), "DAWARE_NOTIFY": f"{parting.INSIDE}/socket"} | spec.env
+    words = [("lxc.environment", f"{key}={given[key]}") for key in ("DAWARE_SAVE_MS", "DAWARE_NOTIFY")]
+    return [("lxc.mount.entry", f"{place} {parting.INSIDE.lstrip('/')} none bind,ro,create=dir 0 0"), *words]
+
+
 def halt(container: Any, spec: Spec) -> int | None:
     """The signal that ends an init of the app's own, None for LXC's: as it was started, the *spec* may be newer."""
     command, answer = (container.get_running_config_item(key) for key in ("lxc.init.cmd", "lxc.signal.halt"))
@@ -147,6 +155,8 @@ BINDS = "binds"  # where dre.idmap mounts what an unprivileged app shall see of 
 def sources(spec: Spec, home: Path, log: Path) -> dict[str, str]:
     """Files and directories of the host that the app sees, by the names they have below BINDS."""
     found = {"command": f"{home}/command", "output": str(log)}
+    if spec.halt is None:
+        found[parting.PLACE] = f"{home}/{parting.PLACE}"
     if spec.restart != "no":
         found["status"] = f"{home}/status"
     return found | {str(number): item.source for number, item in enumerate(spec.binds)}
@@ -155,7 +165,7 @@ def sources(spec: Spec, home: Path, log: Path) -> dict[str, str]:
 def plan(spec: Spec, home: Path, log: Path) -> str:
     """What dre.idmap is to mount for an unprivileged app. What the host shares by --bind need not be mappable."""
     # Read-only from outside: what LXC makes so inside, root of the app may make writable again.
-    fixed = {"command", *(str(number) for number, item in enumerate(spec.binds) if item.read_only)}
+    fixed = {"command", parting.PLACE, *(str(number) for number, item in enumerate(spec.binds) if item.read_only)}
     binds = {name: [source, not name.isdigit(), name in fixed] for name, source in sources(spec, home, log).items()}
     return json.dumps({"ids": spec.ids, "binds": binds}) + "\n"
 

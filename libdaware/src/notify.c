@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The protocol of sd_notify(3): one datagram to $NOTIFY_SOCKET. */
+/* The protocol of sd_notify(3): one datagram to $NOTIFY_SOCKET, and to $DAWARE_NOTIFY, where `dre-app stop` hears it. */
 #define _GNU_SOURCE
 #include "private.h"
 
@@ -12,9 +12,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-int daware_notify(const char *text)
+static int send_to(const char *path, const char *text)
 {
-	const char *path = secure_getenv("NOTIFY_SOCKET");
 	struct sockaddr_un manager = {.sun_family = AF_UNIX};
 	socklen_t length;
 	int fd, error = 0;
@@ -34,6 +33,12 @@ int daware_notify(const char *text)
 		error = -errno;
 	close(fd);
 	return error;
+}
+
+int daware_notify(const char *text)
+{
+	send_to(secure_getenv("DAWARE_NOTIFY"), text); /* `dre-app stop`: mostly nobody hears it */
+	return send_to(secure_getenv("NOTIFY_SOCKET"), text);
 }
 
 PUBLIC int daware_ready(void)

@@ -173,6 +173,7 @@ static void save(int number)
 		char milliseconds[24];
 
 		snprintf(milliseconds, sizeof milliseconds, "%lld", (long long)(daware_now() - begun));
+		daware_status("%s saved: %s in %s ms", failed ? "not all is" : "all is", results, milliseconds);
 		daware_logkv(failed ? LOG_ERR : LOG_NOTICE, "save", failed ? "not all is saved" : "all is saved", "signal",
 			strsignal(number), "results", results, "ms", milliseconds, NULL);
 	}

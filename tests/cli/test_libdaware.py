@@ -207,6 +207,7 @@ def test_it_saves_before_it_ends_and_says_how_that_went(edges, log, tmp_path, ab
         assert process.stdout.read().splitlines() == ["first 15 in time", "second 15 in time", "third 15 in time"]
         assert process.wait(30) == -signal.SIGTERM
         assert manager.recv(1000) == b"STOPPING=1"
+        assert re.fullmatch(rb"STATUS=not all is saved: 0,-5,0 in \d+ ms", manager.recv(1000))
     (record,) = log.read()
     assert (record["event"], record["pri"], record["message"]) == ("save", "27", "not all is saved")
     assert re.fullmatch(r' signal="Terminated" results="0,-5,0" ms="\d+"', record["values"])
@@ -330,7 +331,10 @@ def test_daware_notify(tool, tmp_path):
         for told, *words in ((b"READY=1", "ready"), (b"STATUS=100%s", "status", "100%s"), (b"WATCHDOG=1", "heartbeat")):
             assert outcome(tool("daware-notify", *words, NOTIFY_SOCKET=str(tmp_path / "notify"))) == (0, "", "")
             assert manager.recv(1000) == told
+            assert outcome(tool("daware-notify", *words, DAWARE_NOTIFY=str(tmp_path / "notify"))) == (0, "", "")
+            assert manager.recv(1000) == told
     assert outcome(tool("daware-notify", "ready", NOTIFY_SOCKET="/nowhere"))[0] == 1
+    assert outcome(tool("daware-notify", "ready", DAWARE_NOTIFY="/nowhere")) == (0, "", ""), "mostly nobody hears it"
 
 
 def test_daware_run_saves_then_ends_the_program(tool, log, tmp_path):

@@ -4,11 +4,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dre import cli, lifecycle, order, recovery, verbs
+from dre import cli, lifecycle, order, parting, recovery, verbs
 from dre.app import App
 from dre.cli import Context
 
-STOP_WAIT = 10.0
+STOP_WAIT = parting.WAIT
 
 
 def add(table: Any) -> None:
