@@ -33,6 +33,7 @@ from dscriptlib.steps import Told
 LIMIT = 1 << 17  # octets of a request
 GONE = "the process that does the steps is gone"
 PHASES = ("read", "act", "revert")
+TELLING = ("notify", "ask", "record")  # they do nothing but tell persons, who must hear of what is refused
 _FORMER = re.compile(r"[A-Za-z0-9][A-Za-z0-9.%]{0,39}")  # never an option
 _RUN = re.compile(r"[0-9a-f]{16}")
 
@@ -166,8 +167,10 @@ class Hands:
     def step(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
         """Do a phase of a step."""
         act = _act(asked)
-        script = self.agreed(asked, act.phase == "act")
+        script = self.agreed(asked)
         step = script.response(act.response).steps[act.step]
+        if act.phase == "act" and step.action not in TELLING:
+            self.signed(script)
         if step.revert == "never" and act.phase == "revert":
             raise NotPermittedError(f"{script.name}: step {act.step + 1} of {act.response} is never taken back")
         made = self.doer.do(script, act, asked["again"] is True)
@@ -175,7 +178,8 @@ class Hands:
 
     def watch(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
         """Tell dre-watch what the version in force watches."""
-        script = self.agreed(asked, True)
+        script = self.agreed(asked)
+        self.signed(script)
         if script.sha256 in self.given or store.in_force(self.conf, script.name) == script.sha256:
             store.watch(self.conf, script)
         return {}
@@ -204,8 +208,13 @@ class Hands:
 
     # --- what is agreed ---
 
-    def agreed(self, asked: Mapping[str, Any], now: bool) -> Script:
-        """The version that is named, if it was ever in force and, where it counts *now*, may be. Raises DreError."""
+    def signed(self, script: Script) -> None:
+        """Raise NotPermittedError where two persons should have signed *script*, unless it was given."""
+        if script.sha256 not in self.given:
+            versions.require(self.conf, script)
+
+    def agreed(self, asked: Mapping[str, Any]) -> Script:
+        """The version that is named, if it was ever in force. Raises DreError."""
         name, sha256 = units.name(str(asked["script"])), str(asked["sha256"])
         found = self.given.get(sha256)
         if found is None and not self.given:
@@ -214,8 +223,6 @@ class Hands:
             found = self._version(sha256)
         if found is None or found.name != name:
             raise NotPermittedError(f"{name}: there is no version {sha256[:12]}")
-        if now:
-            versions.require(self.conf, found)
         return found
 
     def scripts(self) -> list[Script]:

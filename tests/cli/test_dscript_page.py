@@ -163,7 +163,8 @@ def world(public_path, certificates, register):
         except KeyError:
             pytest.skip("no user dscript: the package makes it")
     made = World(public_path, certificates)
-    made.engine = made.start("run", made.place / "steps.yaml")
+    user = ["--user", "dscript"] if os.geteuid() == 0 else []  # as its service has it
+    made.engine = made.start("run", *user, made.place / "steps.yaml")
     made.wait(lambda: made.records("start"), "the engine")
     (made.place / "state/script/persons.json").write_bytes(register)  # now, for nobody has signed that script
     made.page = made.serve()

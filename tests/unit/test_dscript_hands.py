@@ -106,7 +106,8 @@ def test_a_version_that_waits_or_was_altered_is_refused_and_an_earlier_one_is_en
 
 def test_once_persons_are_registered_what_they_have_not_signed_can_only_be_taken_back(world):
     person(world.conf, "ann", "author")
-    assert "is not signed by two persons" in world.step()["error"]
+    assert "is not signed by two persons" in world.step(0)["error"]
+    assert store.thresholds(world.conf, "s") == {} and world.step()["error"] is None  # a person may be told
     assert "is not signed by two persons" in world.ask("watch", script="s", sha256=world.script.sha256)["error"]
     assert world.step(0, "revert", former={})["error"] is None
 
