@@ -259,11 +259,11 @@ class Guest:
 
     # From outside.
 
-    def memory(self, mapped=True):
+    def memory(self, mapped=True, owner=-1):
         """Its memory as it is now."""
         fd = os.memfd_create("guest")
         os.write(fd, self.octets)
-        return Memory(fd, Layout(SIZE, SIZE), 0, mapped)
+        return Memory(fd, Layout(SIZE, SIZE), 0, mapped, owner)
 
     def cross(self, memory):
         """Raises what is raised where it cannot be read."""

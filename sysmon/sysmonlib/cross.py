@@ -78,7 +78,7 @@ class Cross:
 
     def __init__(self, system: str, kernel: Kernel) -> None:
         """Raises MissingError where the kernel does not tell what is needed."""
-        self._system = system
+        self._system, self.kernel = system, kernel
         self.tasks, self._slabs, self._modules = Tasks(kernel), Slabs(kernel), Modules(kernel)
         self._suspects: dict[tuple[Any, ...], _Suspect] = {}
         self._reported: set[tuple[Any, ...]] = set()

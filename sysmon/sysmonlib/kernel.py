@@ -123,6 +123,17 @@ class Kernel:
         except KeyError:
             raise MissingError(f"its kernel {self.release} has no symbol {name}") from None
 
+    def same(self, other: "Kernel") -> bool:
+        """Whether *other* is this one, of the same boot."""
+        return (self.space.told, self.space.direct) == (other.space.told, other.space.direct)
+
+    def clock(self) -> int:
+        """A number that grows while this kernel runs, if not all the time; -1 where it cannot be read."""
+        try:
+            return self.space.u64(self.symbols["jiffies_64"])
+        except (KeyError, BadAddress):
+            return -1
+
 
 def find(memory: Memory, symbols: frozenset[str], types: frozenset[str]) -> Kernel:
     """The kernel that runs in *memory*, with those of *symbols* and *types* that it has.
@@ -170,17 +181,10 @@ def _opened(memory: Memory, address: int, symbols: frozenset[str], types: frozen
 
 def _alive(kernels: list[Kernel]) -> list[Kernel]:
     """Those whose clock moves."""
-    begun = [_clock(kernel) for kernel in kernels]
+    begun = [kernel.clock() for kernel in kernels]
     deadline = time.monotonic() + _ALIVE_WITHIN
     moved: list[Kernel] = []
     while not moved and time.monotonic() < deadline:
         time.sleep(0.05)
-        moved = [kernel for kernel, before in zip(kernels, begun, strict=True) if _clock(kernel) != before]
+        moved = [kernel for kernel, before in zip(kernels, begun, strict=True) if kernel.clock() != before]
     return moved
-
-
-def _clock(kernel: Kernel) -> int:
-    try:
-        return kernel.space.u64(kernel.symbols["jiffies_64"])
-    except (KeyError, BadAddress):
-        return -1

@@ -9,6 +9,7 @@ import contextlib
 import mmap
 import os
 import re
+import select
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,9 +57,9 @@ class Layout:
 class Memory:
     """The RAM behind *fd*, at *start* of it: mapped where that shows the guest's pages, else read piece by piece."""
 
-    def __init__(self, fd: int, layout: Layout, start: int = 0, mapped: bool = True) -> None:
-        """Takes *fd* over. Raises OSError where it cannot be mapped."""
-        self.fd, self.layout, self._start = fd, layout, start
+    def __init__(self, fd: int, layout: Layout, start: int = 0, mapped: bool = True, owner: int = -1) -> None:
+        """Takes *fd* over, and *owner*, the process whose it is (pidfd). Raises OSError where it cannot be mapped."""
+        self.fd, self.layout, self._start, self._owner = fd, layout, start, owner
         try:
             self._map = mmap.mmap(fd, layout.size, mmap.MAP_SHARED, mmap.PROT_READ, offset=start) if mapped else None
             self._view = memoryview(self._map) if self._map is not None else None
@@ -74,6 +75,12 @@ class Memory:
             self._view.release()
             self._map.close()
         os.close(self.fd)
+        if self._owner >= 0:
+            os.close(self._owner)
+
+    def ended(self) -> bool:
+        """Whether the process whose memory it is has ended: then nothing changes in it any more."""
+        return self._owner >= 0 and bool(select.select([self._owner], [], [], 0)[0])
 
     def read(self, address: int, count: int) -> bytes:
         """*count* octets at *address*. Raises BadAddress."""
@@ -159,6 +166,15 @@ def attach(pid: int, layout: Layout) -> Memory:
     Raises MissingError where it has no such memory, OSError where we may not read it.
     """
     place = Path(f"/proc/{pid}")
+    owner = os.pidfd_open(pid)
+    try:
+        return _attached(place, layout, owner)
+    except BaseException:
+        os.close(owner)
+        raise
+
+
+def _attached(place: Path, layout: Layout, owner: int) -> Memory:
     private = None
     for line in (place / "maps").read_text().splitlines():
         found = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw-([sp]) ([0-9a-f]+) (\S+) (\d+)", line)
@@ -172,7 +188,8 @@ def attach(pid: int, layout: Layout) -> Memory:
                 status = name.stat()
                 device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
                 if (device, status.st_ino) == (found[5], int(found[6])):
-                    return Memory(os.open(name, os.O_RDONLY | os.O_CLOEXEC), layout, int(found[4], 16))
+                    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+                    return Memory(fd, layout, int(found[4], 16), owner=owner)
     if private is None:
-        raise MissingError(f"process {pid}: no memory of {layout.size} octets is mapped there")
-    return Memory(os.open(place / "mem", os.O_RDONLY | os.O_CLOEXEC), layout, private, mapped=False)
+        raise MissingError(f"{place} has no memory of {layout.size} octets")
+    return Memory(os.open(place / "mem", os.O_RDONLY | os.O_CLOEXEC), layout, private, mapped=False, owner=owner)

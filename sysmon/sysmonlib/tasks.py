@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dre import event
+from dre.errors import MissingError
 
 from sysmonlib.kernel import Kernel
 from sysmonlib.memory import BadAddress
@@ -60,6 +61,7 @@ _STACK = 1 << 14  # octets of the stack that each task has
 _STACK_END = 0x57AC6E9D  # STACK_END_MAGIC of include/uapi/linux/magic.h
 _RT_PRIORITIES = 100
 _CPUS_MOST = 8192
+_WIDTHS = (16, 64)  # XA_CHUNK_SIZE
 _LATEST = 4e9  # seconds since 1970; a later start is none
 _LINKS = 4096  # of a page of a list in numbers: no walk of all lists has more steps for a task than this
 
@@ -106,6 +108,8 @@ class Tasks:
         )
         self._slots = offset("xa_node", "slots")
         self._width = (offset("xa_node", "tags", "marks") - self._slots) // 8
+        if self._width not in _WIDTHS:
+            raise MissingError(f"its kernel says that a node of its trees has {self._width} slots")
         self._of_pid = offset("pid", "tasks")
         self._pid_link = offset("task_struct", "pid_links")
         self._fields = [

@@ -4,12 +4,14 @@
 import os
 import random
 import struct
+import subprocess
 import time
 
 import pytest
 from dre.errors import MissingError
 from lmskit import DIRECT, IMAGE, LAYOUTS, NOTE, SIZE, Guest, at
 from sysmonlib import cross, guest
+from sysmonlib.cmd import dre_lms
 from sysmonlib.memory import BadAddress, Layout
 
 CASES = int(os.environ.get("DRE_CASES", "60"))
@@ -202,6 +204,26 @@ def test_what_a_program_says_of_a_kernel_is_not_taken_for_one(full):
 
 
 PLACE = 0x4000  # below the true one
+
+
+def test_a_guest_that_has_ended_is_not_clean(full):
+    with subprocess.Popen(["sleep", "60"]) as process:
+        memory = full.memory(owner=os.pidfd_open(process.pid))
+        with memory:
+            known = dre_lms._open("test", memory)
+            assert dre_lms._open("test", memory, known) is known
+            process.kill()
+            process.wait()
+            with pytest.raises(MissingError, match="does not run any more"):
+                dre_lms._open("test", memory, known)
+
+
+def test_a_kernel_booted_anew_is_looked_at_anew(full):
+    with full.memory() as memory:
+        known = dre_lms._open("test", memory)
+        full.octets[:] = full.octets.replace(b"OSRELEASE=6.1.0-test", b"OSRELEASE=6.1.0-next")
+        os.pwrite(memory.fd, full.octets, 0)
+        assert dre_lms._open("test", memory, known).kernel.release == "6.1.0-next"
 
 
 def test_addresses_are_those_of_qemu_and_none_wraps():

@@ -56,9 +56,13 @@ def look(ctx: cli.Context) -> int:
         raise
 
 
-def _open(name: str, memory: Memory) -> Cross:
+def _open(name: str, memory: Memory, known: Cross | None = None) -> Cross:
+    """What looks at the kernel that runs now, which is *known* if that one still runs."""
+    if memory.ended():
+        raise MissingError(f"{name}: it does not run any more")
     try:
-        return Cross(name, kernel.find(memory, SYMBOLS, TYPES))
+        found = kernel.find(memory, SYMBOLS, TYPES)
+        return known if known is not None and known.kernel.same(found) else Cross(name, found)
     except MissingError as error:
         raise MissingError(f"{name}: it cannot be looked into: {error}") from None
 
@@ -69,6 +73,7 @@ def _watch(ctx: cli.Context, interval: float, count: int | None) -> int:
         cross = _open(name, memory)
         due = time.monotonic()
         while True:
+            clock = cross.kernel.clock()
             for finding in cross.scan():
                 found += 1
                 _tell(ctx, finding)
@@ -77,7 +82,9 @@ def _watch(ctx: cli.Context, interval: float, count: int | None) -> int:
                 if count == 0:
                     break
             due = max(due + interval, time.monotonic())
-            time.sleep(due - time.monotonic())
+            time.sleep(max(0.0, due - time.monotonic()))
+            if memory.ended() or cross.kernel.clock() == clock:  # a reboot, or a guest that sleeps
+                cross = _open(name, memory, cross)
     return 1 if found else 0
 
 
