@@ -159,9 +159,12 @@ def test_a_version_that_was_deployed_meanwhile_is_obeyed_and_its_monitors_watche
     monitors = "monitors: [{id: m, watch: cpu, of: other}]\n"
     one.place.joinpath("second.yaml").write_text(HEAD + LIMIT.replace("web1", "other") + CALL + monitors)
     one.dscript("deploy", one.place / "second.yaml")
-    (one.place / "state/script/watch.d/steps.json").unlink()  # as if killed before that
     one.wait(lambda: len(one.records("script")) == 2, "the version")
-    one.wait((one.place / "state/script/watch.d/steps.json").exists, "the monitors")
+    one.kill()
+    watched = one.place / "state/script/watch.d/steps.json"
+    watched.unlink()  # as if `deploy` had been killed before that
+    one.start()
+    assert json.loads(watched.read_text())["monitors"][0]["of"] == "other"
     one.go()
     one.wait(lambda: len(one.records("outcome")) == 2, "the step")
     assert json.loads(one.app("limit", "other", "--json").stdout)["pids_limit"] == 50
