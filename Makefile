@@ -2,7 +2,7 @@
 # The whole of D-RE. `make check-fast` and `make all` need no privilege; `make demo` and `make check` are for root and
 # install what they need with apt. Packages land in dist/, the apt repository in repo/, all else in build/.
 
-DIRECTORIES = dre-core dre-base dbox sec-monitor dscript libdre libdaware daware-mod
+DIRECTORIES = dre-core dre-base dbox sec-monitor dscript sysmon libdre libdaware daware-mod
 
 include packaging/environment.mk
 

@@ -108,6 +108,7 @@ class Cross:
 
     def processes(self) -> list[tuple[Task, int, list[str]]]:
         """Each process, how many threads it has, and the views that lack it; what is hidden as the last scan had it."""
+        self.kernel.space.forget()
         look = self._look()
         found, threads = {}, dict[int, int]()
         for address in (look.threads | look.numbered | set(self.hidden)) - look.idle if look else set(self.hidden):
@@ -122,6 +123,7 @@ class Cross:
     def _pass(self) -> None:
         """Bring the suspects up to date."""
         before = self._suspects
+        self.kernel.space.forget()
         self._suspects, self.hidden = {}, {}
         look = self._look()
         if look is not None:

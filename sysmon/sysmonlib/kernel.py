@@ -43,6 +43,7 @@ class Space:
             self._levels = 5 if told.get("NUMBER(pgtable_l5_enabled)") == "1" else 4
         except ValueError:
             raise MissingError("its vmcoreinfo is damaged") from None
+        self._frames: dict[int, int] = {}
         self.direct = -1  # where all physical memory is mapped; known once there are symbols
 
     def address(self, name: str) -> int:
@@ -55,7 +56,15 @@ class Space:
             return address + self._slide
         if 0 <= address - self.direct < 1 << 46 and self.direct > 0:
             return address - self.direct
-        return self.walk(address)
+        page = address & ~(PAGE - 1)
+        frame = self._frames.get(page)
+        if frame is None:
+            frame = self._frames[page] = self.walk(page)
+        return frame + address - page
+
+    def forget(self) -> None:
+        """Look up anew where addresses are that the page table has: what was mapped may have changed."""
+        self._frames.clear()
 
     def walk(self, address: int) -> int:
         """Where the kernel's page table has *address*. Raises BadAddress."""
