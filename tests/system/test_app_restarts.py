@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """--restart: what crashed is started again, whatever died; what was stopped or has done its work is not."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -66,7 +67,8 @@ def keeper(app):
 def end_keeper(app):
     pid = keeper(app)
     if pid:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself just now
+            os.kill(pid, signal.SIGKILL)
         wait_for(lambda: keeper(app) is None)
 
 

@@ -24,6 +24,7 @@ import ctypes, os, socket, sys, time
 assert ctypes.CDLL(None).setns(os.open(f"/proc/{sys.argv[1]}/ns/mnt", os.O_RDONLY), 0) == 0
 os.setresuid(*[int(sys.argv[2])] * 3)
 speaker = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+print("inside", flush=True)
 while True:
     try:
         speaker.sendto(sys.argv[3].encode(), "/run/dre-notify/socket")
@@ -92,11 +93,14 @@ def test_what_its_programs_say_as_they_end_is_told(app, tmp_path, kind):
     row = json.loads(app("status", NAME, "--json"))
     first = os.stat(f"/proc/{row['pid']}/root/").st_uid
     words = "STOPPING=1\nSTATUS=begun\nSTATUS=half \x1b[31mdone\nFOO=1"
-    saying = subprocess.Popen([sys.executable, "-c", SAY, str(row["pid"]), str(first + 2), words])
-    app("stop", NAME, "--timeout", "3s")
+    saying = subprocess.Popen(
+        [sys.executable, "-c", SAY, str(row["pid"]), str(first + 2), words], stdout=subprocess.PIPE
+    )
+    assert saying.stdout.readline() == b"inside\n"
+    app("stop", NAME, "--timeout", "1s")
     assert saying.wait(timeout=10) == 0
     data = told(app)
-    assert (data["said"], data["killed"], data["seconds"] >= 3) == ("half ?[31mdone", True, True)
+    assert (data["said"], data["killed"], data["seconds"] >= 1) == ("half ?[31mdone", True, True)
     assert not (LXC / NAME / "notify/socket").exists()
 
 
