@@ -41,6 +41,18 @@ int daware_notify(const char *text)
 	return send_to(secure_getenv("NOTIFY_SOCKET"), text);
 }
 
+void daware_announce(const char *ident)
+{
+	const char *path = secure_getenv("DAWARE_ANNOUNCE");
+	char text[128];
+	int length = snprintf(text, sizeof text, "PID=%d\nIDENT=%.64s\n", (int)getpid(), ident);
+
+	for (char *at = strchr(text, '=') + 1; at < text + length - 1; at++) /* a name has no blanks */
+		if ((*at < '!' || *at > '~') && *at != '\n')
+			*at = '_';
+	send_to(path != NULL ? path : "/run/dre/daware.sock", text); /* mostly nobody hears it */
+}
+
 PUBLIC int daware_ready(void)
 {
 	return daware_notify("READY=1");

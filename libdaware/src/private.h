@@ -18,6 +18,8 @@ int64_t daware_now(void);
 
 /* notify.c */
 int daware_notify(const char *text);
+/* Say that this process begins: who hears it has its number there from the kernel. See daware-pid(1), listen. */
+void daware_announce(const char *ident);
 
 #pragma GCC visibility pop
 #endif

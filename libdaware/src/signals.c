@@ -342,6 +342,8 @@ PUBLIC int daware_open(const char *ident, unsigned flags)
 	error = flags & DAWARE_LOOP ? 0 : begin_thread();
 	if (error != 0)
 		state.open = 0;
+	else
+		daware_announce(ident != NULL ? ident : program_invocation_short_name);
 	return error;
 }
 

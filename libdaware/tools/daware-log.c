@@ -37,6 +37,7 @@ int main(int argc, char *argv[])
 		pairs[count++] = equal + 1;
 	}
 	pairs[count] = NULL;
+	setenv("DAWARE_ANNOUNCE", "", 1); /* a record is no program that begins */
 	error = daware_open(ident, DAWARE_LOOP);
 	if (error == 0)
 		error = daware_log_pairs(priority, argv[optind], argv[optind + 1], pairs);

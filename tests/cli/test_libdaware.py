@@ -423,6 +423,32 @@ def test_from_python(made, log, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a PID namespace")
+def test_a_program_that_begins_in_a_container_is_heard_of_outside(edges, tool, log, public_path):
+    place = public_path / "daware.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stale:
+        stale.bind(str(place))
+    listening = tool("daware-pid", "listen", place)
+    env = {**environment(), "DAWARE_LOG": str(log.path), "DAWARE_ANNOUNCE": str(place)}
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+            while other.connect_ex(str(place)) != 0:
+                time.sleep(0.05)
+            for text in (b"", b"PID=", b"IDENT=x", b"PID=1\nIDENT=\x1b[2J", b"x" * 10000):
+                other.send(text)
+        taken = f"daware-pid: {place}: Address already in use\n"
+        assert outcome(tool("daware-pid", "listen", place)) == (1, "", taken)
+        outcome(tool("daware-log", "event", "no program", DAWARE_ANNOUNCE=str(place)))
+        argv = ["unshare", "--pid", "--fork", "--kill-child", "setpriv", "--reuid=65534", edges, "save"]
+        with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, text=True) as process:
+            ready, heard, outer = line(process), line(listening), child_of(process.pid)
+            process.kill()
+        assert (ready, heard) == ("ready", f"{outer} 1 65534 edges")
+    finally:
+        listening.kill()
+        assert outcome(listening)[1] == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a PID namespace")
 @pytest.mark.parametrize(
     "flags",
     [(), ("-DDAWARE_WITHOUT_MODULE",), ("-DDAWARE_WITHOUT_MODULE", "-DDAWARE_WITHOUT_IOCTL")],
