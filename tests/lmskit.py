@@ -14,7 +14,8 @@ from sysmonlib.memory import Layout, Memory  # noqa: E402
 
 SIZE, PAGE = 4 << 20, 4096
 IMAGE, DIRECT, PAGES = 0xFFFFFFFF80000000, 0xFFFF888000000000, 0xFFFFEA0000000000
-TABLES, SYMBOLS, PAGES_AT = 0x10000, 0x20000, 0x200000  # where they are in memory
+MODULES = 0xFFFFFFFFC0000000
+TABLES, SYMBOLS, MODULES_AT, PAGES_AT = 0x10000, 0x20000, 0x180000, 0x200000  # where they are in memory
 NOTE = 0x8000
 POINTER = 8
 # name: (members in octets from its begin, size)
@@ -66,6 +67,7 @@ class Guest:
     def __init__(self):
         self.octets = bytearray(SIZE)
         self._free = 0x100000
+        self._module = MODULES
         self.symbols = {}
         self._name_symbols()
         self._empty(self.symbols["modules"])
@@ -97,6 +99,8 @@ class Guest:
     # Memory, by addresses of the kernel's.
 
     def place(self, address):
+        if address >= MODULES:
+            return address - MODULES + MODULES_AT
         return address - (IMAGE if address >= IMAGE else DIRECT)
 
     def set(self, address, value):
@@ -109,7 +113,7 @@ class Guest:
         """Zeroed memory in the direct map."""
         self._free = -(-self._free // align) * align
         self._free += size
-        assert self._free <= PAGES_AT
+        assert self._free <= MODULES_AT
         return DIRECT + self._free - size
 
     def write(self, address, octets):
@@ -149,6 +153,8 @@ class Guest:
             (upper, PAGES >> 30 & 511): middle | 3,
             (middle, PAGES >> 21 & 511): PAGES_AT | large,
         }
+        words |= {(TABLES + PAGE, 511): TABLES + 5 * PAGE | 3, (TABLES + 5 * PAGE, 0): TABLES + 6 * PAGE | 3}
+        words |= {(TABLES + 6 * PAGE, number): MODULES_AT + number * PAGE | 3 for number in range(16)}
         for (table, index), value in words.items():
             struct.pack_into("<Q", self.octets, table + 8 * index, value)
 
@@ -244,7 +250,7 @@ class Guest:
 
     def module(self, name):
         """A module in all views; its address."""
-        module = self.alloc(256)
+        module, self._module = self._module, self._module + PAGE
         self.write(module + at("module", "name"), name.encode())
         self.link(self.symbols["modules"], module + at("module", "list"))
         kobject = module + at("module", "mkobj")

@@ -24,7 +24,7 @@ PROCESS, MODULE, INCONSISTENT = "sysmon.hidden.process", "sysmon.hidden.module",
 AGAIN = 0.02  # seconds between two readings
 SLOW = 1.0  # how long it lasts at least where a difference may be one of a task in the making
 PASSING = 3.0  # the same, of one that seems to be born or to die
-ATTEMPTS, PATIENCE = 10, 1.0  # to walk through what is changed meanwhile, and seconds for that
+PATIENCE = 0.25  # seconds to try again to walk through what is changed meanwhile
 MOST = 1000  # suspects at a time; more are none of a root-kit's
 _Value = TypeVar("_Value")
 
@@ -80,13 +80,13 @@ class Cross:
         """Raises MissingError where the kernel does not tell what is needed."""
         self._system, self.kernel = system, kernel
         self.tasks, self._slabs, self._modules = Tasks(kernel), Slabs(kernel), Modules(kernel)
-        self._suspects: dict[tuple[Any, ...], _Suspect] = {}
+        self._suspects: dict[tuple[Any, ...], _Suspect] = {}  # by the type of the finding, and what it is about
+        self._broken: dict[str, str] = {}  # views that could not be read, and why
         self._reported: set[tuple[Any, ...]] = set()
         self.hidden: dict[int, list[str]] = {}  # by address, tasks found to be hidden, and from which views
 
     def scan(self) -> list[Finding]:
         """Look once, and again at what is suspect until it is certain or gone; what is new of what was found."""
-        self._broken: dict[str, str] = {}
         self._pass()
         waiting = set(self._suspects)
         while any(not self._suspects[key].certain() for key in waiting):
@@ -97,13 +97,7 @@ class Cross:
         for key, suspect in self._suspects.items():
             if suspect.certain() and key not in self._reported:
                 self._reported.add(key)
-                kind = MODULE if key[0] == MODULE else PROCESS
-                found.append(Finding(kind, {**suspect.data, "confirmed": event.stamp()}))
-        for view, reason in self._broken.items():
-            if (INCONSISTENT, view) not in self._reported:
-                self._reported.add((INCONSISTENT, view))
-                data = {"system": self._system, "views": [view], "reason": reason, "first_seen": event.stamp()}
-                found.append(Finding(INCONSISTENT, data))
+                found.append(Finding(key[0], {**suspect.data, "confirmed": event.stamp()}))
         return found
 
     def processes(self) -> list[tuple[Task, int, list[str]]]:
@@ -125,12 +119,26 @@ class Cross:
         before = self._suspects
         self.kernel.space.forget()
         self._suspects, self.hidden = {}, {}
+        self._broken = {}
         look = self._look()
         if look is not None:
             self._judge_tasks(look, before)
         views = self._whole("modules", self._modules.views)
+        carved = self._whole("memory", self._modules.carved)
         if views is not None:
-            self._judge_modules(views, before)
+            self._judge_modules(views, carved or set(), before)
+        for view, reason in self._broken.items():
+            data = {"system": self._system, "views": [view], "reason": reason, "first_seen": event.stamp()}
+            self._suspect((INCONSISTENT, view), before, data, SLOW)
+
+    def _suspect(
+        self, key: tuple[Any, ...], before: Mapping[tuple[Any, ...], _Suspect], data: dict[str, Any], lasts: float
+    ) -> _Suspect:
+        """Note once more what *key* stands for, with *data* as it was noted first."""
+        suspect = before.get(key) or _Suspect(data, lasts)
+        suspect.seen += 1
+        self._suspects[key] = suspect
+        return suspect
 
     def _look(self) -> _Look | None:
         """The views, those that are broken empty; None where there is nothing to compare with."""
@@ -160,18 +168,16 @@ class Cross:
 
     def _whole(self, view: str, read: Callable[[], _Value]) -> _Value | None:
         """What *read* gives; None, and a note, where it fails however often it is tried."""
-        reason = ""
-        deadline = time.monotonic() + PATIENCE
-        for attempt in range(ATTEMPTS):
-            if attempt and time.monotonic() > deadline:
-                break
+        deadline, pause = time.monotonic() + PATIENCE, AGAIN / 10
+        while True:
             try:
                 return read()
             except (Broken, BadAddress) as error:
-                reason = str(error)
-                time.sleep(AGAIN / ATTEMPTS * (attempt + 1))
-        self._broken[view] = reason
-        return None
+                if time.monotonic() > deadline:
+                    self._broken[view] = str(error)
+                    return None
+            time.sleep(pause)
+            pause *= 2
 
     def _judge_tasks(self, look: _Look, before: Mapping[tuple[Any, ...], _Suspect]) -> None:
         seen = look.numbered | look.related | look.runnable
@@ -190,10 +196,9 @@ class Cross:
                 lasts = min(lasts, earlier.lasts) if not task.passing else lasts
             missing = look.missing(task)
             data = {"pid": task.pid, "comm": task.comm, "start": self.tasks.moment(task), "tgid": task.tgid}
-            suspect = earlier or _Suspect({"system": self._system, **data, "first_seen": event.stamp()}, lasts)
+            data = {"system": self._system, **data, "first_seen": event.stamp()}
+            suspect = self._suspect(key, before, data, lasts)
             suspect.data["views_missing"], suspect.lasts = missing, lasts
-            suspect.seen += 1
-            self._suspects[key] = suspect
             if suspect.certain():
                 self.hidden[address] = missing
 
@@ -210,8 +215,10 @@ class Cross:
         except BadAddress:
             return None
 
-    def _judge_modules(self, views: Mapping[str, set[int]], before: Mapping[tuple[Any, ...], _Suspect]) -> None:
-        modules: set[int] = set().union(*views.values())
+    def _judge_modules(
+        self, views: Mapping[str, set[int]], carved: set[int], before: Mapping[tuple[Any, ...], _Suspect]
+    ) -> None:
+        modules: set[int] = carved.union(*views.values())
         for module in self._bounded("modules", modules - modules.intersection(*views.values())):
             try:
                 name, live = self._modules.name(module), self._modules.live(module)
@@ -220,7 +227,6 @@ class Cross:
             key = (MODULE, module, name)
             missing = [view for view in MODULE_VIEWS if module not in views[view]]
             data = {"system": self._system, "name": name, "views_missing": missing, "first_seen": event.stamp()}
-            suspect = before.get(key) or _Suspect(data, 0.0 if live else PASSING)
+            lasts = PASSING if not live else SLOW if len(missing) == len(views) else 0.0
+            suspect = self._suspect(key, before, data, lasts)
             suspect.data["views_missing"] = missing
-            suspect.seen += 1
-            self._suspects[key] = suspect

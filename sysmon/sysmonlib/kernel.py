@@ -5,9 +5,11 @@ It leaves its vmcoreinfo for crash dumps (Documentation/admin-guide/kdump/vmcore
 is, its symbols (sysmonlib.kallsyms) and, by those, its types (sysmonlib.btf). So nothing is configured for a kernel.
 """
 
+import contextlib
 import re
 import struct
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dre.errors import MissingError
@@ -20,6 +22,7 @@ _IMAGE = 0xFFFFFFFF80000000  # where the kernel's image is mapped, and phys_base
 _IMAGE_MOST = 1 << 30
 _WORDS = 1 << 64
 _PRESENT, _LARGE = 1, 1 << 7
+_TABLE = 512 * PAGE  # what a page table of the last level maps
 _FRAME = 0x000FFFFFFFFFF000
 _TELLING_MOST, _READ_MOST = 4096, 8  # pages that tell of a kernel; of them, those whose page table holds
 _TYPES_MOST = 1 << 26  # octets of BTF
@@ -68,18 +71,36 @@ class Space:
 
     def walk(self, address: int) -> int:
         """Where the kernel's page table has *address*. Raises BadAddress."""
+        entry, level = self._entry(address, 0)
+        rest = (1 << 12 + 9 * level) - 1
+        return (entry & _FRAME & ~rest) | (address & rest)
+
+    def _entry(self, address: int, last: int) -> tuple[int, int]:
+        """What the page table has of *address* at its level *last*, or at that of a large page; and which level."""
         if not 0 <= address < _WORDS:
             raise BadAddress(f"{address:#x}: no address")
-        entry = (self.table + self._slide) | _PRESENT
-        for level in range(self._levels - 1, -1, -1):
-            shift = 12 + 9 * level
-            entry = self.memory.u64((entry & _FRAME) + (address >> shift & 511) * 8)
+        entry = self.table + self._slide
+        for level in range(self._levels - 1, last - 1, -1):
+            entry = self.memory.u64((entry & _FRAME) + (address >> 12 + 9 * level & 511) * 8)
             if not entry & _PRESENT:
-                raise BadAddress(f"{address:#x}: not mapped")
-            if level == 0 or (level < 3 and entry & _LARGE):
-                rest = (1 << shift) - 1
-                return (entry & _FRAME & ~rest) | (address & rest)
+                break
+            if level == last or (level < 3 and entry & _LARGE):
+                return entry, level
         raise BadAddress(f"{address:#x}: not mapped")
+
+    def mapped(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """The pages between two addresses that are mapped each by itself: their addresses, and those in memory.
+
+        What cannot be read of the page table is left out.
+        """
+        for place in range(begin, end, _TABLE):
+            with contextlib.suppress(BadAddress):
+                entry, level = self._entry(place, 1)
+                if level == 1 and not entry & _LARGE:
+                    entries = struct.unpack("<512Q", self.memory.read(entry & _FRAME, PAGE))
+                    for number, page in enumerate(entries):
+                        if page & _PRESENT:
+                            yield place + number * PAGE, page & _FRAME
 
     def u64(self, address: int) -> int:
         """The 64 bit number at *address*. Raises BadAddress."""

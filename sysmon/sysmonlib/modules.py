@@ -2,9 +2,14 @@
 """The modules of a guest's kernel, as several structures of it have them.
 
 list: what lsmod(8) shows. sysfs: /sys/module. tree: by address, what the kernel itself finds the owner of code with.
+memory: what looks like one where modules are, whatever the others say.
 """
 
+import struct
+import time
+
 from sysmonlib.kernel import Kernel
+from sysmonlib.memory import PAGE, BadAddress
 from sysmonlib.walk import Walk
 
 SYMBOLS = frozenset(("modules", "module_kset", "mod_tree"))
@@ -21,9 +26,12 @@ TYPES = frozenset(
     )  # fmt: skip
 )
 VIEWS = ("list", "sysfs", "tree")
+SWEEP = 30.0  # seconds between looks at all memory of modules, which is what is dear
+_RANGE = 0xFFFFFFFFC0000000, 0xFFFFFFFFFF000000  # where modules are; see Documentation/x86/x86_64/mm.rst of Linux
 _NAME_MOST = 56  # MODULE_NAME_LEN
 _STATE_LIVE = 0
 _MOST = 1 << 16
+_WORD = struct.Struct("<Q")
 
 
 class Modules:
@@ -39,6 +47,8 @@ class Modules:
         self._tree = offset("latch_tree_root", "tree") + offset("mod_tree_root", "root")
         self._of_node = offset("mod_tree_node", "mod") - offset("mod_tree_node", "node")
         self._of_node -= offset("latch_tree_node", "node")
+        self._self = offset("module", "mkobj") + self._of_object
+        self._swept, self._carved = -SWEEP, set[int]()
 
     def views(self) -> dict[str, set[int]]:
         """The addresses of modules, by view. Raises Broken, BadAddress."""
@@ -48,6 +58,35 @@ class Modules:
         shown = {u64(kobject + self._of_object) for kobject in objects} - {0}  # those built in have no module
         owners = {u64(node + self._of_node) for node in walk.tree(u64(self._root + self._tree))}
         return {"list": listed, "sysfs": shown, "tree": owners}
+
+    def carved(self) -> set[int]:
+        """Those that memory shows, by a pointer of each to itself that it has for sysfs; each is looked at again."""
+        if time.monotonic() - self._swept >= SWEEP:
+            self._carved, self._swept = self._sweep(), time.monotonic()
+        return {module for module in self._carved if self._is_one(module)}
+
+    def _is_one(self, module: int) -> bool:
+        try:
+            return self._space.u64(module + self._self) == module and self.name(module) != ""
+        except BadAddress:
+            return False
+
+    def _sweep(self) -> set[int]:
+        found, memory, own = set(), self._space.memory, self._self
+        for page, place in self._space.mapped(*_RANGE):
+            try:
+                words = memory.read(place, PAGE)
+            except BadAddress:
+                continue
+            for high in {page - own >> 16, page + PAGE - own >> 16}:  # of the pointer, were it in this page
+                octets = high.to_bytes(6, "little")
+                hit = words.find(octets, 2)
+                while hit >= 0:
+                    (word,) = _WORD.unpack_from(words, hit - 2)
+                    if word == page + hit - 2 - own:
+                        found.add(word)
+                    hit = words.find(octets, hit + 6)
+        return found
 
     def live(self, module: int) -> bool:
         """Whether it is neither coming nor going. Raises BadAddress."""

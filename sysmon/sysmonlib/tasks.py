@@ -154,11 +154,9 @@ class Tasks:
         waiting = [self._init, *known]
         while waiting:
             for child in walk.list(waiting.pop() + children, sibling):
-                if child in found:
-                    raise Broken(f"the task at {child:#x} is a child twice")
-                found.add(child)
-                if child not in known:
+                if child not in found and child not in known:
                     waiting.append(child)
+                found.add(child)  # twice, when it got another parent meanwhile
         return found
 
     def runnable(self) -> set[int]:

@@ -14,13 +14,13 @@ from sysmonlib import cross, guest
 from sysmonlib.cmd import dre_lms
 from sysmonlib.memory import BadAddress, Layout
 
-CASES = int(os.environ.get("DRE_CASES", "60"))
+CASES = int(os.environ.get("DRE_CASES", "30"))
 BOUND = 20.0  # seconds for one look at whatever memory; it takes some hundredths
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    for name, value in (("SLOW", 0.02), ("PASSING", 0.04), ("AGAIN", 0.005)):
+    for name, value in (("SLOW", 0.02), ("PASSING", 0.04), ("AGAIN", 0.005), ("PATIENCE", 0.01)):
         monkeypatch.setattr(cross, name, value)
 
 
@@ -126,12 +126,15 @@ def test_a_finding_is_told_once(full):
         assert seen.scan() == []
 
 
-@pytest.mark.parametrize("views", [["list"], ["list", "sysfs"]])
+@pytest.mark.parametrize("views", [["list"], ["list", "sysfs"], ["list", "sysfs", "tree"]])
 def test_a_hidden_module_is_named(full, views):
     module = full.module("kit")
     full.unlink(module + at("module", "list"))
     if "sysfs" in views:
         full.unlink(module + at("module", "mkobj") + at("kobject", "entry"))
+    if "tree" in views:
+        root = full.symbols["mod_tree"] + at("latch_tree_root", "tree")
+        full.set(root, full.get(full.get(root) + 16))
     assert told(full.scan()) == [("sysmon.hidden.module", "kit", views)]
 
 

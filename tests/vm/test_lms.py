@@ -31,7 +31,7 @@ for level in 1 2 3; do
     insmod /root/hider.ko pid=$(pgrep -f -x "sleep 1000$level") level=$level
     rmmod hider
 done
-insmod /root/hider.ko hide=1
+insmod /root/hider.ko hide=2
 """
 
 
@@ -77,7 +77,7 @@ def test_what_is_hidden_is_named_and_a_busy_guest_is_not_accused(guest, ground, 
     first, second, third = map(int, guest.ok(HIDE).split())
     assert guest.call(f"ps -p {second},{third}").returncode == 1  # inside there is no trace of them
     assert guest.call("grep hider /proc/modules || ls /sys/module/hider").returncode != 0
-    hidden = {first: {"list"}, second: NAMES, third: NAMES, "hider": {"list", "sysfs"}}
+    hidden = {first: {"list"}, second: NAMES, third: NAMES, "hider": {"list", "sysfs", "tree"}}
     assert found(ground) == hidden
     seen = [json.loads(line) for line in lms(ground, "--ps", "--json").stdout.splitlines()]
     assert {row["pid"]: row["comm"] for row in seen if row["views_missing"]} == dict.fromkeys(

