@@ -93,9 +93,11 @@ class Cross:
             time.sleep(AGAIN)
             self._pass()
             waiting &= set(self._suspects)
+        certain = {key: suspect for key, suspect in self._suspects.items() if suspect.certain()}
+        self.hidden = {key[1]: suspect.data["views_missing"] for key, suspect in certain.items() if key[0] == PROCESS}
         found = []
-        for key, suspect in self._suspects.items():
-            if suspect.certain() and key not in self._reported:
+        for key, suspect in certain.items():
+            if key not in self._reported:
                 self._reported.add(key)
                 found.append(Finding(key[0], {**suspect.data, "confirmed": event.stamp()}))
         return found
@@ -118,8 +120,7 @@ class Cross:
         """Bring the suspects up to date."""
         before = self._suspects
         self.kernel.space.forget()
-        self._suspects, self.hidden = {}, {}
-        self._broken = {}
+        self._suspects, self._broken = {}, {}
         look = self._look()
         if look is not None:
             self._judge_tasks(look, before)
@@ -199,8 +200,6 @@ class Cross:
             data = {"system": self._system, **data, "first_seen": event.stamp()}
             suspect = self._suspect(key, before, data, lasts)
             suspect.data["views_missing"], suspect.lasts = missing, lasts
-            if suspect.certain():
-                self.hidden[address] = missing
 
     def _bounded(self, view: str, suspects: set[int]) -> list[int]:
         """Those to be looked at, and a note when there are more."""

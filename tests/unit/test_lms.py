@@ -57,6 +57,16 @@ def test_processes_are_listed_with_what_the_kernel_notes_of_them(full):
     assert rows == [(pid, f"task{pid}", "S", 1, []) for pid in (1, 2, 30, 31, 32)]
 
 
+def test_a_hidden_process_is_listed_with_the_views_that_lack_it(full):
+    task = deeply(full, 31)
+    full.set(task + at("task_struct", "exit_state"), 16)  # certain only after a while
+    with full.memory() as memory:
+        seen = full.cross(memory)
+        seen.scan()
+        rows = {task.pid: missing for task, _, missing in seen.processes()}
+    assert rows == {1: [], 2: [], 30: [], 31: ["list", "idr", "tree"], 32: []}
+
+
 @pytest.mark.parametrize("mapped", [True, False], ids=["shared", "private"])
 def test_a_task_off_the_list_is_named(full, mapped):
     full.unlink(full.tasks[31] + at("task_struct", "tasks"))
