@@ -120,6 +120,8 @@ class Memory:
             for first in range(begin, end, _CHUNK):
                 for offset in self._each(first, min(first + _CHUNK, end), PAGE, text):
                     yield self.layout.address(offset)
+                if self._map is not None:  # else all of the guest counts as memory of ours
+                    self._map.madvise(mmap.MADV_DONTNEED, first, min(_CHUNK, end - first))
 
     def each(self, address: int, count: int, step: int, text: bytes) -> Iterator[int]:
         """The addresses with *text* among *address*, *address* + *step*, … below *address* + *count*.
