@@ -17,7 +17,8 @@ def packages_of(directory):
 
 
 def test_every_package_belongs_to_one_directory():
-    ours = [package for directory in DIRECTORIES for package in packages_of(directory)]
+    # daware-mod has no commands: its one program is where the specification has it.
+    ours = [package for directory in (*DIRECTORIES, "daware-mod") for package in packages_of(directory)]
     assert sorted([*ours, "dre"]) == sorted(PACKAGES)
 
 
