@@ -20,12 +20,14 @@ server = socket.create_server(("0.0.0.0", 8080))
 lines = open("/lines", "w+")
 held = open("/held/file") if os.path.exists("/held/file") else None
 count, mark = 0, "none"
+counting = threading.Lock()
 def work():
     global count
     while True:
-        count += 1
-        lines.write(f"{count}\\n")
-        lines.flush()
+        with counting:
+            count += 1
+            lines.write(f"{count}\\n")
+            lines.flush()
         time.sleep(0.02)
 threading.Thread(target=work, daemon=True).start()
 print("begun", flush=True)
@@ -34,7 +36,8 @@ while True:
     with peer:
         word = peer.recv(100).decode()
         mark = mark if word == "?" else word
-        peer.sendall(f"{os.getpid()} {mark} {count} {lines.tell()}".encode())
+        with counting:
+            peer.sendall(f"{os.getpid()} {mark} {count} {lines.tell()}".encode())
 """
 
 
