@@ -4,6 +4,7 @@
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import stat
@@ -421,7 +422,9 @@ def test_a_dry_run_says_what_it_would_do(tmp_path, engine, settings, shop):
         one.overload()
         said = b""
         while b"undo web1 good" not in said:
-            said += process.stdout.readline()
+            assert select.select([process.stdout], [], [], 10)[0], said
+            said += (octets := os.read(process.stdout.fileno(), 65536))
+            assert octets, said
     finally:
         process.terminate()
         process.communicate(timeout=10)
