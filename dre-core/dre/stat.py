@@ -23,6 +23,8 @@ from dre.errors import DreError
 RATES = ("io_read", "io_write", "net_rx", "net_tx")
 FIELDS = (*RATES, "throttled", "oom_kills", "pressure")  # what a row has beside those of `list`
 RENEWED = 2.0  # seconds after which the kernel has a new pressure
+SETTLED = 3 * RENEWED  # seconds without any processor time after which what waits would show
+STALE = 10.0  # seconds after which a pressure is read again in any case
 UNSURE = 50_000_000  # nanoseconds
 LINKS = Path("/proc/net/dev")
 SOCKETS = Path("/proc/net/unix")
@@ -77,9 +79,9 @@ class Watched:
         self._before: Sample | None = None
         self._pulse: tuple[bytes, ...] = ()
         self._carried = ""
-        self._calm = self._frozen = False
+        self._calm = self._frozen = self._pressed = False
         self._pressure: Pressure | None = None
-        self._felt = -RENEWED
+        self._felt = self._stirred = -STALE
         self._last: dict[str, Any] = {}
         self._places = [str(app.home), str(app.home / "snapshot")]
         # What `start` noted, and the address that DHCP gave.
@@ -113,8 +115,13 @@ class Watched:
         now, before = time.monotonic(), self._before
         pulse, pressure = group.pulse(), self._pressure
         quiet = pulse == self._pulse and before is not None
-        if now - self._felt >= RENEWED:
+        if not quiet:
+            self._stirred = now
+        # Where nothing waits, and nothing has run that could have begun to, there is no pressure to come.
+        rests = not self._pressed and now - self._stirred >= SETTLED
+        if now - self._felt >= (STALE if rests else RENEWED):
             self._pressure, self._felt = group.pressure(), now
+            self._pressed = any(share for kind in (self._pressure or {}).values() for share in kind.values())
         calm, self._calm = self._calm, quiet and link == self._carried and pressure == self._pressure
         self._pulse, self._carried = pulse, link
         if before is None or not quiet:
@@ -147,11 +154,14 @@ class Watched:
         if self._group is not None:
             self._group.close()
         self._group = self._before = None
-        self._felt = -RENEWED
+        self._felt = self._stirred = -STALE
 
     def _signature(self, noted: bool) -> tuple[int, ...]:
         """The times at which what a row is made of was last changed; 0 where there is nothing."""
-        places = tuple(map(_changed, self._places))
+        home = _changed(self._places[0])
+        # What did not exist a moment ago is made in the home, whose time changes with that.
+        same = self._seen[:2] == (home, 0)
+        places = (home, 0 if same else _changed(self._places[1]))
         notes = tuple(map(_changed, self._notes)) if noted or not self._seen else self._seen[len(places) :]
         return places + notes
 

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rates between two looks at an app."""
+"""Rates between two looks at an app, and what is read at a look."""
 
+from types import SimpleNamespace
+
+from dre import stat
 from dre.cgroup import Strain, Usage
-from dre.stat import Sample
+from dre.stat import Sample, Watched
 
 
 def sample(moment, cpu_ns=0, carried=(0, 0), strain=None, **used):
@@ -34,3 +37,52 @@ def test_what_is_not_counted_has_no_rate():
 
 def test_counters_that_begin_again_are_no_negative_rate():
     assert sample(2.0, carried=(1, 1)).rates(sample(1.0, carried=(500, 500)))["net_rx"] == 0.0
+
+
+class Group:
+    """A group at *moment*, which notes when its pressure was read."""
+
+    def __init__(self):
+        self.moment, self.cpu, self.waits, self.read = 100.0, 0, 0.0, []
+
+    def pulse(self):
+        return (b"%d" % self.cpu,)
+
+    def usage(self):
+        return sample(self.moment, self.cpu).used
+
+    def strain(self):
+        return Strain()
+
+    def frozen(self):
+        return False
+
+    def pressure(self):
+        self.read.append(self.moment)
+        return {"io": {"some": self.waits, "full": 0.0}}
+
+
+def test_pressure_is_read_as_often_as_it_can_change(monkeypatch, tmp_path):
+    group = Group()
+    home = SimpleNamespace(home=tmp_path, record_file=tmp_path / "record", directory=tmp_path, conf=None)
+    watched = Watched(home)
+    watched._row = {}
+    monkeypatch.setattr(stat.time, "monotonic", lambda: group.moment)
+
+    def rounds(number):
+        group.read.clear()
+        for _ in range(number):
+            group.moment += 1
+            if (seen := watched._sample(group, "")) is not None:
+                watched._shown(seen)
+        return [moment - (group.moment - number) for moment in group.read]
+
+    assert rounds(8) == [1, 3, 5]  # it may have begun to wait before it was looked at
+    assert rounds(20) == [7, 17]  # at rest, now and then
+    group.cpu = 1  # it has run, and waits since
+    assert rounds(2) == [1]
+    group.waits = 3.0
+    assert rounds(20) == [1, 3, 5, 7, 9, 11, 13, 15, 17, 19]
+    assert watched._last == {} and watched._pressure == {"io": {"some": 3.0, "full": 0.0}}
+    group.waits = 0.0
+    assert rounds(20) == [1, 11]
