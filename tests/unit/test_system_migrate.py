@@ -6,9 +6,10 @@ import os
 import types
 from xml.etree import ElementTree
 
+import libvirt
 import pytest
 from dre.errors import DreError, TimedOutError, UsageError
-from dre.system import carrying, migrate, remote
+from dre.system import carrying, hypervisor, migrate, remote, transit
 
 
 @pytest.mark.parametrize(
@@ -132,3 +133,24 @@ def test_an_error_that_libvirt_lost_is_found(tmp_path):
         directory = remote.Directory(there, tmp_path, there)
         with contextlib.nullcontext() if whole else pytest.raises(DreError, match="No space"):
             directory.fill(there, tmp_path / "disk", lambda _: None)
+
+
+def test_a_move_under_way_has_a_connection_that_nobody_else_calls():
+    """libvirt 9.0 may hold back what a second thread calls until the first one's answer is there."""
+    system = types.SimpleNamespace(name="test", conf=types.SimpleNamespace(sys_uri="test:///default"))
+    common = hypervisor.connect(system.conf)
+    used = []
+
+    def work(domain):
+        used.extend([domain.name(), domain.connect()])
+        assert used[1] is not common
+        raise libvirt.libvirtError("did not move")
+
+    watch = transit.Watch(system)
+    watch.begin(work)
+    assert watch.ended(60)
+    assert used[0] == "test"
+    assert used[1] is not common
+    assert [str(error) for error in watch.failure] == ["did not move"]
+    with pytest.raises(libvirt.libvirtError):  # and it is closed
+        used[1].getHostname()

@@ -70,13 +70,18 @@ class Watch:
         elif event == libvirt.VIR_DOMAIN_EVENT_RESUMED:
             self.stopped = None
 
-    def begin(self, work: Callable[[], object]) -> None:
-        """Let libvirt do *work*, beside us."""
+    def begin(self, work: Callable[[Any], object]) -> None:
+        """Let libvirt do *work* with the guest, beside us and by a connection of its own.
+
+        On one that two threads share libvirt 9.0 loses calls: it may see one only when the other's is answered, which
+        is when the guest has moved, and so it is neither watched nor cancelled.
+        """
         import libvirt
 
         def worker() -> None:
             try:
-                work()
+                with contextlib.closing(libvirt.open(self.system.conf.sys_uri)) as connection:
+                    work(connection.lookupByName(self.system.name))
             except libvirt.libvirtError as error:
                 self.failure.append(error)
 
@@ -102,7 +107,7 @@ def carry(
     move: Move, domain: Any, watch: Watch, params: dict[str, Any], flags: int, progress: Callable[[str], None]
 ) -> None:
     """Let libvirt move it; return once it rests there, ready to go on, and can run here no more."""
-    watch.begin(lambda: domain.migrateToURI3(move.host.way.uri, params, flags))
+    watch.begin(lambda own: own.migrateToURI3(move.host.way.uri, params, flags))
     why = _watched(move, domain, watch, progress)
     with hypervisor.translated(f"{move.system.name}: cannot be moved to {move.host.way.host}"):
         if watch.failure and why == _LATE:
