@@ -51,11 +51,21 @@ def test_packages_are_installed_without_network(state, shared_guest):
     assert shared_guest.ok("ip -oneline address show scope global") == ""
 
 
+def test_the_module_that_this_kernel_does_not_have_is_no_failure(guest):
+    """As at boot; the guest has no headers to build it with."""
+    guest.ok("systemctl is-enabled daware-mod && ! modprobe -n -q daware")
+    guest.ok("systemctl restart systemd-modules-load daware-mod")
+    assert guest.ok("systemctl show -P Result daware-mod; systemctl show -P ConditionResult daware-mod").split() == [
+        "success",
+        "no",
+    ]
+
+
 def test_units_start_and_stay_and_take_evidence(guest):
     """One test: to make the keys takes long."""
     guest.ok(UNITS, timeout=600)
     failed = guest.ok("systemctl --failed --no-legend --plain")
-    assert not re.search(r"dre|dbox|dscript", failed), failed
+    assert not re.search(r"dre|dbox|dscript|daware|modules-load", failed), failed
     guest.ok(EVIDENCE, timeout=600)
 
 
