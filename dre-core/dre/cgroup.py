@@ -19,10 +19,9 @@ from dre.errors import DreError
 ROOT = Path("/sys/fs/cgroup")
 _SERVED = ("blkio", "blkio.throttle.io_service_bytes")
 _USED = "memory.usage_in_bytes"
-# Held processes took processor time to become so; memory may be taken from a group that does nothing, and on version 2
-# its writes may come later.
-_BEATS_V1 = (("cpuacct", "cpuacct.usage"), ("memory", _USED))
-_BEATS_V2 = (("", "cpu.stat"), ("", "memory.current"), ("", "io.stat"))
+# What a group does takes processor time, being held too; on version 2 its writes may come later.
+_BEATS_V1 = (("cpuacct", "cpuacct.usage"),)
+_BEATS_V2 = (("", "cpu.stat"), ("", "io.stat"))
 _NO_LIMIT = 1 << 60  # version 1 says "no limit" with a number near 2^63
 PRESSURE = ("cpu", "memory", "io")
 
@@ -247,7 +246,10 @@ class HeldGroup(Group):
         self._beats = [self._descriptor(*file) for file in beats if Path(self._places[file[0]], file[1]).exists()]
 
     def pulse(self) -> tuple[bytes, ...]:
-        """What tells whether anything has happened: while it is the same, so is all else but pressure and limits."""
+        """What tells whether it did anything: while it is the same, so is all but what is done to it.
+
+        That is pressure, limits, and memory that the kernel takes away.
+        """
         return tuple([os.pread(fd, 4096, 0) for fd in self._beats])
 
     def _load(self, key: str, name: str) -> str:

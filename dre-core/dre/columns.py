@@ -7,7 +7,7 @@ import sys
 
 TYPE_CHECKING = False  # as of the module typing, which is slow to load
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import IO, Any
 
 Column = tuple[str, str, int]  # header, field name, least width
@@ -19,6 +19,7 @@ class Output:
     def __init__(self, as_json: bool, stream: IO[str] | None = None) -> None:
         self.as_json = as_json
         self.stream = stream or sys.stdout
+        self._encode: Callable[[Any], str] | None = None
 
     def line(self, text: str) -> None:
         """Print one plain line."""
@@ -26,9 +27,11 @@ class Output:
 
     def json(self, row: Mapping[str, Any]) -> None:
         """Print one JSON object on one line."""
-        import json
+        if self._encode is None:
+            import json
 
-        self.line(json.dumps(row, ensure_ascii=False, separators=(",", ":")))
+            self._encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+        self.line(self._encode(row))
 
     def header(self, columns: Sequence[Column]) -> None:
         """Print the header line, only on a terminal and only for people."""
@@ -40,7 +43,7 @@ class Output:
         if self.as_json:
             self.json(row)
         else:
-            self.line("  ".join(f"{plain(row.get(key)):<{width}}" for _, key, width in columns).rstrip())
+            self.line("  ".join([plain(row.get(key)).ljust(width) for _, key, width in columns]).rstrip())
 
     def table(self, rows: Iterable[Mapping[str, Any]], columns: Sequence[Column]) -> None:
         """Print a header where one belongs, and all *rows*, each column as wide as its longest value."""
@@ -56,10 +59,8 @@ class Output:
 
 def plain(value: Any) -> str:
     """A value as one word for a column: unknown is `-`, a list is joined by commas."""
-    if value is None or value == [] or value == "":
-        return "-"
-    if isinstance(value, (list, tuple)):
-        return ",".join(str(item) for item in value)
     if isinstance(value, float):
         return f"{value:.1f}"
-    return str(value)
+    if isinstance(value, (list, tuple)):
+        value = ",".join(map(str, value))
+    return "-" if value is None or value == "" else str(value)

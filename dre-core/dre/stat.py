@@ -9,7 +9,7 @@ import contextlib
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ FIELDS = (*RATES, "throttled", "oom_kills", "pressure")  # what a row has beside
 RENEWED = 2.0  # seconds after which the kernel has a new pressure
 SETTLED = 3 * RENEWED  # seconds without any processor time after which what waits would show
 STALE = 10.0  # seconds after which a pressure is read again in any case
+AGED = 30.0  # and all the rest: the kernel takes memory from what does nothing, too
 UNSURE = 50_000_000  # nanoseconds
 LINKS = Path("/proc/net/dev")
 SOCKETS = Path("/proc/net/unix")
@@ -46,25 +47,24 @@ class Sample:
         if before is None:
             return dict.fromkeys(("cpu", *RATES, "throttled"))
         span = max(self.moment - before.moment, 1e-6)
-        now, then = self._counters(), before._counters()
-        found = {
-            # A counter may begin again: an interface was made anew.
-            key: None if value is None or then[key] is None else round(max(value - (then[key] or 0), 0) / span, 1)
-            for key, value in now.items()
-        }
+        used, then = self.used, before.used
+        received, sent = self.carried or (None, None)
+        had_received, had_sent = before.carried or (None, None)
         periods = self.strain.periods - before.strain.periods
         held = self.strain.throttled - before.strain.throttled
-        return {**found, "throttled": round(100 * held / periods, 1) if periods > 0 else 0.0}
-
-    def _counters(self) -> dict[str, float | None]:
-        received, sent = self.carried or (None, None)
         return {
-            "cpu": self.used.cpu_ns / 1e7,
-            "io_read": self.used.io_read,
-            "io_write": self.used.io_write,
-            "net_rx": received,
-            "net_tx": sent,
+            "cpu": _rate(used.cpu_ns / 1e7, then.cpu_ns / 1e7, span),
+            "io_read": _rate(used.io_read, then.io_read, span),
+            "io_write": _rate(used.io_write, then.io_write, span),
+            "net_rx": _rate(received, had_received, span),
+            "net_tx": _rate(sent, had_sent, span),
+            "throttled": round(100 * held / periods, 1) if periods > 0 else 0.0,
         }
+
+
+def _rate(now: float | None, then: float | None, span: float) -> float | None:
+    """Per second; a counter that is smaller than it was has begun again: an interface was made anew."""
+    return None if now is None or then is None else round(max(now - then, 0) / span, 1)
 
 
 class Watched:
@@ -81,7 +81,7 @@ class Watched:
         self._carried = ""
         self._calm = self._frozen = self._pressed = False
         self._pressure: Pressure | None = None
-        self._felt = self._stirred = -STALE
+        self._felt = self._stirred = self._read = -AGED
         self._last: dict[str, Any] = {}
         self._places = [str(app.home), str(app.home / "snapshot")]
         # What `start` noted, and the address that DHCP gave.
@@ -124,13 +124,13 @@ class Watched:
             self._pressed = any(share for kind in (self._pressure or {}).values() for share in kind.values())
         calm, self._calm = self._calm, quiet and link == self._carried and pressure == self._pressure
         self._pulse, self._carried = pulse, link
-        if before is None or not quiet:
-            self._frozen = group.frozen()
+        if before is None or not quiet or now - self._read >= AGED:
+            self._read, self._frozen = now, group.frozen()
             return Sample(now, group.usage(), group.strain(), _octets(link))
         if calm and self._calm:
             before.moment = now
             return None
-        return replace(before, moment=now, carried=_octets(link))
+        return Sample(now, before.used, before.strain, _octets(link))
 
     def _shown(self, sample: Sample) -> dict[str, Any]:
         """The row of *sample*, which is the one to compare with from now on."""
@@ -154,7 +154,7 @@ class Watched:
         if self._group is not None:
             self._group.close()
         self._group = self._before = None
-        self._felt = self._stirred = -STALE
+        self._felt = self._stirred = self._read = -AGED
 
     def _signature(self, noted: bool) -> tuple[int, ...]:
         """The times at which what a row is made of was last changed; 0 where there is nothing."""

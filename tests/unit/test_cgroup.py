@@ -106,7 +106,8 @@ def test_a_held_group_reads_again_and_closes(v2):
     assert group.usage().pids == 3
     pulse = group.pulse()
     assert group.pulse() == pulse
-    (v2 / "lxc.payload.web1/memory.current").write_text("90001\n")
+    cpu = v2 / "lxc.payload.web1/cpu.stat"
+    cpu.write_text(cpu.read_text().replace("usage_usec ", "usage_usec 1"))
     assert group.pulse() != pulse
     with open(v2 / "lxc.payload.web1/pids.current", "r+") as file:
         file.write("7")

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rates between two looks at an app, and what is read at a look."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
 from dre import stat
 from dre.cgroup import Strain, Usage
 from dre.stat import Sample, Watched
@@ -43,13 +45,13 @@ class Group:
     """A group at *moment*, which notes when its pressure was read."""
 
     def __init__(self):
-        self.moment, self.cpu, self.waits, self.read = 100.0, 0, 0.0, []
+        self.moment, self.cpu, self.memory, self.waits, self.read = 100.0, 0, 0, 0.0, []
 
     def pulse(self):
         return (b"%d" % self.cpu,)
 
     def usage(self):
-        return sample(self.moment, self.cpu).used
+        return replace(sample(self.moment, self.cpu).used, memory=self.memory)
 
     def strain(self):
         return Strain()
@@ -62,19 +64,48 @@ class Group:
         return {"io": {"some": self.waits, "full": 0.0}}
 
 
-def test_pressure_is_read_as_often_as_it_can_change(monkeypatch, tmp_path):
+@pytest.fixture
+def looked_at(monkeypatch, tmp_path):
+    """A group, and the Watched whose it is."""
     group = Group()
     home = SimpleNamespace(home=tmp_path, record_file=tmp_path / "record", directory=tmp_path, conf=None)
     watched = Watched(home)
     watched._row = {}
     monkeypatch.setattr(stat.time, "monotonic", lambda: group.moment)
+    return group, watched
+
+
+def look(group, watched, link=""):
+    """Look a second later; the row when there is a new one."""
+    group.moment += 1
+    seen = watched._sample(group, link)
+    return None if seen is None else watched._shown(seen)
+
+
+def test_memory_of_a_group_that_does_nothing_is_read_now_and_then(looked_at):
+    group, watched = looked_at
+    group.memory = 5 << 20
+    assert look(*looked_at)["memory"] == 5 << 20
+    group.memory = 3 << 20  # the kernel has taken some
+    rows = [row for _ in range(40) if (row := look(*looked_at)) is not None]
+    assert [row["memory"] >> 20 for row in rows] == [5, 3]
+    group.memory, group.cpu = 4 << 20, 1  # it has run
+    assert look(*looked_at)["memory"] == 4 << 20
+
+
+def test_what_its_link_carries_is_told_of_a_group_that_does_nothing(looked_at):
+    look(*looked_at, "100 0 0 0 0 0 0 0 7")
+    row = look(*looked_at, "250 0 0 0 0 0 0 0 7")
+    assert (row["net_tx"], row["net_rx"], row["cpu"]) == (150.0, 0.0, 0.0)
+
+
+def test_pressure_is_read_as_often_as_it_can_change(looked_at):
+    group, watched = looked_at
 
     def rounds(number):
         group.read.clear()
         for _ in range(number):
-            group.moment += 1
-            if (seen := watched._sample(group, "")) is not None:
-                watched._shown(seen)
+            look(*looked_at)
         return [moment - (group.moment - number) for moment in group.read]
 
     assert rounds(8) == [1, 3, 5]  # it may have begun to wait before it was looked at

@@ -37,13 +37,22 @@ def repeat(ctx: Context, look: Callable[[], list[dict[str, Any]]], columns: Sequ
     rounds = args.count or (1 if args.interval is None else None)
     interval = 1.0 if args.interval is None else args.interval
     ctx.out.header(columns)
-    told: dict[str, tuple[dict[str, Any], str]] = {}
+    told: dict[str, tuple[dict[str, Any], str]] = {}  # of hundreds of idle apps most rows stay the same
+    text = io.StringIO()
+    made = cli.Output(ctx.out.as_json, text)
     due = time.monotonic()
     while True:
+        lines = []
         for row in look():
-            if row["name"] not in told or told[row["name"]][0] is not row:
-                told[row["name"]] = row, _line(ctx, row, columns)
-            ctx.out.stream.write(told[row["name"]][1])
+            last, line = told.get(row["name"], (None, ""))
+            if last is not row:
+                made.row(row if made.as_json else flat(row), columns)
+                line = text.getvalue()
+                text.seek(0)
+                text.truncate()
+                told[row["name"]] = row, line
+            lines.append(line)
+        ctx.out.stream.write("".join(lines))
         ctx.out.stream.flush()
         if rounds is not None:
             rounds -= 1
@@ -51,13 +60,6 @@ def repeat(ctx: Context, look: Callable[[], list[dict[str, Any]]], columns: Sequ
                 return
         due = max(due + interval, time.monotonic())
         time.sleep(max(due - time.monotonic(), 0))
-
-
-def _line(ctx: Context, row: dict[str, Any], columns: Sequence[cli.Column]) -> str:
-    """What the output makes of *row*; of hundreds of idle apps it stays the same."""
-    text = io.StringIO()
-    cli.Output(ctx.out.as_json, text).row(row if ctx.out.as_json else flat(row), columns)
-    return text.getvalue()
 
 
 def flat(row: dict[str, Any]) -> dict[str, Any]:
