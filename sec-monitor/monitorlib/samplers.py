@@ -7,7 +7,6 @@ why nothing can be known. Web servers are another matter: see probe.py.
 
 import collections
 import contextlib
-import ctypes
 import importlib
 import os
 import pwd
@@ -22,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dre import app
+from dre import app, timekeeping
 from dre.cgroup import Usage
 from dre.conf import Conf
 from dre.errors import DreError
@@ -35,7 +34,6 @@ _OUTPUT = 4096  # octets of a program's output that are read
 _MINUTE = 60.0
 _NUMBER = re.compile(rb"\s*([-+]?[0-9]{1,15}(?:\.[0-9]{1,9})?)(?=[\s%]|$)")
 _ACCESSES = re.compile(rb"^Total Accesses: ([0-9]+)\r?$", re.MULTILINE)
-_TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
 _MEMORY = re.compile(r"^(MemTotal|MemAvailable): +([0-9]+) kB$", re.MULTILINE)
 
 
@@ -192,23 +190,15 @@ def _percent(part: int, whole: int) -> float:
 class Clock:
     """Seconds that the clock may be off, as who sets it tells the kernel: adjtimex(2), the estimated error."""
 
-    class _Timex(ctypes.Structure):
-        _fields_ = (
-            ("modes", ctypes.c_uint),
-            *((name, ctypes.c_long) for name in ("offset", "freq", "maxerror", "esterror")),
-            ("status", ctypes.c_int),
-            ("rest", ctypes.c_char * 256),  # more than there is
-        )
-
     def __init__(self, conf: Conf, monitor: Monitor) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
+        pass
 
     def __call__(self) -> Sample:
-        told = self._Timex()
-        state = self._libc.adjtimex(ctypes.byref(told))
-        if state < 0:
-            raise NoDataError(f"adjtimex: {os.strerror(ctypes.get_errno())}")
-        return Sample(told.esterror / 1e6, "nobody sets it" if state == _TIME_ERROR else "")
+        try:
+            told = timekeeping.told()
+        except OSError as error:
+            raise NoDataError(str(error.strerror)) from None
+        return Sample(told.estimate, "" if told.kept else "nobody sets it")
 
 
 class Apache:
