@@ -52,7 +52,7 @@ def on(name: str, network: Network, uplink: bool) -> None:
     """Forward between bridge *name* and the interfaces of default routes; translate. *uplink*: it is one of them."""
     family = V6 if network.version == 6 else V4
     record = mark.read(name) or {}
-    links = _uplinks(name, family) if family.each else [EVERY]
+    links = uplinks(name, family) if family.each else [EVERY]
     others = mark.of_others(name, family.key)
     mine = sorted({*record.get(family.key, ()), *(link for link in links if not _on(family, link) or link in others)})
     if mine != record.get(family.key):
@@ -60,7 +60,7 @@ def on(name: str, network: Network, uplink: bool) -> None:
         mark.write(name, record)
     cards: list[str] = []
     if EVERY in mine:
-        cards = _uplinks(name, family)
+        cards = uplinks(name, family)
         _heed_routers(name, record)
     for link in (name, *links) if family.each else links:
         _switch(family, link, True)
@@ -177,7 +177,7 @@ def _heed_routers(name: str, record: mark.Record) -> None:
         _swap(V6.conf / link / "accept_ra", "1", "2")
 
 
-def _uplinks(name: str, family: Family) -> list[str]:
+def uplinks(name: str, family: Family) -> list[str]:
     """The interfaces of the default routes. These files are hexadecimal, made for programs."""
     if family is V4:
         rows = (line.split() for line in _ROUTE4.read_text().splitlines()[1:])

@@ -35,6 +35,7 @@ PACKAGES = {
     "nsenter": "util-linux",
     "openssl": "openssl",
     "qemu-img": "qemu-utils",
+    "qemu-system-x86_64": "qemu-system-x86",
     "sec": "sec",
     "setpriv": "util-linux",
     "sfdisk": "fdisk",

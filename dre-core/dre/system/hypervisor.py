@@ -15,25 +15,28 @@ from dre.errors import DreError, MissingError, NotFoundError, NotPermittedError,
 _LONGEST = 400
 
 
-def connect(conf: Conf) -> Any:
-    """The connection to DRE_SYS_URI. Raises MissingError, with the command to type, when no libvirt answers."""
-    return _connected(conf.sys_uri, os.getpid())  # a forked child must not use its parent's
+def connect(conf: Conf, read_only: bool = False) -> Any:
+    """The connection to DRE_SYS_URI. Raises MissingError, with the command to type, when no libvirt answers.
+
+    *read_only* it needs no privilege, and nothing can be changed by it.
+    """
+    return _connected(conf.sys_uri, read_only, os.getpid())  # a forked child must not use its parent's
 
 
 @functools.lru_cache(maxsize=1)
-def _connected(uri: str, _process: int) -> Any:
+def _connected(uri: str, read_only: bool, _process: int) -> Any:
     try:
         import libvirt
     except ImportError:
         raise MissingError("python3-libvirt is not installed; apt-get install python3-libvirt") from None
     libvirt.registerErrorHandler(lambda *_: None, None)  # it would print what we raise
     try:
-        return libvirt.open(uri)
+        return libvirt.openReadOnly(uri) if read_only else libvirt.open(uri)
     except libvirt.libvirtError as error:
-        raise MissingError(f"no libvirt answers at {uri}: {_line(error)}; {_remedy()}") from None
+        raise MissingError(f"no libvirt answers at {uri}: {_line(error)}; {remedy()}") from None
 
 
-def _remedy() -> str:
+def remedy() -> str:
     """The command to type where libvirt does not answer."""
     if Path("/run/systemd/system").is_dir():
         return "try: systemctl start libvirtd.socket"

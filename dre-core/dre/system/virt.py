@@ -6,6 +6,7 @@ where no guest ever gets beyond its first instructions, as under some hypervisor
 """
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -16,22 +17,24 @@ from typing import Any
 from dre import files
 from dre.conf import Conf
 from dre.errors import MissingError
-from dre.run import need
+from dre.run import die_with, need
 
 QEMU = "qemu-system-x86_64"
 KVM = Path("/dev/kvm")
 DEADLINE = 15.0  # seconds for a kernel to come to its end; on working KVM it needs about one
 # Without a disk each kernel ends by this panic, having set up memory, processors and timers.
 _MARK = b"Unable to mount root fs"
+NOT_TRIED = "there is no kernel to try KVM with"
 PATIENCE = 5.0  # seconds for libvirt to begin with a system, which takes it less than one
 # libvirt 9 keeps what it has found out of QEMU only where it found KVM, or where QEMU's user may not open the device.
 _REMEDY = f"libvirt is slow; it may be trying KVM, as it does each time where that does not work: chmod 600 {KVM}"
 
 
-def choose(conf: Conf, kernel: Path | None) -> tuple[str, str]:
+def choose(conf: Conf, kernel: Path | None, keep: bool = True) -> tuple[str, str]:
     """libvirt's domain type, kvm or qemu (which is TCG), and why. *kernel* is one to try KVM with.
 
-    Raises MissingError when there is no QEMU, or the settings want kvm and there is no /dev/kvm.
+    Who only looks does not *keep* what a trial says: nothing is written. Raises MissingError when there is no QEMU, or
+    the settings want kvm and there is no /dev/kvm.
     """
     need(QEMU)
     if conf.sys_virt == "tcg":
@@ -42,7 +45,7 @@ def choose(conf: Conf, kernel: Path | None) -> tuple[str, str]:
         return "qemu", f"{KVM} is not there or not to be opened"
     if conf.sys_virt == "kvm":
         return "kvm", "DRE_SYS_VIRT says so"
-    works, why = _tried(conf, kernel)
+    works, why = _tried(conf, kernel) if keep else _looked(conf, kernel)
     return ("kvm", why) if works else ("qemu", why)
 
 
@@ -67,17 +70,35 @@ def patience(name: str, kind: str, say: Callable[[str], object], after: float = 
 def _tried(conf: Conf, kernel: Path | None) -> tuple[bool, str]:
     place, here = conf.core_state_dir / "sys" / "virt.json", _here()
     with files.lock(conf.core_run_dir / "lock" / "virt", timeout=2 * DEADLINE):
-        known = _read(place)
-        if known.get("here") == here:
-            return bool(known["works"]), str(known["why"])
-        if kernel is None:
-            kernel = next((path for path in (Path(f"/boot/vmlinuz-{os.uname().release}"),) if path.exists()), None)
+        known = _known(place, here)
+        if known:
+            return known
+        kernel = kernel or _running()
         if kernel is None:  # not kept: the next image may bring one
-            return False, "there is no kernel to try KVM with"
+            return False, NOT_TRIED
         works, why = _boots(kernel)
         place.parent.mkdir(parents=True, exist_ok=True)
         files.write_atomic(place, json.dumps({"here": here, "works": works, "why": why}) + "\n")
         return works, why
+
+
+def _looked(conf: Conf, kernel: Path | None) -> tuple[bool, str]:
+    """As `_tried`, but nothing is written."""
+    known = _known(conf.core_state_dir / "sys" / "virt.json", _here())
+    kernel = kernel or _running()
+    return known or (_boots(kernel) if kernel else (False, NOT_TRIED))
+
+
+def _known(place: Path, here: dict[str, Any]) -> tuple[bool, str] | None:
+    """What a trial said under the same circumstances."""
+    known = _read(place)
+    return (bool(known["works"]), str(known["why"])) if known.get("here") == here else None
+
+
+def _running() -> Path | None:
+    """The kernel that runs now, where it is a file."""
+    path = Path(f"/boot/vmlinuz-{os.uname().release}")
+    return path if path.exists() else None
 
 
 def _here() -> dict[str, Any]:
@@ -105,6 +126,7 @@ def _boots(kernel: Path) -> tuple[bool, str]:
             capture_output=True,
             timeout=DEADLINE,
             check=False,
+            preexec_fn=functools.partial(die_with, os.getpid()),
         )
     except subprocess.TimeoutExpired as late:
         if _MARK in (late.stdout or b""):
