@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every command line of the handbook and the README is one: the parsers accept command, verb, options and values.
+
+So do settings, units, files, pages and events that they name exist, and the Japanese pages have the same lines.
+"""
+
+import importlib
+import re
+import subprocess
+import sys
+
+import handbook
+import pytest
+from conftest import DIRECTORIES, ROOT
+from dre import conf
+from dre.errors import UsageError
+from test_completion import COMMANDS
+
+PAGES = [*handbook.PAGES, ROOT / "README.md"]
+OURS = {command: directory for directory, command in COMMANDS}
+TOOLS = {path.stem for path in (ROOT / "libdaware/tools").glob("*.c")}
+# Of others; each belongs to a package that Debian has, and none is ours to check.
+OTHERS = {
+    *("a2enconf", "a2enmod", "a2ensite", "apt-get", "cat", "cp", "curl", "cut", "df", "echo", "grep", "install"),
+    *(
+        "journalctl",
+        "make",
+        "printf",
+        "service",
+        "ssh",
+        "ssh-keygen",
+        "ssh-keyscan",
+        "systemctl",
+        "tee",
+        "test",
+        "virsh",
+    ),
+}
+ALL = [block for page in PAGES for block in handbook.blocks(page)]
+SHELL = [block for block in ALL if block.kind.split()[:1] == ["sh"]]
+
+
+def ids(block):
+    return block.where
+
+
+@pytest.fixture(scope="module")
+def parsers():
+    """The parser of each command of ours, made once."""
+    made = {}
+    kept = list(sys.path)
+    sys.path[:0] = [str(ROOT / directory) for directory in DIRECTORIES]
+    try:
+        for command, directory in OURS.items():
+            library = re.search(r"^LIB = (\S+)$", (ROOT / directory / "Makefile").read_text(), re.MULTILINE)
+            name = f"{library[1] if library else 'dre'}.cmd.{command.replace('-', '_')}"
+            made[command] = importlib.import_module(name).make_parser()
+    finally:
+        sys.path[:] = kept
+    return made
+
+
+def test_there_is_something_to_check():
+    words = [words for block in SHELL for line in handbook.lines(block) for words in handbook.commands(line)]
+    assert len(words) > 150
+    named = {word[0] for word in words}
+    assert {"dre-app", "dre-sys", "dre-bridge", "dre-check", "dre-base", "dscript", "dbox-init", "dbox-verify"} <= named
+
+
+@pytest.mark.parametrize("block", SHELL, ids=ids)
+def test_lines_are_accepted(block, parsers):
+    assert subprocess.run(["bash", "-n", "-c", block.text], capture_output=True).returncode == 0
+    for line in handbook.lines(block):
+        for command, *words in handbook.commands(line):
+            if command in OURS:
+                try:
+                    parsers[command].parse_args(words)
+                except UsageError as error:
+                    pytest.fail(f"{block.where}: {line}: {error}")
+            else:
+                assert command in OTHERS | TOOLS, f"{block.where}: {line}: what is {command}?"
+
+
+@pytest.mark.parametrize(
+    "line", ["sudo dre-app creat web1", "dre-app limit web1 --cpus-max 3", "dbox-verify", "dre-sys"]
+)
+def test_a_wrong_line_is_found(line, parsers):
+    """Else all that is accepted would prove nothing."""
+    ((command, *words),) = handbook.commands(line)
+    with pytest.raises(UsageError):
+        args = parsers[command].parse_args(words)
+        if getattr(args, "function", None) is None:
+            parsers[command].error("a verb is missing")
+
+
+def test_words_are_read_as_sh_reads_them():
+    line = """id=$(sudo a --b "c d" | cut -d" " -f1) && e -- 'f;g' >h 2>>i; echo x | sudo tee -a /j"""
+    words = [["a", "--b", "c d"], ["cut", "-d ", "-f1"], ["e", "--", "f;g"], ["echo", "x"], ["tee", "-a", "/j"]]
+    found = list(handbook.commands(line))
+    assert [one for one in words if one not in found] == []
+
+
+@pytest.mark.parametrize("block", SHELL, ids=ids)
+def test_services_are_ours(block):
+    packages = {path.name for path in (ROOT / "debian").iterdir()}
+    for line in handbook.lines(block):
+        for command, *words in handbook.commands(line):
+            names = [word for word in words if not word.startswith("-") and word != "2"]
+            if command == "systemctl":
+                assert names[0] in ("enable", "start", "restart", "reload", "status"), line
+                names, ending = names[1:], "service"
+            elif command == "service":
+                names, ending = names[:1], "init"
+            else:
+                continue
+            for name in set(names) - {"rsyslog", "apache2"}:
+                assert any(item.endswith((f".{name}.{ending}", f"{name}.{ending}")) for item in packages), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_names_is_there(page, tmp_path):
+    text = page.read_text()
+    for key in re.findall(r"\bDRE_[A-Z_]+[A-Z]\b", text):
+        assert key in conf.KEYS or key.startswith(("DRE_EVENT", "DRE_FULL")), key
+    for name, number in re.findall(r"\b((?:dre|dbox|daware|libdre|libdaware|dscript)[a-z.-]*)\(([1-8])\)", text):
+        assert list(ROOT.glob(f"*/man/{name}.{number}.rst")), f"{name}({number})"
+    for link in re.findall(r"\]\(([^)#\s]+)\)", text):
+        assert link.startswith("https://") or (page.parent / link).exists(), link
+    for path in re.findall(r"/usr/share/[\w./-]*\w", text):
+        assert list(ROOT.glob(_source(path))), path
+
+
+def _source(path):
+    """The pattern of the files in the tree that become *path*."""
+    package, _, rest = path.removeprefix("/usr/share/").partition("/")
+    if package == "doc":
+        package, _, rest = rest.partition("/")
+        return f"*/{rest.rstrip('/')}"
+    return f"{package}/{rest}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_events_that_a_page_names_are_emitted(page):
+    code = "".join(path.read_text() for name in DIRECTORIES for path in (ROOT / name).rglob("*.py"))
+    for name in re.findall(r"`((?:app|system|watch|monitor|dbox|script|sysmon)\.[a-z]+[a-z.-]*)`", page.read_text()):
+        assert name in code or name.partition(".")[2] in code, name
+
+
+@pytest.mark.parametrize("block", [block for block in ALL if block.kind == "yaml"], ids=ids)
+def test_scripts_are_good(block, run, settings, tmp_path):
+    (tmp_path / "shown.yaml").write_text(block.text)
+    done = run("dscript", "--config", settings(DRE_APP_LXC_PATH=tmp_path / "lxc"), "check", tmp_path / "shown.yaml")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("page", sorted((handbook.HANDBOOK / "ja").glob("*.md")), ids=lambda page: page.name)
+def test_the_japanese_page_has_the_same_lines(page):
+    def told(path):
+        return [(block.kind, handbook.lines(block)) for block in handbook.blocks(path)]
+
+    english = handbook.HANDBOOK / page.name
+    assert [(kind, lines) for kind, lines in told(page)] == [(kind, lines) for kind, lines in told(english)]
+
+
+def test_the_index_has_every_manual_page_with_its_title():
+    pages = {}
+    for path in ROOT.glob("*/man/*.rst"):
+        name, number, _ = path.name.rsplit(".", 2)
+        pages[f"{name}({number})"] = re.search(r"^-+\n(.+)\n-+$", path.read_text(), re.MULTILINE)[1].strip()
+    found = re.findall(r"^\| (\S+\(\d\)) \| (.*) \|$", (handbook.HANDBOOK / "commands.md").read_text(), re.MULTILINE)
+    assert dict(found) == pages and len(found) == len(pages)
+
+
+def test_no_chapter_is_left_out_of_the_contents():
+    contents = (handbook.HANDBOOK / "README.md").read_text()
+    there = {str(page.relative_to(handbook.HANDBOOK)) for page in handbook.PAGES} - {"README.md"}
+    assert {name for name in there if f"({name})" not in contents} == set()
+
+
+def test_a_wrong_script_is_found(run, settings, tmp_path):
+    (tmp_path / "wrong.yaml").write_text("dscript: 1\nname: web\nresponses: [{id: a, when: nobody, steps: []}]\n")
+    done = run("dscript", "--config", settings(DRE_APP_LXC_PATH=tmp_path / "lxc"), "check", tmp_path / "wrong.yaml")
+    assert done.returncode == 1
