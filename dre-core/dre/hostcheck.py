@@ -120,7 +120,7 @@ def make(conf: Conf, name: str, discover: bool) -> Finding:
         return Finding(name, WARNING, f"could not be looked at: {error}", "run it as root", error.code)
     except DreError as error:
         return Finding(name, WARNING, f"could not be looked at: {error}", None, max(error.code, 2))
-    except OSError as error:
+    except (OSError, ValueError, LookupError) as error:
         return Finding(name, WARNING, f"could not be looked at: {error}", None, MISSING)
 
 
@@ -166,7 +166,7 @@ def _kernel(conf: Conf) -> Path | None:
 
 def memory(conf: Conf, _: bool) -> Said:
     """How much there is, and how many systems of the default size still fit."""
-    lines = (line.split() for line in (_PROC / "meminfo").read_text().splitlines())
+    lines = (line.split() for line in (_PROC / "meminfo").read_text(errors="replace").splitlines())
     told = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if len(words) > 1 and words[1].isdecimal()}
     if not {"MemTotal", "MemAvailable"} <= set(told):
         raise DreError(f"{_PROC}/meminfo does not say how much memory there is")
