@@ -1,21 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands in the handbook and the README: fenced blocks, and the commands in those of sh.
+"""What stands in the handbook and the README: fenced blocks, the commands in those of sh, and a reader who types them.
 
 The words are read as sh would read them, as far as the handbook's lines need it: pipes, lists, redirections,
 assignments and `$(...)`. What is beyond that is refused, so that no line is left out.
 """
 
+import pathlib
 import re
 import shlex
+import subprocess
 from dataclasses import dataclass
 
-from conftest import ROOT
+from conftest import ROOT, environment, program
 
 HANDBOOK = ROOT / "docs/handbook"
 PAGES = sorted(HANDBOOK.rglob("*.md"))
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _OPERATORS = {";", "|", "&", "&&", "||"}
 _BEFORE = {"sudo"}
+TYPED = (
+    "dre-app",
+    "dre-event",
+    "dre-rules",
+    "dscript",
+    "dbox-init",
+    "dbox-put",
+    "dbox-get",
+    "dbox-verify",
+    "dbox-export",
+    "dbox-audit",
+)
 
 
 @dataclass(frozen=True)
@@ -72,3 +86,44 @@ def _bare(words):
     while words and (words[0] in _BEFORE or re.match(r"[A-Za-z_]+=", words[0])):
         words = words[1:]
     return words
+
+
+def marked(page):
+    """The blocks of *page* that are to be run, in order."""
+    return [block for block in blocks(HANDBOOK / page) if block.kind == "sh run"]
+
+
+class Reader:
+    """Somebody at a shell in the directory *place*, with the settings *config*, who types lines as they stand here.
+
+    Only what a test must not touch is replaced: the settings, by programs of the same names in front of PATH that add
+    --config; `sudo`, which root needs not; and `systemctl`, which notes what it was asked to start.
+    """
+
+    def __init__(self, place, config):
+        self.place = pathlib.Path(place)
+        self.bin = self.place / "bin"
+        self.bin.mkdir()
+        for name in TYPED:
+            self._script(name, f'exec {program(name)} --config {shlex.quote(str(config))} "$@"')
+        self._script("sudo", 'exec "$@"')
+        self._script("systemctl", f'[ "$1 $2" = "enable --now" ] || exit 9\ntouch {self.place}/"started-$3"')
+
+    def _script(self, name, text):
+        path = self.bin / name
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+
+    def types(self, block, instead=None):
+        """What the lines of *block* printed, each of which must end with 0; paths may stand *instead* of others."""
+        text = block.text
+        for old, new in (instead or {}).items():
+            assert old in text
+            text = text.replace(old, str(new))
+        env = environment()
+        env["PATH"] = f"{self.bin}:{env['PATH']}"
+        done = subprocess.run(
+            ["bash", "-e", "-o", "pipefail", "-c", text], cwd=self.place, env=env, capture_output=True, timeout=120
+        )
+        assert done.returncode == 0, f"{block.where}: {done.stderr.decode()}"
+        return done.stdout.decode()

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 from app_ground import Ground, kernel
-from handbook_ground import Reader, marked
+from handbook import Reader, marked
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from dre import cgroup, hostcheck, timekeeping
+from dre import cgroup, discover, hostcheck, nat, timekeeping
 from dre.conf import Conf
 from dre.errors import MissingError
 from dre.hostcheck import MISSES, OK, WARNING
@@ -149,6 +149,16 @@ def test_clock(monkeypatch, proc):
     assert "chronyc tracking" in state("clock").remedy
     monkeypatch.setattr(time, "time", lambda: 86400.0)
     assert state("clock").state == MISSES
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [("lo", MISSES), ("", WARNING)])
+def test_no_dhcp_server(monkeypatch, wanted, expected):
+    """It is missing where containers are to be on that network, else only to be known."""
+    monkeypatch.setattr(nat, "uplinks", lambda *_: ["lo"])
+    monkeypatch.setattr(discover, "ask", lambda link: None)
+    found = hostcheck.make(Conf(bridge_uplink=wanted, bridge_if="dret2none"), "dhcp", True)
+    assert (found.state, found.found) == (expected, "lo: no DHCP server answers within 8 s")
+    assert "DRE_BRIDGE_DHCP" in found.remedy
 
 
 def late(conf, discover):
