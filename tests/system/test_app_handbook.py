@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The handbook's lines on containers and undo that are marked `sh run` do what it says, in their order."""
+"""The handbook's lines on containers, undo and migration that are marked `sh run` do what it says, in their order."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ from handbook import Reader, marked
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
-def test_containers_then_undo(run, settings, tmp_path):
+def test_containers_then_undo_then_migration(run, settings, tmp_path):
     with Ground(run, settings) as app:
         reader = Reader(tmp_path, app.config)
         making, limiting, suspecting, ending = marked("containers.md")
@@ -30,3 +30,7 @@ def test_containers_then_undo(run, settings, tmp_path):
         assert changed.read_text() == "broken\n"
         reader.types(mistake)
         assert app("status", "web1") == "running" and not changed.exists()
+
+        (moving,) = marked("migration.md")
+        assert reader.types(moving).endswith("running\n")
+        assert [line.split()[0] for line in app("list").splitlines()] == ["web5"]
