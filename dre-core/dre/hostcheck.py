@@ -12,7 +12,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import dre
@@ -21,7 +21,7 @@ from dre.conf import Conf
 from dre.errors import MISSING, TIMED_OUT, DreError, MissingError, NotPermittedError
 
 OK, WARNING, MISSES = "ok", "warning", "missing"
-_LONGEST = 1 << 16  # octets of one finding
+_LONGEST = 1000  # letters of what was found: QEMU's last words may be anything
 _G = 1 << 30
 ADVISED = 2 * _G  # of memory, says the specification
 _KEPT = _G // 4  # what kernel and firmware of such a host keep for themselves, and do not count
@@ -78,8 +78,8 @@ def _begin(conf: Conf, name: str, discover: bool) -> tuple[int, int]:
     try:
         die_with(parent)
         os.setpgid(0, 0)  # to end what it has started as well
-        octets = json.dumps(asdict(make(conf, name, discover))).encode()
-        os.write(theirs, octets[:_LONGEST])
+        item = make(conf, name, discover)
+        os.write(theirs, json.dumps(asdict(replace(item, found=item.found[:_LONGEST]))).encode())
     finally:
         os._exit(0)
 
@@ -87,7 +87,7 @@ def _begin(conf: Conf, name: str, discover: bool) -> tuple[int, int]:
 def _finding(name: str, fd: int, end: float) -> Finding:
     octets = b""
     while select.select([fd], [], [], max(0.0, end - time.monotonic()))[0]:
-        more = os.read(fd, _LONGEST)
+        more = os.read(fd, 1 << 16)
         octets += more
         if not more:
             try:
@@ -192,6 +192,8 @@ def dhcp(conf: Conf, discover: bool) -> Said:
         return MISSES, f"DRE_BRIDGE_UPLINK: {out}: no such interface", "ip link show tells which there are"
     wanted = bool(conf.bridge_uplink) or uplink.port(conf.bridge_if) is not None or foreign(conf.bridge_if)
     link = _master(out)
+    if (_NET / link / "operstate").read_text() == "down\n":
+        return MISSES if wanted else WARNING, f"{link} is down", f"ip link set {link} up, or plug its cable in"
     if discover:
         return _asked(link, wanted)
     lease = _lease(link)

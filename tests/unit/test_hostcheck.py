@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import time
 
@@ -139,6 +140,21 @@ def test_no_qemu(proc, monkeypatch):
     assert (found.state, found.remedy, found.code) == (MISSES, "apt-get install qemu-system-x86", 0)
 
 
+@pytest.mark.skipif(shutil.which(virt.QEMU) is None, reason="no QEMU")
+def test_a_trial_of_who_only_looks_is_not_kept(monkeypatch, tmp_path):
+    kvm = tmp_path / "kvm"
+    kvm.touch()
+    monkeypatch.setattr(virt, "KVM", kvm)
+    monkeypatch.setattr(virt, "_boots", lambda kernel: (True, f"{kernel} booted"))
+    settings = Conf(core_state_dir=tmp_path / "state", core_run_dir=tmp_path / "run")
+    before = sorted(tmp_path.rglob("*"))
+    assert virt.choose(settings, pathlib.Path("/k"), keep=False) == ("kvm", "/k booted")
+    assert sorted(tmp_path.rglob("*")) == before
+    virt.choose(settings, pathlib.Path("/k"))
+    monkeypatch.setattr(virt, "_boots", lambda kernel: pytest.fail("it is known"))
+    assert virt.choose(settings, pathlib.Path("/other"), keep=False) == ("kvm", "/k booted")
+
+
 def test_clock(monkeypatch, proc):
     monkeypatch.setattr(timekeeping, "told", lambda: timekeeping.Told(True, 0.001, 0.25))
     assert (state("clock").state, state("clock").found) == (OK, "kept right, at most 0.250 s off")
@@ -159,6 +175,18 @@ def test_no_dhcp_server(monkeypatch, wanted, expected):
     found = hostcheck.make(Conf(bridge_uplink=wanted, bridge_if="dret2none"), "dhcp", True)
     assert (found.state, found.found) == (expected, "lo: no DHCP server answers within 8 s")
     assert "DRE_BRIDGE_DHCP" in found.remedy
+
+
+def test_uplink_that_is_down(monkeypatch, tmp_path):
+    monkeypatch.setattr(hostcheck, "_NET", tmp_path)
+    (tmp_path / "eth7").mkdir()
+    (tmp_path / "eth7/operstate").write_text("down\n")
+    found = state("dhcp", bridge_uplink="eth7", bridge_if="dret2none")
+    assert (found.state, found.found) == (MISSES, "eth7 is down")
+
+
+def endless(conf, discover):
+    return WARNING, "x" * 1_000_000, None
 
 
 def late(conf, discover):
@@ -184,12 +212,14 @@ def child(conf, discover):
 
 def test_what_goes_wrong_costs_its_own_line(monkeypatch, tmp_path):
     checks = {"late": (late, 0.3), "ended": (ended, 5.0), "wrong": (wrong, 5.0), "child": (child, 0.5)}
+    checks["endless"] = (endless, 5.0)
     good = (lambda conf, discover: (OK, "well", None), 5.0)
     monkeypatch.setattr(hostcheck, "CHECKS", {**checks, "good": good})
     found = {item.check: item for item in hostcheck.look(Conf(core_run_dir=tmp_path), list(hostcheck.CHECKS), False)}
     assert {name: item.code for name, item in found.items()} == {
-        **{"late": 5, "ended": 6, "wrong": 6, "child": 5, "good": 0},
+        **{"late": 5, "ended": 6, "wrong": 6, "child": 5, "endless": 0, "good": 0},
     }
+    assert found["endless"].found == "x" * 1000
     assert (found["good"].state, found["late"].state) == (OK, WARNING)
     started = int((tmp_path / "child").read_text())
     end = time.monotonic() + 10
