@@ -50,6 +50,10 @@ _KILL = 'kill -KILL "-$(cat "$0/pid")"; rm -rf "$0"'
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
 
 
+class NonsenseError(DreError):
+    """The agent's answer is not of the form that its protocol has."""
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a program ended, and what it printed, as far as the agent kept it."""
@@ -90,8 +94,8 @@ class Agent:
         except (ValueError, KeyError, TypeError, RecursionError):
             raise self._nonsense(command) from None
 
-    def _nonsense(self, command: str) -> DreError:
-        return DreError(f"{self.name}: its guest agent's answer to {command} is none")
+    def _nonsense(self, command: str) -> NonsenseError:
+        return NonsenseError(f"{self.name}: its guest agent's answer to {command} is none")
 
     def answers(self, timeout: int = 2) -> bool:
         """Whether it is there."""
