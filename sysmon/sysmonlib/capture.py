@@ -125,7 +125,7 @@ class Capture:
     def __init__(self, devices: Sequence[str], port: int, served: Served) -> None:
         self.wire = Wire(served, port)
         self._devices, self._port = devices, port
-        self._sockets: list[socket.socket] = []
+        self._sockets: dict[socket.socket, str] = {}  # and the taps that they read
         self._ended = threading.Event()
         self._emptied = threading.Condition()
         self._rounds = 0  # how often all that was there had been read
@@ -136,7 +136,7 @@ class Capture:
     def __enter__(self) -> "Capture":
         try:
             for device in self._devices:
-                self._sockets.append(_opened(device, self._port))
+                self._sockets[_opened(device, self._port)] = device
         except BaseException:
             self._close()
             raise
@@ -173,7 +173,7 @@ class Capture:
     def _read(self) -> None:
         try:
             while not self._ended.is_set():
-                ready, _, _ = select.select(self._sockets, [], [], 0.02)
+                ready, _, _ = select.select(list(self._sockets), [], [], 0.02)
                 rest = [one for one in ready if not self._drained(one)]
                 if not rest:
                     with self._emptied:
@@ -192,7 +192,7 @@ class Capture:
             except BlockingIOError:
                 return True
             except OSError as error:  # the tap went away
-                raise MissingError(f"{one.getsockname()[0]}: cannot be read any more: {error.strerror}") from None
+                raise MissingError(f"{self._sockets[one]}: cannot be read any more: {error.strerror}") from None
             self.wire.frame(octets, inwards=address[2] == _OUTGOING)
         return False
 

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dre-libra on a real guest: files that a root-kit hides or misstates there are named, and busy ones accuse nobody.
+
+The server is one of the tests' own on the host of the guests; where nfs-ganesha is installed, it is one, too.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import time
+
+import pytest
+from guest_ground import inside
+from guests import NETWORK
+from module_guest import BUILD, _needs, _unpacked
+from nfskit import DIRECTORY, FILE, MOUNT, NFS, Disk, Nfs3, Nfs4, serve
+from programs import program
+
+FULL = os.environ.get("DRE_FULL") == "1"
+CHURN = 10_000 if FULL else 60
+PORT, HOST = 12049, f"{NETWORK}.254"
+ADDRESS = f"ip address add {NETWORK}.1/24 dev eth0; ip link set eth0 up"
+WAYS = {
+    "v3": f"vers=3,proto=tcp,port={PORT},mountproto=tcp,mountport={PORT},nolock,soft,timeo=100",
+    "v4.1": f"vers=4.1,proto=tcp,port={PORT},soft,timeo=100",
+}
+# Files are made, renamed and deleted on both mounts until there have been enough.
+STORM = """
+cat >/root/storm <<'END'
+n=0
+while [ $n -lt $1 ]; do
+    for place in /mnt/v3 /mnt/v4.1; do
+        echo $n >$place/busy/new$n
+        mv $place/busy/new$n $place/busy/old$n
+        [ $n -lt 5 ] || rm $place/busy/old$((n - 5))
+    done
+    n=$((n + 1))
+done
+touch /root/done
+END
+setsid sh /root/storm $0 </dev/null >/dev/null 2>&1 &
+"""
+
+
+@pytest.fixture
+def disks(guest, ground):
+    """File systems by their way to be mounted, with the same numbers of files, on the host of the guest."""
+    made = {way: Disk(fsid=7) for way in WAYS}
+    made["v4.1"].fsid = 8
+    for disk in made.values():
+        for name, mode, size in ((b"evil", 0o644, 17), (b"long", 0o644, 100_000), (b"closed", 0o600, 9)):
+            disk.make(disk.root, name, FILE | mode, bytes(size))
+        disk.make(disk.root, b"empty")
+        docs = disk.make(disk.root, b"docs", DIRECTORY | 0o755)
+        disk.make(disk.root, b"busy", DIRECTORY | 0o755)
+        disk.make(docs, b"none", DIRECTORY | 0o755)
+        for number in range(300):
+            disk.make(docs, b"file%d" % number, data=bytes(number))
+        disk.make(docs, b"evil")
+    services = {(NFS, 3): Nfs3(made["v3"], entries=50), (MOUNT, 3): Nfs3(made["v3"]), (NFS, 4): Nfs4(made["v4.1"], 50)}
+    with serve(services, "0.0.0.0", PORT, lambda: inside(f"/proc/{ground.first_pid()}/ns/net")):
+        guest.ok(ADDRESS)
+        for way, options in WAYS.items():
+            source = "/" if way.startswith("v4") else "/x"
+            guest.ok(f"mkdir -p /mnt/{way} && mount -t nfs -o {options} {HOST}:{source} /mnt/{way}")
+        try:
+            yield made
+        finally:
+            guest.call("umount -l -a -t nfs,nfs4")
+
+
+@pytest.fixture
+def liar(guest, tmp_path):
+    """The root-kit for the kernel that runs in the guest, which has it as /root/liar.ko."""
+    release = guest.ok(["uname", "-r"]).strip()
+    first = f"linux-headers-{release}"
+    headers = _unpacked([first, *_needs(first, "linux-(?:headers|kbuild)-")], "usr")
+    shutil.copytree(os.path.join(os.path.dirname(__file__), "libra_rootkit"), tmp_path / "kit")
+    argv = ["unshare", "--mount", "sh", "-euc", BUILD, "sh", headers, release, tmp_path / "kit"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    guest.push(tmp_path / "kit/liar.ko", "/root/liar.ko")
+
+
+def libra(host, *argv, **kwargs):
+    """dre-libra on the host of the guests, of both mounts."""
+    words = ("--mount", "/mnt/v3", "--mount", "/mnt/v4.1") if "--mount" not in argv else ()
+    return host.call(program("dre-libra"), "--config", host.conf, "guest1", *words, *argv, check=False, **kwargs)
+
+
+def test_what_is_hidden_is_named_and_busy_files_accuse_nobody(guest, ground, disks, liar):
+    done = libra(ground, "--server", HOST)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    guest.ok(["sh", "-c", STORM, CHURN])
+    looked = 0
+    while looked < 2 or (FULL and guest.call("test -e /root/done").returncode):
+        done = libra(ground, timeout=600)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        looked += 1
+    guest.ok("insmod /root/liar.ko hide=evil small=100000 open=$((0600))")
+    assert "evil" not in guest.ok("ls /mnt/v3 /mnt/v4.1/docs")
+    done = libra(ground, "--json", timeout=600)
+    assert done.returncode == 1, done.stdout + done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    found = {
+        (row["path"], row["hides"], row.get("told"), row.get(row["hides"]) if "told" in row else None) for row in rows
+    }
+    expected = set()
+    for place in ("/mnt/v3", "/mnt/v4.1"):
+        expected |= {(f"{place}/evil", "name", None, None), (f"{place}/docs/evil", "name", None, None)}
+        expected |= {(f"{place}/long", "size", 4096, 100_000), (f"{place}/closed", "mode", "100644", "100600")}
+    assert found == expected
+    assert {row["fsid"] for row in rows} == {"7:0", "8:5"}
+    guest.ok("rmmod liar")
+    done = libra(ground)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_cannot_be_looked_at_is_not_clean(guest, ground, disks):
+    assert libra(ground, "--mount", "/mnt/none").returncode == 6
+    done = libra(ground, "--mount", "/root")
+    assert done.returncode == 6 and "not on NFS" in done.stderr
+    done = libra(ground, "--server", "192.0.2.1")
+    assert done.returncode == 1 and "inconsistent agent" in done.stdout
+    # An agent that tells of the mount, as of any, and of all that is there, as last time, but does not look.
+    told = guest.ok("ls -aU1R --quoting-style=c /mnt/v3")
+    assert told
+    guest.ok(
+        "mv /usr/bin/find /usr/bin/find.real; printf '#!/bin/sh\\nexit 0\\n' >/usr/bin/find; chmod 755 /usr/bin/find"
+    )
+    done = libra(ground)
+    assert done.returncode == 6 and "/mnt/v3" in done.stderr, done.stdout + done.stderr
+    guest.ok("mv /usr/bin/find.real /usr/bin/find; systemctl stop --no-block qemu-guest-agent", timeout=20)
+    deadline = time.monotonic() + 60
+    while (done := libra(ground)).returncode == 0:
+        assert time.monotonic() < deadline
+    assert done.returncode in (5, 6) and "agent" in done.stderr
+
+
+GANESHA = """
+NFS_CORE_PARAM {{ Protocols=4; NFS_Port={port}; Enable_NLM=false; Enable_RQUOTA=false; Bind_addr={host}; }}
+NFSV4 {{ Graceless=true; }}
+EXPORT {{
+    Export_Id=1; Path={path}; Pseudo=/export; Access_Type=RW; Squash=None; SecType=sys; Transports=TCP;
+    FSAL {{ Name=VFS; }}
+}}
+"""
+
+
+@contextlib.contextmanager
+def ganesha(ground):
+    """nfs-ganesha on the host of the guests, with the directory export of it."""
+    if shutil.which("ganesha.nfsd", path="/usr/bin:/usr/sbin") is None:
+        pytest.skip("nfs-ganesha and nfs-ganesha-vfs are not installed")
+    place = ground.seen
+    (ground.place / "ganesha.conf").write_text(GANESHA.format(port=PORT, host=HOST, path=place / "export"))
+    argv = ["ganesha.nfsd", "-F", "-L", place / "log", "-f", place / "ganesha.conf", "-p", place / "pid"]
+    with subprocess.Popen([*ground.inside, *map(str, argv)]) as server:
+        try:
+            yield
+        finally:
+            server.terminate()
+
+
+@pytest.mark.parametrize("version", ["4.0", "4.1", "4.2"])
+def test_a_server_that_others_made(guest, ground, liar, version):
+    tree = ground.place / "export"
+    tree.mkdir(exist_ok=True)
+    for name in ("evil", "long"):
+        (tree / name).write_bytes(bytes(100_000 if name == "long" else 3))
+    with ganesha(ground):
+        guest.ok(ADDRESS)
+        mount = f"mkdir -p /mnt/x && mount -t nfs -o vers={version},port={PORT} {HOST}:/export /mnt/x"
+        deadline = time.monotonic() + 60
+        while guest.call(mount).returncode:
+            assert time.monotonic() < deadline, "it cannot be mounted"
+        done = libra(ground, "--mount", "/mnt/x")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        guest.ok("insmod /root/liar.ko hide=evil small=100000")
+        done = libra(ground, "--mount", "/mnt/x", "--json")
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        assert {(row["path"], row["hides"]) for row in rows} == {("/mnt/x/evil", "name"), ("/mnt/x/long", "size")}
+        guest.call("umount -l /mnt/x")
