@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine as a user of its own: a process that stays root does what was agreed, by the real dre-app, and no more."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -48,8 +49,11 @@ class Engine(World):
         assert self.process.poll() is None, self.process.stderr.read()
 
     def children(self, pid=None):
-        return [int(word) for word in pathlib.Path(f"/proc/{pid or self.process.pid}/task").glob("*/children")
-                for word in word.read_text().split()]  # fmt: skip
+        found = []
+        for listed in pathlib.Path(f"/proc/{pid or self.process.pid}/task").glob("*/children"):
+            with contextlib.suppress(FileNotFoundError):  # a thread that has ended since
+                found += map(int, listed.read_text().split())
+        return found
 
     def limit(self):
         return json.loads(self.app("limit", "web1", "--json").stdout)["pids_limit"]
