@@ -32,11 +32,16 @@ _Key = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Sight:
-    """Both views of one moment; *whole*: no frame was lost, *secured*: nobody can read them, *forged*: some were."""
+    """Both views of one moment.
+
+    *apart*: what below is looked at elsewhere, or not to be; *whole*: no frame was lost; *secured*: nobody can read
+    them; *forged*: some were.
+    """
 
     mount: Mount
     view: View
     served: Served
+    apart: frozenset[bytes] = frozenset()
     whole: bool = True
     secured: bool = False
     forged: bool = False
@@ -117,7 +122,7 @@ class Libra:
 
     def _rogue(self, reason: str) -> _Suspect:
         key = (INCONSISTENT, "agent")
-        return _Suspect(key, key, INCONSISTENT, {"views": ["agent"], "reason": cli.harmless(reason)})
+        return _Suspect(key, key, INCONSISTENT, {"views": ["agent"], "reason": cli.harmless(reason)[:PATH]})
 
     def _unsettled(self, suspects: list[_Suspect]) -> _Suspect:
         """Each look had a difference, though never the same: somebody may know how to hide."""
@@ -183,17 +188,17 @@ class _Place:
 
     def __init__(self, sight: Sight, path: bytes, found: File, aside: list[str]) -> None:
         self._mount, self._view, self._served = sight.mount, sight.view, sight.served
-        self._path, self._found, self._aside = path, found, aside
+        self._path, self._found, self._apart, self._aside = path, found, sight.apart, aside
         self._object: Object = (sight.mount.server, sight.mount.fsid, found.fileid)
 
     def differences(self) -> Iterator[_Suspect]:
         """What the server says otherwise, and what it was not heard of."""
         directory = stat.S_ISDIR(self._found.mode)
         if self._found.device != self._mount.device:
-            if directory:
-                self._aside.append(f"{_path(self._path)} is of another file system")
-            else:
-                yield _unseen(("device", self._path), f"{_path(self._path)} is of another file system")
+            if self._path not in self._apart:
+                yield _unseen(
+                    ("device", self._path), f"{_path(self._path)} is of another file system, as the guest has it"
+                )
             return
         yield from self._attributes()
         if directory:
@@ -201,13 +206,11 @@ class _Place:
 
     def _attributes(self) -> Iterator[_Suspect]:
         said = self._served.of(self._object)
-        if len(said) >= VALUES:
-            return  # of a file that changes so fast any may have been seen
         for hides, told, ours in self._values(said):
             if not ours:
                 text = f"the {hides} of {_path(self._path)} was not seen on the network"
                 yield _unseen((hides, self._object), text)
-            elif told not in ours:
+            elif told not in ours and not (len(said) >= VALUES and min(ours) <= told <= max(ours)):
                 suspect = self._file(hides, self._path, self._object, {hides: min(ours), "told": told})
                 suspect.needs = CONFIRM if len(ours) == 1 else PERSIST
                 yield suspect
@@ -238,10 +241,13 @@ class _Place:
             yield suspect
         for name in names - listing.all - listing.changed:
             yield self._odd("getdents", name, "is not on the server")
-        if not self._served.denied(self._object):
-            for name in names - listing.changed:
-                if self._path.rstrip(b"/") + b"/" + name not in self._view.files:
+        for name in names - listing.changed:
+            found, fileid = self._view.files.get(self._path.rstrip(b"/") + b"/" + name), listing.whole.get(name)
+            if found is None:
+                if not self._served.denied(self._object):
                     yield self._odd("stat", name, "is listed, and nothing more is said of it")
+            elif fileid not in (None, found.fileid) and found.device == self._mount.device:
+                yield self._odd("stat", name, "is another file than that on the server")
 
     def _file(
         self, hides: str, path: bytes, what: Object, data: Mapping[str, Any], key: _Key | None = None

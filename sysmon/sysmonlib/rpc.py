@@ -15,8 +15,8 @@ AUTH_SYS, GSS, TLS = 1, 6, 7  # flavours of credentials; see RFC 2203 and RFC 92
 CALL, REPLY = 0, 1
 LARGEST = 2 << 20  # octets of a record: Linux reads and writes at most 1 MiB at a time
 FRAGMENTS = 256  # of one record
-PENDING = 4096  # calls without a reply yet, of one connection
-KEPT = 16 << 10  # octets of a call: what is written into files is of no interest
+PENDING = 512  # calls without a reply yet, of one connection
+KEPT = 8 << 10  # octets of a call: what is written into files is of no interest
 _LAST = 1 << 31
 
 

@@ -19,7 +19,7 @@ Handle = tuple[End, bytes]
 _Place = Object | Handle  # a directory, by its handle until it is known what that leads to
 MOST = 300_000  # names and attributes of one check; what has more cannot be checked
 HANDLES = 100_000  # the longest unused are forgotten
-VALUES = 64  # different attributes of one object in one check; one that has more is taken for any
+VALUES = 64  # different attributes of one object in one check; of more, the first ones and the last
 EXPIRY = 70.0  # seconds; Linux keeps attributes for at most 60 (acregmax in nfs(5))
 
 
@@ -110,8 +110,8 @@ class Served:
         if key is None or (found.size is None and found.mode is None):
             return
         said = self._said.get(key, ())
-        if found not in said and len(said) < VALUES and self._counted():
-            self._said[key] = (*said, found)
+        if found not in said and self._counted():
+            self._said[key] = (*said[: VALUES - 1], found)
         if key in self._last or len(self._last) < MOST:
             self._last[key] = (time.monotonic(), found)
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 End = tuple[bytes, int]  # an address in network order, and a port
 _IPV4, _IPV6, _TCP = 0x0800, 0x86DD, 6
-_FIN, _SYN, _RST = 1, 2, 4
+_SYN = 2
 _HALF, _ALL = 1 << 31, 1 << 32  # of the sequence numbers, which wrap
-WAITING = 64  # segments that wait for one before them; the one is given up then
+WAITING, ROOM = 64, 1 << 20  # segments, and their octets, that wait for one before them; that is given up then
 KEPT = 128 << 10  # octets that are kept to be compared with what comes again
 FAR = 64 << 20  # octets; no window is that wide here: what is further away is of another connection
 
@@ -26,7 +26,6 @@ class Segment:
     target: End
     sequence: int
     begins: bool
-    ends: bool
     data: bytes
 
 
@@ -53,11 +52,9 @@ def segment(frame: bytes) -> Segment | None:
         return None
     first, second, sequence = struct.unpack_from(">HHI", frame, start)
     data = start + (frame[start + 12] >> 4) * 4
-    flags = frame[start + 13]
     if not start + 20 <= data <= whole:
         return None
-    ends = bool(flags & (_FIN | _RST))
-    return Segment((source, first), (target, second), sequence, bool(flags & _SYN), ends, frame[data:whole])
+    return Segment((source, first), (target, second), sequence, bool(frame[start + 13] & _SYN), frame[data:whole])
 
 
 @dataclass
@@ -79,7 +76,7 @@ class Stream:
             self._tail.clear()
         if found.data:
             self._wait(sequence, found.data)
-        if len(self._waiting) > WAITING:
+        if len(self._waiting) > WAITING or sum(map(len, self._waiting.values())) > ROOM:
             nearest = min(self._waiting, key=self._ahead)
             if self._ahead(nearest) > 0:
                 self._next, self._broken = nearest, True

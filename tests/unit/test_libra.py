@@ -13,12 +13,12 @@ import tracemalloc
 
 import pytest
 from dre.errors import MissingError
-from nfskit import CLIENT, DIRECTORY, NFS, PORT, SERVER, Disk, Nfs3, Nfs4, Talk, opaque, u32, u64
+from nfskit import CLIENT, DIRECTORY, NFS, PORT, SERVER, Disk, Nfs3, Nfs4, Taken, Talk, opaque, u32, u64
 from sysmonlib import capture, inside, libra, rpc, tcp
 from sysmonlib.capture import Wire
 from sysmonlib.inside import File, Mount, Nonsense, View
 from sysmonlib.libra import Libra, Sight
-from sysmonlib.served import Served
+from sysmonlib.served import Attributes, Entry, Served
 
 CASES = int(os.environ.get("DRE_CASES", "40"))
 DEVICE, OTHER = os.makedev(0, 42), os.makedev(0, 43)
@@ -404,6 +404,34 @@ def test_an_agent_that_leaves_out_is_not_clean(disk, version):
         told.files[path] = dataclasses.replace(told.files[path], device=OTHER, size=1)
 
     assert "another file system" in unseen(Guest(Client(disk, version), elsewhere))
+    path = TOP + b"/docs"
+
+    def mounted(told):
+        told.files[path] = dataclasses.replace(told.files[path], device=OTHER)
+        for below in [one for one in (*told.files, *told.names) if one.startswith(path)]:
+            told.names.pop(below, None)
+            if below != path:
+                told.files.pop(below, None)
+
+    assert "another file system" in unseen(Guest(Client(disk, version), mounted))
+    assert Guest(Client(disk, version), mounted, apart=frozenset({path})).scan() == []
+
+
+@both
+def test_an_agent_that_shows_another_directory_is_inconsistent(disk, version):
+    """A copy without the file, whose names are the same."""
+    copy = disk.make(disk.root, b"copy", DIRECTORY | 0o755)
+    docs = disk.root.children[b"docs"][1]
+    for name, (_, node) in list(docs.children.items()):
+        if name != b"file3":
+            disk.put(copy, name, node)
+
+    def lie(told):
+        told.names[TOP + b"/docs"].remove(b"file3")
+        del told.files[TOP + b"/docs/file3"]
+        told.files[TOP + b"/docs"] = told.files[TOP + b"/copy"]
+
+    assert Guest(Client(disk, version), lie).scan() == ["sysmon.inconsistent"]
 
 
 def test_an_answer_that_is_none_is_inconsistent():
@@ -502,6 +530,74 @@ def test_an_object_that_changes_all_the_time_accuses_nobody(disk):
 
     guest = Guest(client, lie, walk=walk)
     assert (guest.scan(), guest.looks) == ([], 6)
+
+
+@both
+def test_a_name_that_comes_and_goes_all_the_time_accuses_nobody(disk, version):
+    """It is missing in five looks, and each time there was a change of that name on the wire."""
+    client = Client(disk, version)
+    guest = Guest(client)
+
+    def walk():
+        client.walk()
+        client.rename(disk.root, b"evil", b"other")
+        client.rename(disk.root, b"other", b"evil")
+
+    def lie(told):
+        if guest.looks < 6:
+            told.names[TOP].remove(b"evil")
+            del told.files[TOP + b"/evil"]
+
+    guest.walk, guest.lie = walk, lie
+    assert (guest.scan(), guest.looks) == ([], 6)
+
+
+def test_a_call_does_not_lead_a_reply_astray(disk):
+    """A listing of docs/empty as the reply to a call for the root: the reply says itself of which directory it is."""
+    client = Client(disk, 3)
+    node = disk.root.children[b"docs"][1].children[b"empty"][1]
+    wanted = ((SERVER, PORT), (7, 0), disk.root.fileid)
+    client.served.begin()
+    client.look_at(disk.root)
+    asked = client.service.disk.handle(disk.root)
+    client.service._17 = lambda args: Nfs3._17(client.service, Taken(client.handle(node) + u64(0)))
+    client.talk.call(3, 17, opaque(asked) + u64(0) + bytes(8) + u32(4096, 8192))
+    client.look_at(disk.root)
+    assert client.served.listing(wanted) is None
+    assert client.served.listing((*wanted[:2], node.fileid)).whole == {}
+
+
+def test_of_two_listings_the_names_in_both_count():
+    """As of a directory that has a handle of each version."""
+    served, server = Served(), (SERVER, PORT)
+    for handle, names in ((b"3", [b"both", b"gone"]), (b"4", [b"both", b"new"])):
+        served.attributes(server, Attributes((7, 0), 100, 0o40755, 0), handle)
+        entries = [Entry(name, number, 1) for number, name in enumerate(names, 1)]
+        served.page(server, handle, 0, entries, True)
+    found = served.listing((server, (7, 0), 100))
+    assert set(found.whole) == {b"both"} and found.all == {b"both", b"gone", b"new"}
+
+
+def test_a_file_that_grows_fast_is_within_what_was_seen(disk):
+    client = Client(disk)
+    evil = disk.root.children[b"evil"][1]
+    size = [0]
+
+    def walk():
+        client.walk()
+        for _ in range(100):
+            evil.data += b"more"
+            client.look_at(evil)
+
+    def lie(told):
+        path = TOP + b"/evil"
+        told.files[path] = dataclasses.replace(told.files[path], size=evil.size - size[0])
+
+    assert Guest(client, lie, walk=walk).scan() == []
+    size[0] = 7
+    assert Guest(client, lie, walk=walk).scan() == []
+    size[0] = 1000
+    assert Guest(client, lie, walk=walk).scan() == [("size", "/mnt/evil")]
 
 
 # What is below NFS.

@@ -35,7 +35,9 @@ def make_parser() -> argparse.ArgumentParser:
         required=True,
         help="a directory of the system that is on NFS, looked at with all below it; may be given again",
     )
+    parser.add_argument("--except", metavar="DIR", action="append", default=[], help="not to be looked at, below")
     parser.add_argument("--server", metavar="ADDRESS", help="the address of the server that it must be on")
+    parser.add_argument("--fileid", metavar="N", type=int, help="the number (inode) that it must have on the server")
     parser.add_argument("--interval", metavar="S", help="look again every S (default 5s), until interrupted")
     parser.add_argument("--count", metavar="N", type=int, help="look N times (default 1; with --interval: for ever)")
     parser.add_argument("--timeout", metavar="S", default="60s", help="how long the system may take (default 60s)")
@@ -48,12 +50,15 @@ def look(ctx: cli.Context) -> int:
     args = ctx.args
     if args.count is not None and args.count < 1:
         raise UsageError(f"--count {args.count}: at least 1 is needed")
-    paths = [_directory(path) for path in args.mount]
+    paths = [_directory("--mount", path) for path in args.mount]
+    apart = frozenset((*paths, *(_directory("--except", path) for path in vars(args)["except"])))
+    if args.fileid is not None and len(paths) > 1:
+        raise UsageError("--fileid: of one --mount alone")
     server = _address(args.server) if args.server else None
     interval, timeout = units.duration(args.interval or "5s"), units.duration(args.timeout)
     count = args.count or (None if args.interval else 1)
     try:
-        return _watch(ctx, [_Looked(ctx, path, server, timeout) for path in paths], interval, count)
+        return _watch(ctx, [_Looked(ctx, path, server, apart, timeout) for path in paths], interval, count)
     except (DreError, OSError) as error:
         code, message = ending.failure(error)
         if code == FAILED:  # which would say that something was found
@@ -61,7 +66,7 @@ def look(ctx: cli.Context) -> int:
         raise
 
 
-def _directory(path: str) -> bytes:
+def _directory(option: str, path: str) -> bytes:
     """*path* as the guest will have it. Raises UsageError."""
     whole = posixpath.normpath(path)
     try:
@@ -69,7 +74,7 @@ def _directory(path: str) -> bytes:
     except UnicodeEncodeError:
         octets = b""
     if not whole.startswith("/") or whole.startswith("//") or not octets or b"\0" in octets:
-        raise UsageError(f"--mount {ascii(path)}: not the absolute path of a directory")
+        raise UsageError(f"{option} {ascii(path)}: not the absolute path of a directory")
     return octets
 
 
@@ -83,10 +88,16 @@ def _address(text: str) -> bytes:
 
 
 class _Looked:
-    """One directory of the system, looked at again and again; *server*: the address that its server must have."""
+    """One directory of the system, looked at again and again.
 
-    def __init__(self, ctx: cli.Context, path: bytes, server: bytes | None, timeout: float) -> None:
-        self._ctx, self._name, self._path, self._server, self._timeout = ctx, ctx.args.system, path, server, timeout
+    *server*: the address that its server must have; *apart*: what below is looked at elsewhere, or not to be.
+    """
+
+    def __init__(
+        self, ctx: cli.Context, path: bytes, server: bytes | None, apart: frozenset[bytes], timeout: float
+    ) -> None:
+        self._ctx, self._name, self._path, self._timeout = ctx, ctx.args.system, path, timeout
+        self._server, self._apart = server, apart
         self._served = Served()
         self.libra = Libra(self._name, self._see)
 
@@ -95,11 +106,13 @@ class _Looked:
         mount = inside.mount(agent, self._path, self._timeout)
         if self._server not in (None, mount.server[0]):
             raise inside.Nonsense(f"{os.fsdecode(self._path)} is of {inside.address(mount.server)} there")
+        if self._ctx.args.fileid not in (None, mount.fileid):
+            raise inside.Nonsense(f"{os.fsdecode(self._path)} has the number {mount.fileid} there")
         self._served.begin()
         with Capture(devices, mount.server[1], self._served) as capture:
             view = inside.look(agent, self._path, forced, self._timeout)
             whole = capture.settle()
-        return Sight(mount, view, self._served, whole, capture.wire.secured, capture.wire.forged)
+        return Sight(mount, view, self._served, self._apart, whole, capture.wire.secured, capture.wire.forged)
 
 
 def _running(ctx: cli.Context, name: str) -> tuple[Agent, list[str]]:
