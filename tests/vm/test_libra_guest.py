@@ -116,6 +116,7 @@ def test_what_is_hidden_is_named_and_busy_files_accuse_nobody(guest, ground, dis
     guest.ok("rmmod liar")
     done = libra(ground)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert all(disk.root.children[b"busy"][1].change > 20 for disk in disks.values())  # else it was not busy
 
 
 def test_what_cannot_be_looked_at_is_not_clean(guest, ground, disks):
@@ -124,15 +125,13 @@ def test_what_cannot_be_looked_at_is_not_clean(guest, ground, disks):
     assert done.returncode == 6 and "not on NFS" in done.stderr
     done = libra(ground, "--server", "192.0.2.1")
     assert done.returncode == 1 and "inconsistent agent" in done.stdout
-    # An agent that tells of the mount, as of any, and of all that is there, as last time, but does not look.
-    told = guest.ok("ls -aU1R --quoting-style=c /mnt/v3")
-    assert told
-    guest.ok(
-        "mv /usr/bin/find /usr/bin/find.real; printf '#!/bin/sh\\nexit 0\\n' >/usr/bin/find; chmod 755 /usr/bin/find"
-    )
+    # An agent that answers all, but does not look.
+    lie = "printf '#!/bin/sh\\nexit 0\\n' >/usr/bin/find; chmod 755 /usr/bin/find"
+    guest.ok(f"mv /usr/bin/find /usr/bin/find.real; {lie}")
     done = libra(ground)
     assert done.returncode == 6 and "/mnt/v3" in done.stderr, done.stdout + done.stderr
-    guest.ok("mv /usr/bin/find.real /usr/bin/find; systemctl stop --no-block qemu-guest-agent", timeout=20)
+    guest.ok("mv /usr/bin/find.real /usr/bin/find")
+    guest.call("systemctl stop --no-block qemu-guest-agent", timeout=20)
     deadline = time.monotonic() + 60
     while (done := libra(ground)).returncode == 0:
         assert time.monotonic() < deadline
