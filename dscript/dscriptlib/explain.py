@@ -156,7 +156,9 @@ def step_sentence(step: Step, lang: str) -> str:
     if step.action == "run":
         values["argv"] = " ".join(step.values["argv"])
         values.setdefault("user", "nobody")
-    variant = next((key for key in ("tag", "text") if key in values and f"do {step.action} {key}" in say), None)
+    variant = next(
+        (key for key in ("tag", "text", "mount") if key in values and f"do {step.action} {key}" in say), None
+    )
     return tidy(say[f"do {step.action}" + (f" {variant}" if variant else "")].format(**values), lang)
 
 

@@ -386,6 +386,20 @@ def test_a_scan_that_finds_something_is_done_and_one_that_cannot_look_has_failed
     assert result == ([] if error else [["clean", "finding"][status]])
 
 
+def test_a_scan_for_hidden_files_says_where_to_look(world):
+    one = world("      - {action: scan, system: pay1, finding: hidden.file, mount: /srv/data}\n")
+    one.kill()
+    fake = one.place / "bin/dre-libra"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\necho "$*" >{one.place}/asked\n')
+    fake.chmod(0o755)
+    one.env["PATH"] = f"{fake.parent}:{one.env['PATH']}"
+    one.start()
+    one.go()
+    assert one.wait(lambda: one.records("outcome"), "the outcome")[0]["error"] is None
+    assert (one.place / "asked").read_text() == f"--config {one.config} --mount /srv/data pay1\n"
+
+
 def test_a_scan_without_the_monitor_has_failed_and_names_the_program(world):
     one = world("      - {action: scan, system: pay1, finding: keylogger}\n")
     one.go()

@@ -109,6 +109,8 @@ def test_the_example_of_the_contract_loads_as_written():
         (HEAD + CALL + "  - {id: r, steps: [{action: threshold, monitor: m, below: §x, clear: 8}]}\n", "not a value"),
         (HEAD + CALL + "  - {id: r, steps: [{action: rules, version: §strict}]}\n", "number from 1"),
         (HEAD + CALL + "  - {id: r, steps: [{action: scan, system: s, finding: §virus}]}\n", "hidden.process"),
+        (HEAD + CALL + "  - {id: r, steps: [§{action: scan, system: s, finding: hidden.file}]}\n", "mount"),
+        (HEAD + CALL + "  - {id: r, steps: [§{action: scan, system: s, finding: keylogger, mount: /x}]}\n", "mount"),
         (HEAD + "monitors: [§{id: m, watch: cpu, of: a, below: 9}]\n" + CALL, "lacks the key 'clear'"),
         (HEAD + "monitors: [§{id: m, watch: cpu, of: a, above: 9, below: 2, clear: 8}]\n" + CALL, "not both"),
         (HEAD + "monitors: [{id: m, watch: liveness, of: a, missing: 1s, §below: 2}]\n" + CALL, "unknown key 'below'"),

@@ -27,6 +27,7 @@ STEPS = """
       - {action: threshold, monitor: m, below: 5%, clear: 7%}
       - {action: rules, version: 7}
       - {action: scan, system: pay1, finding: hidden.module}
+      - {action: scan, system: pay1, finding: hidden.file, mount: /srv/data}
 """
 GOOD = [DESIGN.decode(), HEAD + "monitors:" + MONITORS + CALL, HEAD + CALL + "  - id: a\n    steps:" + STEPS]
 GOOD += [path.read_text() for path in sorted((ROOT / "dscript/scripts").glob("*.yaml"))]
@@ -52,6 +53,7 @@ BAD = [
     HEAD + CALL + "  - {id: r, steps: [{action: threshold, monitor: m, above: 9, below: 7, clear: 8}]}\n",
     HEAD + CALL + "  - {id: r, steps: [{action: rules, version: 0}]}\n",
     HEAD + CALL + "  - {id: r, steps: [{action: scan, finding: keylogger}]}\n",
+    HEAD + CALL + "  - {id: r, steps: [{action: scan, system: s, finding: hidden.file, mount: data}]}\n",
     HEAD + CALL + "  - {id: r, steps: [{action: stop, of: a, shell: x}]}\n",
     HEAD + CALL + "  - {id: r, steps: [{action: stop, of: a, revert: maybe}]}\n",
     HEAD + CALL + "  - {id: r, steps: [{action: ask, to: o, text: x, default: refuse}]}\n",

@@ -7,6 +7,7 @@ What it finds it tells by events of its own, which monitors `watch: sysmon` see.
 from dre import run, units
 from dre.errors import DONE, FAILED, DreError
 
+from dscriptlib import words
 from dscriptlib.steps import Key, Kind, Setting, Told, Values, word
 
 PROGRAMS = {
@@ -19,7 +20,8 @@ PROGRAMS = {
 
 
 def _act(setting: Setting, values: Values) -> list[Told]:
-    argv = [PROGRAMS[values["finding"]], *setting.options, values["system"]]
+    mount = ["--mount", values["mount"]] if "mount" in values else []
+    argv = [PROGRAMS[values["finding"]], *setting.options, *mount, values["system"]]
     done = run.run(argv, timeout=setting.timeout, check=False)
     if done.returncode not in (DONE, FAILED):
         said = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
@@ -28,4 +30,15 @@ def _act(setting: Setting, values: Values) -> list[Told]:
     return [Told("script.scan", {"system": values["system"], "finding": values["finding"], "result": found}, 6)]
 
 
-STEP = Kind(keys={"system": Key(units.name), "finding": Key(word(*PROGRAMS))}, needs_proof=True, act=_act)
+def _problem(values: Values) -> str | None:
+    if "finding" in values and ("mount" in values) != (values["finding"] == "hidden.file"):
+        return "say 'mount', a directory on NFS in the system, of hidden.file and of nothing else"
+    return None
+
+
+STEP = Kind(
+    keys={"system": Key(units.name), "finding": Key(word(*PROGRAMS)), "mount": Key(words.path, required=False)},
+    needs_proof=True,
+    act=_act,
+    problem=_problem,
+)
