@@ -145,6 +145,7 @@ class Kernel:
     space: Space
     symbols: dict[str, int]
     types: btf.Types
+    table: kallsyms.Table
 
     def symbol(self, name: str) -> int:
         """The address of *name*. Raises MissingError."""
@@ -165,8 +166,8 @@ class Kernel:
             return -1
 
 
-def find(memory: Memory, symbols: frozenset[str], types: frozenset[str]) -> Kernel:
-    """The kernel that runs in *memory*, with those of *symbols* and *types* that it has.
+def find(memory: Memory, symbols: frozenset[str], types: frozenset[str], begins: tuple[str, ...] = ()) -> Kernel:
+    """The kernel that runs in *memory*, with those of *symbols* and *types* that it has, and symbols of *begins*.
 
     Raises MissingError, with the reason, where there is none that can be read.
     """
@@ -176,7 +177,7 @@ def find(memory: Memory, symbols: frozenset[str], types: frozenset[str]) -> Kern
         if number >= _TELLING_MOST or len(found) >= _READ_MOST:
             raise MissingError("too many pages of its memory tell of a kernel")
         try:
-            found.append(_opened(memory, address, symbols, types))
+            found.append(_opened(memory, address, symbols, types, begins))
         except MissingError as error:
             reason = str(error)
         except BadAddress as error:
@@ -189,12 +190,16 @@ def find(memory: Memory, symbols: frozenset[str], types: frozenset[str]) -> Kern
     return found[0]
 
 
-def _opened(memory: Memory, address: int, symbols: frozenset[str], types: frozenset[str]) -> Kernel:
+def _opened(
+    memory: Memory, address: int, symbols: frozenset[str], types: frozenset[str], begins: tuple[str, ...]
+) -> Kernel:
     text = memory.read(address, _TEXT_MOST).split(b"\0", 1)[0].decode("ascii", errors="replace")
     space = Space(memory, dict(re.findall(r"^([^=\n]{1,100})=([^\n]{0,100})$", text, re.MULTILINE)))
     if space.walk(space.table) != space.physical(space.table):
         raise MissingError("the page table that its kernel tells of does not hold")
-    known = kallsyms.read(space, symbols | {"__start_BTF", "__stop_BTF", "page_offset_base", "vmcoreinfo_data"})
+    wanted = symbols | {"__start_BTF", "__stop_BTF", "page_offset_base", "vmcoreinfo_data"}
+    table = kallsyms.read(space, wanted, begins)
+    known = table.symbols
     for name in ("__start_BTF", "__stop_BTF", "page_offset_base", "vmcoreinfo_data"):
         if name not in known:
             raise MissingError(f"its kernel has no symbol {name}: it is built without BTF or KALLSYMS_ALL")
@@ -206,7 +211,7 @@ def _opened(memory: Memory, address: int, symbols: frozenset[str], types: frozen
     if not 0 < end - begin <= _TYPES_MOST:
         raise MissingError("its kernel has no types (BTF)")
     layouts = btf.read(space.image(begin, end), types)
-    return Kernel(release, space, known, layouts)
+    return Kernel(release, space, known, layouts, table)
 
 
 def _alive(kernels: list[Kernel]) -> list[Kernel]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dre-lms: what a system hides of its tasks and modules, seen from outside in its memory."""
+"""dre-lms: what a system hides of its tasks and modules, and where its kernel was hooked, seen from outside."""
 
 import argparse
 import time
@@ -9,12 +9,12 @@ from dre import cli, ending, event, units
 from dre.cli import Column
 from dre.errors import FAILED, DreError, MissingError, UsageError
 
-from sysmonlib import guest, kernel, modules, slabs, tasks
-from sysmonlib.cross import INCONSISTENT, MODULE, Cross, Finding
+from sysmonlib import guest, hooks, kernel, modules, slabs, tasks
+from sysmonlib.cross import HOOK, INCONSISTENT, MODULE, PROCESS, Cross, Finding
 from sysmonlib.memory import Memory
 
-SYMBOLS = tasks.SYMBOLS | slabs.SYMBOLS | modules.SYMBOLS
-TYPES = tasks.TYPES | slabs.TYPES | modules.TYPES
+SYMBOLS = tasks.SYMBOLS | slabs.SYMBOLS | modules.SYMBOLS | hooks.SYMBOLS
+TYPES = tasks.TYPES | slabs.TYPES | modules.TYPES | hooks.TYPES
 SEVERITY = 1  # alert
 PS: tuple[Column, ...] = (
     ("PID", "pid", 7),
@@ -30,7 +30,7 @@ PS: tuple[Column, ...] = (
 
 def make_parser() -> argparse.ArgumentParser:
     """The arguments of dre-lms."""
-    parser = cli.parser("dre-lms", "Look from outside for tasks and kernel modules that a running system hides.")
+    parser = cli.parser("dre-lms", "Look from outside for what a running system hides, and for hooks in its kernel.")
     parser.add_argument("system", metavar="SYSTEM", type=units.name, help="the system to look into")
     parser.add_argument("--ps", action="store_true", help="print its processes, as seen from outside")
     parser.add_argument("--interval", metavar="S", help="look again every S (default 1s), until interrupted")
@@ -61,7 +61,7 @@ def _open(name: str, memory: Memory, known: Cross | None = None) -> Cross:
     if memory.ended():
         raise MissingError(f"{name}: it does not run any more")
     try:
-        found = kernel.find(memory, SYMBOLS, TYPES)
+        found = kernel.find(memory, SYMBOLS, TYPES, hooks.BEGINS)
         return known if known is not None and known.kernel.same(found) else Cross(name, found)
     except MissingError as error:
         raise MissingError(f"{name}: it cannot be looked into: {error}") from None
@@ -103,6 +103,10 @@ def _sentence(finding: Finding) -> str:
     if finding.type == INCONSISTENT:
         return f"{kind} {','.join(data['views'])}: {data['reason']}"
     missing = ",".join(data["views_missing"])
+    if finding.type == HOOK:
+        where = f" in module {data['module']}" if data["module"] else ""
+        where += f" not in {missing}" if missing else ""
+        return f"{kind} {data['hook']} {data['name']} leads to {data['address']}{where}"
     if finding.type == MODULE:
         return f"{kind} {data['name']} not in {missing}"
     return f"{kind} {data['pid']} {data['comm']} started {data['start'] or '-'} not in {missing}"
@@ -114,7 +118,7 @@ def _ps(ctx: cli.Context) -> int:
         cross = _open(name, memory)
         findings = cross.scan()
         for finding in findings:
-            if finding.type == INCONSISTENT:
+            if finding.type != PROCESS:
                 ctx.say(_sentence(finding))
         rows = [
             {
