@@ -82,12 +82,14 @@ class Cross:
     def __init__(self, system: str, kernel: Kernel) -> None:
         """Raises MissingError where the kernel does not tell what is needed."""
         self._system, self.kernel = system, kernel
-        self.tasks, self._slabs, self._modules = Tasks(kernel), Slabs(kernel), Modules(kernel)
+        self._holders: dict[int, tuple[int, str]] = {}  # by address of code of hooks, the module it is in
+        self.tasks, self._slabs, self.modules = Tasks(kernel), Slabs(kernel), Modules(kernel)
         self._hooks = Hooks(kernel)
         self._suspects: dict[tuple[Any, ...], _Suspect] = {}  # by the type of the finding, and what it is about
         self._broken: dict[str, str] = {}  # views that could not be read, and why
         self._reported: set[tuple[Any, ...]] = set()
         self.hidden: dict[int, list[str]] = {}  # by address, tasks found to be hidden, and from which views
+        self.suspicious: dict[int, str] = {}  # by address, modules that are hidden or hold hooks, and their names
 
     def scan(self) -> list[Finding]:
         """Look once, and again at what is suspect until it is certain or gone; what is new of what was found."""
@@ -99,6 +101,9 @@ class Cross:
             waiting &= set(self._suspects)
         certain = {key: suspect for key, suspect in self._suspects.items() if suspect.certain()}
         self.hidden = {key[1]: suspect.data["views_missing"] for key, suspect in certain.items() if key[0] == PROCESS}
+        self.suspicious = {key[1]: key[2] for key in certain if key[0] == MODULE}
+        holders = (self._holders.get(key[1].address) for key in certain if key[0] == HOOK)
+        self.suspicious |= {holder[0]: holder[1] for holder in holders if holder is not None}
         found = []
         for key, suspect in certain.items():
             if key not in self._reported:
@@ -128,8 +133,8 @@ class Cross:
         look = self._look()
         if look is not None:
             self._judge_tasks(look, before)
-        views = self._whole("modules", self._modules.views)
-        carved = self._whole("memory", self._modules.carved)
+        views = self._whole("modules", self.modules.views)
+        carved = self._whole("memory", self.modules.carved)
         if views is not None:
             self._judge_modules(views, carved or set(), before)
         self._judge_hooks(views or {}, carved or set(), before)
@@ -225,7 +230,7 @@ class Cross:
         modules: set[int] = carved.union(*views.values())
         for module in self._bounded("modules", modules - modules.intersection(*views.values())):
             try:
-                name, live = self._modules.name(module), self._modules.live(module)
+                name, live = self.modules.name(module), self.modules.live(module)
             except BadAddress:
                 continue  # unloaded meanwhile
             key = (MODULE, module, name)
@@ -258,11 +263,12 @@ class Cross:
 
     def _module_at(self, address: int, views: Mapping[str, set[int]], carved: set[int]) -> dict[str, Any]:
         """The module that *address* is in, by whichever view, and the views that lack it."""
-        module = self._modules.owner(address, carved.union(*views.values()))
+        module = self.modules.owner(address, carved.union(*views.values()))
         if module is None:
             return {"module": None, "views_missing": []}
         try:
-            name = self._modules.name(module)
+            name = self.modules.name(module)
         except BadAddress:  # unloaded meanwhile
             return {"module": None, "views_missing": []}
+        self._holders[address] = module, name
         return {"module": name, "views_missing": [view for view in views if module not in views[view]]}

@@ -24,6 +24,8 @@ _WORDS = 1 << 64
 _PRESENT, _LARGE = 1, 1 << 7
 _TABLE = 512 * PAGE  # what a page table of the last level maps
 _FRAME = 0x000FFFFFFFFFF000
+_TABLES_MOST = 1 << 14  # page tables of one program; they map 32 GiB
+_USER = 1 << 2
 _TELLING_MOST, _READ_MOST = 4096, 8  # pages that tell of a kernel; of them, those whose page table holds
 _TYPES_MOST = 1 << 26  # octets of BTF
 _ALIVE_WITHIN = 1.5  # seconds in which the clock of a kernel that runs moves on
@@ -101,6 +103,36 @@ class Space:
                     for number, page in enumerate(entries):
                         if page & _PRESENT:
                             yield place + number * PAGE, page & _FRAME
+
+    def user(self, table: int) -> Iterator[tuple[int, int, int, int]]:
+        """What the page table *table* of a program maps for it: address, place in memory, octets, entry.
+
+        What cannot be read of the table is left out. Raises BadAddress where the table itself cannot, or is no such.
+        """
+        left = _TABLES_MOST
+        waiting = [(self.physical(table), self._levels - 1, 0)]
+        while waiting:
+            place, level, base = waiting.pop()
+            left -= 1
+            if left < 0:
+                raise BadAddress(f"{table:#x}: more page tables than a program has")
+            try:
+                entries = struct.unpack("<512Q", self.memory.read(place, PAGE))
+            except BadAddress:
+                if base == 0 and level == self._levels - 1:
+                    raise
+                continue
+            deeper = []
+            for number, entry in enumerate(
+                entries[: 256 if level == self._levels - 1 else 512]
+            ):  # the rest: the kernel's
+                if entry & (_PRESENT | _USER) == _PRESENT | _USER:
+                    address, span = base + (number << 12 + 9 * level), 1 << 12 + 9 * level
+                    if level and not (level < 3 and entry & _LARGE):
+                        deeper.append((entry & _FRAME, level - 1, address))
+                    else:
+                        yield address, entry & _FRAME & ~(span - 1), span, entry
+            waiting += reversed(deeper)
 
     def u64(self, address: int) -> int:
         """The 64 bit number at *address*. Raises BadAddress."""

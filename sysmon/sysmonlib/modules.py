@@ -66,6 +66,12 @@ class Modules:
             base, size = types.offset("module_layout", "base"), types.offset("module_layout", "size")
         return [(first + base, first + size) for first in firsts]
 
+    def pieces(self, module: int) -> list[tuple[int, int]]:
+        """Where the memory of *module* begins, and how much it is, of each piece it has. Raises BadAddress."""
+        space = self._space
+        found = ((space.u64(module + base), space.u32(module + size)) for base, size in self._pieces)
+        return [(base, size) for base, size in found if base and size]
+
     def owner(self, address: int, modules: set[int]) -> int | None:
         """Which of *modules* has *address* in its memory; None where none has."""
         for module in modules:
