@@ -15,6 +15,7 @@ from sysmonlib.memory import Layout, Memory  # noqa: E402
 SIZE, PAGE = 4 << 20, 4096
 IMAGE, DIRECT, PAGES = 0xFFFFFFFF80000000, 0xFFFF888000000000, 0xFFFFEA0000000000
 MODULES = 0xFFFFFFFFC0000000
+VMALLOC = DIRECT + (11 << 40)  # as near to the direct map as a random place may be; as in it, the first 2 MiB are here
 TABLES, SYMBOLS, MODULES_AT, PAGES_AT = 0x10000, 0x20000, 0x180000, 0x200000  # where they are in memory
 NOTE = 0x8000
 TEXT = IMAGE + 0x38000  # the kernel's code: system calls, and what is in WAYS
@@ -201,6 +202,9 @@ class Guest:
             (upper, PAGES >> 30 & 511): middle | 3,
             (middle, PAGES >> 21 & 511): PAGES_AT | large,
         }
+        upper, middle = TABLES + 7 * PAGE, TABLES + 8 * PAGE
+        words |= {(root, VMALLOC >> 39 & 511): upper | 3, (upper, VMALLOC >> 30 & 511): middle | 3}
+        words |= {(middle, VMALLOC >> 21 & 511): large}
         words |= {(TABLES + PAGE, 511): TABLES + 5 * PAGE | 3, (TABLES + 5 * PAGE, 0): TABLES + 6 * PAGE | 3}
         words |= {(TABLES + 6 * PAGE, number): MODULES_AT + number * PAGE | 3 for number in range(16)}
         for (table, index), value in words.items():

@@ -49,6 +49,7 @@ class Space:
         except ValueError:
             raise MissingError("its vmcoreinfo is damaged") from None
         self._frames: dict[int, int] = {}
+        self._end = memory.layout.address(memory.layout.size - 1) + 1
         self.direct = -1  # where all physical memory is mapped; known once there are symbols
 
     def address(self, name: str) -> int:
@@ -59,7 +60,7 @@ class Space:
         """Where *address* is in physical memory. Raises BadAddress."""
         if _IMAGE <= address < _IMAGE + _IMAGE_MOST:
             return address + self._slide
-        if 0 <= address - self.direct < 1 << 46 and self.direct > 0:
+        if 0 <= address - self.direct < self._end and self.direct > 0:  # what is behind may be anywhere (KASLR)
             return address - self.direct
         page = address & ~(PAGE - 1)
         frame = self._frames.get(page)
@@ -144,7 +145,7 @@ class Space:
 
     def read(self, address: int, count: int) -> bytes:
         """*count* octets from *address*. Raises BadAddress."""
-        if address < self.direct or self.direct < 0 or address >= _IMAGE:
+        if self.direct < 0 or not 0 <= address - self.direct < self._end:
             pieces = []
             while count > 0:
                 part = min(count, PAGE - address % PAGE)
