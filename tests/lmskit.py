@@ -20,9 +20,10 @@ TABLES, SYMBOLS, MODULES_AT, PAGES_AT = 0x10000, 0x20000, 0x180000, 0x200000  # 
 NOTE = 0x8000
 TEXT = IMAGE + 0x38000  # the kernel's code: system calls, and what is in WAYS
 WAYS = {"x64_sys_call": TEXT + 0x5000, "do_syscall_64": TEXT + 0x6000, "entry_SYSCALL_64": TEXT + 0x6100}
+WAYS |= {"fprobe_handler": TEXT + 0x6500, "pre_handler_kretprobe": TEXT + 0x6600}
 WAYS |= {"_stext": TEXT, "_etext": TEXT + 0x7000}
 ABSENT = {"ia32_sys_call_table", "x32_sys_call_table", "ia32_sys_call", "x32_sys_call", "do_fast_syscall_32"}
-ABSENT |= {"entry_SYSCALL_compat", "do_int80_syscall_32", "do_int80_emulation"}
+ABSENT |= {"entry_SYSCALL_compat", "do_int80_syscall_32", "do_int80_emulation", "fprobe_kprobe_handler"}
 CALLS = [f"call{number}" for number in range(300)]
 POINTER = 8
 # name: (members in octets from its begin, size)
@@ -89,6 +90,9 @@ LAYOUTS = {
     "ftrace_hash": ("size_bits buckets", 16),
     "ftrace_func_entry": ("hlist hlist2 ip direct", 32),
     "bpf_ksym": ("start end lnode lnode2", 32),
+    "kprobe": ("hlist hlist2 list list2 addr pre_handler post_handler", 64),
+    "kretprobe": ("kp kp2 kp3 kp4 kp5 kp6 kp7 handler entry_handler", 128),
+    "fprobe": ("ops ops2 ops3 ops4 ops5 ops6 ops7 ops8 entry_handler exit_handler", 128),
     "kprobe_insn_cache": ("pages pages2", 16),
     "kprobe_insn_page": ("list list2 insns", 24),
     "kset": ("list list2", 16),
@@ -292,7 +296,7 @@ class Guest:
 
     def tracer(self, function, *names):
         """Let *function* be called at the begin of system calls *names*, of all where there are none; the ops."""
-        ops, both, table, buckets = (self.alloc(64) for _ in range(4))
+        ops, both, table, buckets = (self.alloc(size) for size in (128, 64, 64, 64))
         self.set(ops + at("ftrace_ops", "func"), function)
         self.set(ops + at("ftrace_ops", "next"), self.get(self.symbols["ftrace_ops_list"]))
         self.set(ops + at("ftrace_ops", "func_hash"), both)

@@ -3,10 +3,7 @@
 
 syscall: an entry of a table of system calls. dispatch: the function that calls system calls by their number, which
 newer kernels have in place of the table. function: the begin of a system call's function, or of what leads there.
-interrupt: a gate of the interrupt descriptor table. ftrace: what the function tracer calls.
-
-A kernel's own code is its text. Outside it and legal are the trampolines that the function tracer makes, what the BPF
-compiler made, and the places of optimised kprobes; each is taken from the kernel's list of them.
+interrupt: a gate of the interrupt descriptor table. And what sysmonlib.tracing finds.
 """
 
 import struct
@@ -16,33 +13,22 @@ from dataclasses import dataclass
 
 from dre.errors import MissingError
 
+from sysmonlib import code as own_code
+from sysmonlib import tracing
+from sysmonlib.code import Code, Hook
 from sysmonlib.kernel import Kernel
-from sysmonlib.memory import PAGE, BadAddress
-from sysmonlib.walk import Broken, Walk
+from sysmonlib.memory import BadAddress
 
-SYSCALL, DISPATCH, FUNCTION, INTERRUPT, FTRACE = "syscall", "dispatch", "function", "interrupt", "ftrace"
+SYSCALL, DISPATCH, FUNCTION, INTERRUPT = "syscall", "dispatch", "function", "interrupt"
 SYMBOLS = frozenset(
     (
-        *("_stext", "_etext", "sys_call_table", "ia32_sys_call_table", "x32_sys_call_table", "syscalls_metadata"),
+        *("sys_call_table", "ia32_sys_call_table", "x32_sys_call_table", "syscalls_metadata"),
         *("x64_sys_call", "ia32_sys_call", "x32_sys_call", "do_syscall_64", "entry_SYSCALL_64", "do_fast_syscall_32"),
         *("entry_SYSCALL_compat", "do_int80_syscall_32", "do_int80_emulation"),
         *("idt_table", "idt_descr", "early_idt_handler_array"),
-        *("ftrace_ops_list", "ftrace_list_end", "ftrace_trace_function", "direct_functions"),
-        *("bpf_kallsyms", "kprobe_optinsn_slots"),
     )  # fmt: skip
-)
-TYPES = frozenset(
-    (
-        "ftrace_ops",
-        "ftrace_ops_hash",
-        "ftrace_hash",
-        "ftrace_func_entry",
-        "bpf_ksym",
-        "kprobe_insn_cache",
-        "kprobe_insn_page",
-        "syscall_metadata",
-    )  # fmt: skip
-)
+).union(own_code.SYMBOLS, tracing.SYMBOLS)
+TYPES = frozenset(("syscall_metadata",)).union(own_code.TYPES, tracing.TYPES)
 BEGINS = ("__x64_sys_", "__ia32_sys_", "__x64_compat_sys_", "__ia32_compat_sys_", "sys_ni_syscall")
 _TABLES = {
     "sys_call_table": "x64_sys_call",
@@ -60,20 +46,7 @@ _GATE_PRESENT = 1 << 15
 _EXCEPTIONS, _EARLY = 32, (9, 13)  # EARLY_IDT_HANDLER_SIZE without and with ENDBR
 _BEGIN = 40  # octets of a function that are looked at
 _ENDBR, _NOP = b"\xf3\x0f\x1e\xfa", b"\x0f\x1f\x44\x00\x00"
-_OPS_MOST, _HASH_BITS_MOST, _HASHED_MOST = 1 << 12, 14, 1 << 14
-_NAMED = 8  # functions that are named of one tracer
-_LOOKUPS = 16  # tracers whose functions are named; to look names up is dear, and nobody needs so many
-_RANGE_MOST = 1 << 22  # octets of one piece of code that was made at run time
 _REL = struct.Struct("<i")
-
-
-@dataclass(frozen=True, order=True)
-class Hook:
-    """What leads to *address*: of which *kind*, and where in memory it is, *place*."""
-
-    kind: str
-    place: int
-    address: int
 
 
 @dataclass
@@ -101,7 +74,8 @@ class Hooks:
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel, self._space = kernel, kernel.space
-        self._text = kernel.symbol("_stext"), kernel.symbol("_etext")
+        self._code = Code(kernel)
+        self._tracing = tracing.Tracing(kernel, self._code)
         self._functions = kernel.table.families
         self._tables = self._with_tables()
         self._dispatchers = self._with_dispatchers()
@@ -110,16 +84,13 @@ class Hooks:
         self._idt, self._descriptor = kernel.symbol("idt_table"), kernel.symbol("idt_descr")
         self._gates = b""  # when there was last nothing wrong with them
         self._titles: list[str] | None = None
-        self._legal: list[tuple[int, int]] | None = None
-        self._lookups = _LOOKUPS
         self._bent, self._swept = set[Hook](), -SWEEP
-        self._tracer = kernel.types.has("ftrace_ops", "func") and "ftrace_ops_list" in kernel.symbols
 
     def views(self) -> Mapping[str, Callable[[], set[Hook]]]:
         """What finds the hooks of each view, which raises Broken and BadAddress; a new look begins."""
-        self._legal = None
-        found = {"syscalls": self.syscalls, "interrupts": self.interrupts}
-        return {**found, "ftrace": self.traced} if self._tracer else found
+        self._code.renew()
+        found = {"syscalls": self.syscalls, "interrupts": self.interrupts, "kprobes": self._tracing.probed}
+        return {**found, "ftrace": self._tracing.traced} if self._code.traces else found
 
     # --- System calls ---
 
@@ -210,7 +181,7 @@ class Hooks:
         if len(missing) == len(functions):  # it is no such function in this kernel
             return set()
         strange = [dispatcher.begin + place + 4 + rel for place, rel in _relative(code, b"\xe8\xe9")] if missing else []
-        strange = [target for target in strange if not self._in_text(target) and self._mapped(target)]
+        strange = [target for target in strange if not self._code.in_text(target) and self._code.mapped(target)]
         return {Hook(DISPATCH, function, strange[0] if strange else dispatcher.begin) for function in missing}
 
     def _implemented(self, function: int) -> bool:
@@ -222,7 +193,7 @@ class Hooks:
             self._bent = set()
             ways = {self._kernel.symbols[way] for way in _WAYS if way in self._kernel.symbols}
             for function in ways.union(self._functions):
-                if self._in_text(function):
+                if self._code.in_text(function):
                     target = self._leads(function, self._space.read(function, _BEGIN))
                     if target is not None:
                         self._bent.add(Hook(FUNCTION, function, target))
@@ -236,13 +207,13 @@ class Hooks:
             code = octets[place]
             if code in (0xE8, 0xE9):  # call, jmp
                 target = address + place + 5 + _REL.unpack_from(octets, place + 1)[0]
-                if not self._own(target):
+                if not self._code.own(target):
                     return target
                 if code == 0xE9:
                     return None
             elif not octets.startswith(_NOP, place):
                 target = self._far(address, octets, place)
-                return None if target is None or self._own(target) else target
+                return None if target is None or self._code.own(target) else target
             place += 5
         return None
 
@@ -285,110 +256,12 @@ class Hooks:
         early = self._kernel.symbols.get("early_idt_handler_array")
         for vector, (low, _, bits, middle, high, _) in enumerate(_GATE.iter_unpack(octets)):
             address = low | middle << 16 | high << 32
-            if not bits & _GATE_PRESENT or self._in_text(address):
+            if not bits & _GATE_PRESENT or self._code.in_text(address):
                 continue
             # Of exceptions that nothing handles, the gates are those of the start still, whose code is gone.
             if early is not None and vector < _EXCEPTIONS and address - early in [vector * step for step in _EARLY]:
                 continue
             yield Hook(INTERRUPT, self._idt + vector * _GATE.size, address)
-
-    # --- The function tracer ---
-
-    def _operations(self) -> Iterator[int]:
-        """Those that are registered with it. Raises Broken, BadAddress."""
-        step, end = self._kernel.types.offset("ftrace_ops", "next"), self._kernel.symbol("ftrace_list_end")
-        seen, ops = set[int](), self._space.u64(self._kernel.symbol("ftrace_ops_list"))
-        while ops not in (end, 0):
-            if ops in seen or len(seen) >= _OPS_MOST:
-                raise Broken("the list of the function tracer does not end")
-            seen.add(ops)
-            yield ops
-            ops = self._space.u64(ops + step)
-
-    def traced(self) -> set[Hook]:
-        """What it calls: of all that is registered, at last for all, and in place of functions."""
-        found, called, space, offset = set(), set(), self._space, self._kernel.types.offset
-        for ops in self._operations():
-            for member in ("func", "saved_func"):
-                address = space.u64(ops + offset("ftrace_ops", member))
-                called.add(address)
-                if address and not self._in_text(address):
-                    found.add(Hook(FTRACE, ops, address))
-        last = self._kernel.symbols.get("ftrace_trace_function")
-        if last is not None:
-            address = space.u64(last)
-            if address and address not in called and not self._in_text(address):
-                found.add(Hook(FTRACE, last, address))
-        direct = self._kernel.symbols.get("direct_functions")
-        if direct is not None and self._kernel.types.has("ftrace_func_entry", "direct"):
-            for entry in self._hashed(space.u64(direct), _HASHED_MOST):
-                address = space.u64(entry + offset("ftrace_func_entry", "direct"))
-                if not self._own(address):
-                    found.add(Hook(FTRACE, space.u64(entry + offset("ftrace_func_entry", "ip")), address))
-        return found
-
-    def _hashed(self, table: int, most: int) -> Iterator[int]:
-        """The entries of a hash of functions, at most *most* of them. Raises BadAddress."""
-        if not table:
-            return
-        space, offset = self._space, self._kernel.types.offset
-        bits = space.u32(table + offset("ftrace_hash", "size_bits"))
-        buckets = space.u64(table + offset("ftrace_hash", "buckets"))
-        if not buckets or bits > _HASH_BITS_MOST:
-            return
-        link = offset("ftrace_func_entry", "hlist")
-        for node in space.words(buckets, 1 << bits):
-            while node:
-                most -= 1
-                if most < 0:
-                    return
-                yield node - link
-                node = space.u64(node)
-
-    # --- What is the kernel's own ---
-
-    def _in_text(self, address: int) -> bool:
-        return self._text[0] <= address < self._text[1]
-
-    def _mapped(self, address: int) -> bool:
-        try:
-            self._space.physical(address & (1 << 64) - 1)
-        except BadAddress:
-            return False
-        return True
-
-    def _own(self, address: int) -> bool:
-        """Whether code at *address* is the kernel's, or was made by it at run time."""
-        if self._in_text(address):
-            return True
-        if self._legal is None:
-            self._legal = [*self._trampolines(), *self._compiled(), *self._optimised()]
-        return any(begin <= address < end for begin, end in self._legal)
-
-    def _trampolines(self) -> Iterator[tuple[int, int]]:
-        types = self._kernel.types
-        if self._tracer and types.has("ftrace_ops", "trampoline"):
-            for ops in self._operations():
-                begin = self._space.u64(ops + types.offset("ftrace_ops", "trampoline"))
-                length = self._space.u64(ops + types.offset("ftrace_ops", "trampoline_size"))
-                if begin and length <= 2 * PAGE:
-                    yield begin, begin + length
-
-    def _compiled(self) -> Iterator[tuple[int, int]]:
-        types, head = self._kernel.types, self._kernel.symbols.get("bpf_kallsyms")
-        if head is not None and types.has("bpf_ksym", "lnode"):
-            for symbol in Walk(self._space, 1 << 16).list(head, types.offset("bpf_ksym", "lnode")):
-                begin, end = self._space.words(symbol + types.offset("bpf_ksym", "start"), 2)
-                if 0 < end - begin <= _RANGE_MOST:
-                    yield begin, end
-
-    def _optimised(self) -> Iterator[tuple[int, int]]:
-        types, cache = self._kernel.types, self._kernel.symbols.get("kprobe_optinsn_slots")
-        if cache is not None and types.has("kprobe_insn_page", "insns"):
-            head, link = cache + types.offset("kprobe_insn_cache", "pages"), types.offset("kprobe_insn_page", "list")
-            for page in Walk(self._space, 1 << 16).list(head, link):
-                begin = self._space.u64(page + types.offset("kprobe_insn_page", "insns"))
-                yield begin, begin + PAGE
 
     # --- Names ---
 
@@ -398,8 +271,8 @@ class Hooks:
             return self._named_entry(hook.place)
         if hook.kind == INTERRUPT:
             return "idt_descr" if hook.place == self._descriptor else f"{(hook.place - self._idt) // _GATE.size}"
-        if hook.kind == FTRACE:
-            return self._named_traced(hook.place)
+        if hook.kind in (tracing.FTRACE, tracing.PROBE):
+            return self._tracing.name(hook.place)
         names = self._functions.get(hook.place) or {way for way in _WAYS if self._kernel.symbols.get(way) == hook.place}
         return min(names, default=f"{hook.place:#x}")
 
@@ -412,24 +285,6 @@ class Hooks:
                 kind = "" if table.name == "sys_call_table" else table.name.partition("_")[0] + " "
                 return f"{kind}{title} {number}" if title else f"{kind}{number}"
         raise BadAddress(f"{place:#x}: in no table of system calls")
-
-    def _named_traced(self, place: int) -> str:
-        if place == self._kernel.symbols.get("ftrace_trace_function"):
-            return "ftrace_trace_function"
-        if self._in_text(place):
-            functions = [place]
-        else:
-            offset = self._kernel.types.offset
-            wanted = self._space.u64(place + offset("ftrace_ops", "func_hash"))
-            wanted = self._space.u64(wanted + offset("ftrace_ops_hash", "filter_hash"))
-            entries = list(self._hashed(wanted, _NAMED + 1))
-            functions = [self._space.u64(entry + offset("ftrace_func_entry", "ip")) for entry in entries]
-        if self._lookups == 0:
-            return f"{place:#x}"
-        self._lookups -= 1
-        names = sorted(name.partition("+")[0] for name in self._kernel.table.places(functions).values())
-        more = ["..."] if len(names) > _NAMED else []
-        return ",".join(names[:_NAMED] + more) or "all functions"
 
 
 def _relative(code: bytes, before: bytes = b"") -> Iterator[tuple[int, int]]:

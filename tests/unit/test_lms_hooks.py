@@ -175,6 +175,59 @@ def test_a_direct_call_is_named(full):
     assert told(full) == [("ftrace", "__x64_sys_call217", full.kit + CODE, "kit")]
 
 
+def probe(full, **members):
+    """A kprobe at a system call; its address."""
+    probe, table = full.alloc(128), full.symbols["kprobe_table"] + 8 * 5
+    place = full.symbols["__x64_sys_call217"] + 9
+    for member, value in {"addr": place, "pre_handler": TEXT + 0x6400, **members}.items():
+        full.set(probe + at("kprobe", member), value)
+    full._empty(probe + at("kprobe", "list"))
+    full.set(probe, full.get(table))
+    full.set(table, probe)
+    return probe
+
+
+@pytest.mark.parametrize("member", ["pre_handler", "post_handler"])
+def test_what_a_kprobe_calls_is_named(full, member):
+    probe(full)
+    probe(full, **{member: full.kit + CODE})
+    assert told(full) == [("probe", "__x64_sys_call217", full.kit + CODE, "kit")]
+
+
+def test_one_kprobe_of_several_at_a_place_is_named(full):
+    first, second = probe(full), full.alloc(128)
+    full.set(second + at("kprobe", "addr"), full.symbols["__x64_sys_call217"])
+    full.set(second + at("kprobe", "pre_handler"), full.kit + CODE)
+    full.link(first + at("kprobe", "list"), second + at("kprobe", "list"))
+    assert told(full) == [("probe", "__x64_sys_call217", full.kit + CODE, "kit")]
+
+
+@pytest.mark.parametrize("member", ["handler", "entry_handler"])
+def test_what_a_kretprobe_calls_is_named(full, member):
+    whole = probe(full, pre_handler=full.symbols["pre_handler_kretprobe"])
+    full.set(whole + at("kretprobe", member), full.kit + CODE)
+    assert told(full) == [("probe", "__x64_sys_call217", full.kit + CODE, "kit")]
+
+
+def test_a_kprobe_in_a_module_is_told_by_its_place(full):
+    probe(full, addr=full.kit + 8, pre_handler=full.kit + CODE)
+    assert told(full) == [("probe", f"{full.kit + 8:#x}", full.kit + CODE, "kit")]
+
+
+@pytest.mark.parametrize("member", ["entry_handler", "exit_handler"])
+def test_what_an_fprobe_calls_is_named(full, member):
+    ops = full.tracer(full.symbols["fprobe_handler"], "call78")
+    assert told(full) == []
+    full.set(ops + at("fprobe", member), full.kit + CODE)
+    assert told(full) == [("probe", "__x64_sys_call78", full.kit + CODE, "kit")]
+
+
+def test_a_loop_of_kprobes_is_inconsistent(full):
+    one = probe(full)
+    full.set(one, one)
+    assert [(found.type, found.data["views"]) for found in full.scan()] == [("sysmon.inconsistent", ["kprobes"])]
+
+
 def compiled(full, begin):
     """Let the BPF compiler have made code at *begin*."""
     symbol = full.alloc(64)
