@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from sysmonlib.kernel import Kernel
 from sysmonlib.memory import PAGE, BadAddress
+from sysmonlib.modules import RANGE
 from sysmonlib.walk import Broken, Walk
 
 SYMBOLS = frozenset(("_stext", "_etext", "ftrace_ops_list", "ftrace_list_end", "bpf_kallsyms", "kprobe_optinsn_slots"))
@@ -55,13 +56,12 @@ class Code:
             self._legal = [*self._trampolines(), *self._compiled(), *self._optimised()]
         return any(begin <= address < end for begin, end in self._legal)
 
-    def mapped(self, address: int) -> bool:
-        """Whether there is memory at *address*."""
+    def of_module(self, address: int) -> bool:
+        """Whether *address* is where modules are, and is mapped."""
         try:
-            self._space.physical(address & (1 << 64) - 1)
+            return RANGE[0] <= address < RANGE[1] and self._space.walk(address) >= 0
         except BadAddress:
             return False
-        return True
 
     def operations(self) -> Iterator[int]:
         """What is registered with the function tracer (struct ftrace_ops). Raises Broken, BadAddress."""

@@ -180,9 +180,10 @@ class Hooks:
         missing = functions - reached
         if len(missing) == len(functions):  # it is no such function in this kernel
             return set()
-        strange = [dispatcher.begin + place + 4 + rel for place, rel in _relative(code, b"\xe8\xe9")] if missing else []
-        strange = [target for target in strange if not self._code.in_text(target) and self._code.mapped(target)]
-        return {Hook(DISPATCH, function, strange[0] if strange else dispatcher.begin) for function in missing}
+        # Where it is called now: four octets within other instructions are no call, and lead anywhere.
+        calls = (dispatcher.begin + place + 4 + rel for place, rel in _relative(code, b"\xe8\xe9") if missing)
+        strange = next((target for target in calls if self._code.of_module(target)), dispatcher.begin)
+        return {Hook(DISPATCH, function, strange) for function in missing}
 
     def _implemented(self, function: int) -> bool:
         names = self._functions.get(function, ())

@@ -29,7 +29,7 @@ TYPES = frozenset(
 )
 VIEWS = ("list", "sysfs", "tree")
 SWEEP = 30.0  # seconds between looks at all memory of modules, which is what is dear
-_RANGE = 0xFFFFFFFFC0000000, 0xFFFFFFFFFF000000  # where modules are; see Documentation/x86/x86_64/mm.rst of Linux
+RANGE = 0xFFFFFFFFC0000000, 0xFFFFFFFFFF000000  # where modules are; see Documentation/x86/x86_64/mm.rst of Linux
 _NAME_MOST = 56  # MODULE_NAME_LEN
 _STATE_LIVE = 0
 _PIECES = 7  # MOD_MEM_NUM_TYPES: text, three of data, and those of its start
@@ -106,7 +106,7 @@ class Modules:
 
     def _sweep(self) -> set[int]:
         found, memory, own = set(), self._space.memory, self._self
-        for page, place in self._space.mapped(*_RANGE):
+        for page, place in self._space.mapped(*RANGE):
             try:
                 words = memory.read(place, PAGE)
             except BadAddress:
