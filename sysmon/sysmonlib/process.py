@@ -28,7 +28,8 @@ _DEPTH_MOST, _MOUNTS_MOST, _NAME_MOST = 128, 64, 255
 _TEXT_MOST = 4096  # octets of arguments
 _RUNS_MOST = 60_000  # pieces of a core file: e_phnum has 16 bits
 _WRITABLE, _NOT_EXECUTABLE = 1 << 1, 1 << 63
-_LEAVES, _INNER = (1, 2), 3  # maple_leaf_64, maple_range_64; maple_arange_64: see include/linux/maple_tree.h of Linux
+# maple_leaf_64, maple_range_64, maple_arange_64, MAPLE_ENODE_NULL: see include/linux/maple_tree.h of Linux
+_LEAF, _RANGE, _INNER, _NODE, _MARKS = 1, 2, 3, 4, 4096
 _STATES = (  # include/net/tcp_states.h of Linux
     *("", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT", "CLOSE", "CLOSE_WAIT"),
     *("LAST_ACK", "LISTEN", "CLOSING", "NEW_SYN_RECV"),
@@ -112,31 +113,27 @@ class Processes:
 
     def _mapped(self, mm: int) -> Iterator[int]:
         """The areas of memory in the maple tree of *mm* (Linux 6.1), each of which says that it is *mm*'s."""
-        space, seen, found = self._space, set[int](), 0
-        waiting = [space.u64(mm + self._at("mm_struct", "mm_mt") + self._at("maple_tree", "ma_root"))]
+        space, seen = self._space, set[int]()
+        root = space.u64(mm + self._at("mm_struct", "mm_mt") + self._at("maple_tree", "ma_root"))
+        areas, waiting = [] if root & 3 == 2 else [root], [root] if root & 3 == 2 else []  # else: the only one there is
         leaf, inner = self._at("maple_range_64", "slot"), self._at("maple_arange_64", "slot")
         counts = (256 - leaf) // 8, (self._at("maple_arange_64", "gap") - inner) // 8
-        while waiting:
+        while waiting and len(seen) < _NODES_MOST and len(areas) < _AREAS_MOST:
             entry = waiting.pop()
             node, kind = entry & ~0xFF, entry >> 3 & 0xF
-            if entry & 3 != 2 or entry <= 4096:  # the only area there is
-                slots, deeper = (entry,), False
-            elif node in seen or len(seen) >= _NODES_MOST or kind not in (*_LEAVES, _INNER):
+            if node in seen or kind not in (_LEAF, _RANGE, _INNER):
                 continue
+            seen.add(node)
+            place, count = (inner, counts[1]) if kind == _INNER else (leaf, counts[0])
+            try:
+                slots = space.words(node + place, count)
+            except BadAddress:
+                continue
+            if kind == _LEAF:
+                areas += slots
             else:
-                seen.add(node)
-                place, count = (inner, counts[1]) if kind == _INNER else (leaf, counts[0])
-                try:
-                    slots, deeper = space.words(node + place, count), kind != _LEAVES[0]
-                except BadAddress:
-                    continue
-            if deeper:
-                waiting += [slot for slot in slots if slot & 3 == 2 and slot > 4096]
-                continue
-            for area in slots:
-                if area and self._is_area(area, mm) and found < _AREAS_MOST:
-                    found += 1
-                    yield area
+                waiting += [slot for slot in slots if slot & _NODE and slot > _MARKS]
+        return (area for area in areas if area and self._is_area(area, mm))
 
     def _is_area(self, area: int, mm: int) -> bool:
         try:

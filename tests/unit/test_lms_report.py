@@ -113,9 +113,10 @@ class Made(Guest):
         for number, file in enumerate(opened):
             self.set(fds + 8 * number, file)
         of_task = self.put("files_struct", fdt=self.put("fdtable", max_fds=len(opened), fd=fds))
-        node = self.alloc(256, 256)
+        node, top = self.alloc(256, 256), self.alloc(256, 256)
+        self.set(top + at("maple_arange_64", "slot2"), node | 1 << 3 | 4)
         mm = self.put(
-            "mm_struct", mm_mt2=node | 1 << 3 | 2, pgd=table, arg_start=STACK, arg_end=STACK + 23, exe_file=program
+            "mm_struct", mm_mt2=top | 3 << 3 | 4 | 2, pgd=table, arg_start=STACK, arg_end=STACK + 23, exe_file=program
         )
         areas = [(PROGRAM, PROGRAM + PAGE, 5, program, 0), (STACK, STACK + PAGE, 3, 0, 0)]
         for number, (begin, end, flags, file, _) in enumerate(areas):
