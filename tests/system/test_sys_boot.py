@@ -183,11 +183,11 @@ def test_a_cloud_image_is_told_by_its_seed(host, image):
     try:
         host.dre("start", "b6", "--wait", BOOT_WAIT, timeout=BOOT_WAIT + 60)
         deadline = time.monotonic() + BOOT_WAIT
-        script = "cloud-init query ds.meta_data.local-hostname; cloud-init query subplatform"
+        script = "cloud-init query ds.meta_data.local-hostname; cloud-init query subplatform; blkid -L cidata"
         while not (found := guest(host, "b6", script, check=False)):
             assert time.monotonic() < deadline
             time.sleep(2)
-        assert (found[0], "(/dev/vdz)" in found) == ("b6", True), found  # where it was told that
+        assert (found[0], found[2]) == ("b6", f"({found[3]})"), found  # where it was told that
         ssh = ["ssh", "-i", key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
         ssh += ["-o", "ConnectTimeout=30", "-o", "BatchMode=yes", f"root@{NETWORK}.78", "hostname"]
         while (done := host.call(*ssh, check=False)).returncode != 0:
