@@ -114,7 +114,7 @@ class Hooks:
 
     def syscalls(self) -> set[Hook]:
         """Entries of the tables, the functions that dispatch, and the begins of all these functions."""
-        found, entries = set[Hook](), {}
+        found, entries = set[Hook](), dict[str, tuple[int, ...]]()
         for table in self._tables.values():
             octets = self._space.read(table.begin, table.length)
             words = entries[table.name] = self._entries(octets)

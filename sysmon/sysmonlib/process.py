@@ -286,7 +286,7 @@ class Processes:
         space, at = self._space, self._at
         if family == sockets.AF_UNIX:
             return self._unix_name(sock), None
-        places = {
+        places: dict[int, tuple[str, str, int]] = {
             sockets.AF_INET: ("skc_rcv_saddr", "skc_daddr", 4),
             sockets.AF_INET6: ("skc_v6_rcv_saddr", "skc_v6_daddr", 16),
         }
