@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from dre import event
 
-from sysmonlib.hooks import Hook, Hooks
+from sysmonlib.code import Hook
+from sysmonlib.hooks import Hooks
 from sysmonlib.kernel import Kernel
 from sysmonlib.memory import BadAddress
 from sysmonlib.modules import VIEWS as MODULE_VIEWS

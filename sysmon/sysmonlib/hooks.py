@@ -35,8 +35,15 @@ _TABLES = {
     "ia32_sys_call_table": "ia32_sys_call",
     "x32_sys_call_table": "x32_sys_call",
 }
-_WAYS = ("entry_SYSCALL_64", "do_syscall_64", "entry_SYSCALL_compat", "do_fast_syscall_32", "do_int80_syscall_32")
-_WAYS += ("do_int80_emulation", *_TABLES.values())
+_WAYS = (
+    "entry_SYSCALL_64",
+    "do_syscall_64",
+    "entry_SYSCALL_compat",
+    "do_fast_syscall_32",
+    "do_int80_syscall_32",
+    "do_int80_emulation",
+    *_TABLES.values(),
+)
 SWEEP = 10.0  # seconds between looks at the begins of all functions, which is what is dear
 _ENTRIES_MOST, _ENTRIES_LEAST = 1024, 256  # of a table of system calls
 _CODE_MOST = 1 << 16  # octets of a function that calls them
@@ -207,14 +214,14 @@ class Hooks:
         for _ in range(2):  # the second after the call of the function tracer, or its place
             code = octets[place]
             if code in (0xE8, 0xE9):  # call, jmp
-                target = address + place + 5 + _REL.unpack_from(octets, place + 1)[0]
+                target = address + place + 5 + int(_REL.unpack_from(octets, place + 1)[0])
                 if not self._code.own(target):
                     return target
                 if code == 0xE9:
                     return None
             elif not octets.startswith(_NOP, place):
-                target = self._far(address, octets, place)
-                return None if target is None or self._code.own(target) else target
+                far = self._far(address, octets, place)
+                return None if far is None or self._code.own(far) else far
             place += 5
         return None
 
@@ -227,7 +234,7 @@ class Hooks:
             except BadAddress:
                 return None
         if code[0] == 0x68 and code[5] == 0xC3:  # push, ret
-            return _REL.unpack_from(code, 1)[0] & (1 << 64) - 1
+            return int(_REL.unpack_from(code, 1)[0]) & (1 << 64) - 1
         if code[0] in (0x48, 0x49) and 0xB8 <= code[1] <= 0xBF:  # movabs, and then jmp or push, ret
             after = code[10:].removeprefix(b"\x41")
             if (after[0] == 0xFF and 0xE0 <= after[1] <= 0xE7) or (0x50 <= after[0] <= 0x57 and after[1] == 0xC3):
