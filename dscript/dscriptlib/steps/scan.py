@@ -14,7 +14,6 @@ PROGRAMS = {
     "hidden.process": "dre-lms",
     "hidden.module": "dre-lms",
     "hidden.file": "dre-libra",
-    "hook": "dre-lms",
     "keylogger": "dre-foxykbd",
     "inconsistent": "dre-lms",
 }
