@@ -2,11 +2,14 @@
 """dre-foxykbd on guests that are no more than a boot sector: one logs keys to its disk, one writes by the clock."""
 
 import json
+import os
 import subprocess
 
 import pytest
 from programs import environment, program
 from system_ground import Apart
+
+pytestmark = pytest.mark.skipif(os.environ.get("DRE_FULL") != "1", reason="takes half a minute: DRE_FULL=1")
 
 # Real mode: again: read a key (int 16h); count it at 0x8000; write that to the disk's second sector (int 13h); again.
 LOGGER = bytes.fromhex("31c08ed88ec0b400cd16ff060080b80103b90200ba8000bb0080cd13ebe8")
