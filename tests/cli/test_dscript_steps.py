@@ -266,18 +266,22 @@ def test_a_program_killed_with_its_supervisor_is_not_started_again_and_the_owner
     assert len(log.read_text().splitlines()) == 1
 
 
-def escapes(one):
-    """A program whose child leaves its process group and session, and the pid of that child."""
+def escapes(one, seconds=1):
+    """A program of *seconds* whose child leaves its process group and session, and the pid of that child."""
     left = one.place / "left"
     left.touch()
     left.chmod(0o666)
-    one.job(f"#!/bin/sh\nsetsid sh -c 'echo $$ >{left}; exec sleep 60' >/dev/null 2>&1 &\nsleep 1\n")
+    one.job(f"#!/bin/sh\nsetsid sh -c 'echo $$ >{left}; exec sleep 60' >/dev/null 2>&1 &\nsleep {seconds}\n")
     one.go()
     return int(one.wait(left.read_text, "the child"))
 
 
 def alive(pid):
-    return pathlib.Path(f"/proc/{pid}/cmdline").exists() and pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+    """Whether it runs; a process that has just begun another program may have no command line yet."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def groups():
@@ -297,7 +301,7 @@ def test_what_a_program_leaves_ends_with_it_wherever_it_has_gone(world):
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes control groups")
 def test_what_a_program_leaves_ends_though_its_supervisor_was_killed(world):
     one = world(RUN % "9s")
-    pid = escapes(one)
+    pid = escapes(one, 8)  # else it could end, and its supervisor what it left, before that is killed
     (path,) = [path for path in groups() if str(pid) in (path / "cgroup.procs").read_text().split()]
     job = next(int(found) for found in (path / "cgroup.procs").read_text().split() if int(found) != pid)
     supervisor = int(pathlib.Path(f"/proc/{job}/stat").read_text().rsplit(")", 1)[1].split()[1])
