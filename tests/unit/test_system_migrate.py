@@ -154,3 +154,4 @@ def test_a_move_under_way_has_a_connection_that_nobody_else_calls():
     assert [str(error) for error in watch.failure] == ["did not move"]
     with pytest.raises(libvirt.libvirtError):  # and it is closed
         used[1].getHostname()
+    hypervisor._connected.cache_clear()  # libvirt's objects complain when they outlive the modules

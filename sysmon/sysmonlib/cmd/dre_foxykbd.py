@@ -7,17 +7,17 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from dre import cli, ending, event, files, units
-from dre.errors import FAILED, DreError, MissingError, UsageError
+from dre import cli, event, files, units
+from dre.errors import MissingError, UsageError
 
 from sysmonlib import foxy, typist
+from sysmonlib.cmd.telling import looking, tell
 from sysmonlib.cross import Finding
 from sysmonlib.devices import Devices
 from sysmonlib.keyboard import KEYBOARD, Keyboard
 from sysmonlib.typist import Counter, Course, Typed, Typist
 
 KEYLOGGER = "sysmon.keylogger"
-SEVERITY = 1  # alert
 FALSE_ALARM = 0.001
 WINDOWS, SLOW_WINDOWS, MOST = 20, 30, 120
 
@@ -57,14 +57,8 @@ def look(ctx: cli.Context) -> int:
         raise UsageError(
             f"--false-alarm {args.false_alarm:g}: {windows} windows cannot tell less than {foxy.smallest(windows):.2g}"
         )
-    try:
-        with files.lock(ctx.conf.core_run_dir / "lock" / f"foxykbd-{args.system}", timeout=0):
-            return _look(ctx, typist.slowly(windows) if args.slow else typist.at_once(windows))
-    except (DreError, OSError) as error:
-        code, message = ending.failure(error)
-        if code == FAILED:  # which would say that something was found
-            raise MissingError(message) from error
-        raise
+    with looking(), files.lock(ctx.conf.core_run_dir / "lock" / f"foxykbd-{args.system}", timeout=0):
+        return _look(ctx, typist.slowly(windows) if args.slow else typist.at_once(windows))
 
 
 class _Typed:
@@ -141,13 +135,9 @@ def _tell(
         "first_seen": begun,
         "confirmed": event.stamp(),
     }
-    finding = Finding(KEYLOGGER, data)
-    event.emit(ctx.conf, finding.type, f"{event.host()}/sys:{name}", data, SEVERITY)
-    if ctx.out.as_json:
-        ctx.out.json({"type": finding.type, "verdict": "keylogger", **data})
-    else:
-        what = f"{counter} {on:.4g} a window with keys, {off:.4g} without"
-        ctx.out.line(f"keylogger {device} {what}; false alarm {chance:.2g}")
+    what = f"{counter} {on:.4g} a window with keys, {off:.4g} without"
+    sentence = f"keylogger {device} {what}; false alarm {chance:.2g}"
+    tell(ctx, Finding(KEYLOGGER, data), sentence, verdict="keylogger")
 
 
 def _not_excluded(

@@ -8,8 +8,8 @@ import socket
 import time
 from collections.abc import Sequence
 
-from dre import cli, ending, event, units
-from dre.errors import FAILED, DreError, MissingError, UsageError
+from dre import cli, units
+from dre.errors import MissingError, UsageError
 from dre.system import domain as definitions
 from dre.system import hypervisor
 from dre.system.agent import Agent
@@ -17,11 +17,10 @@ from dre.system.model import System
 
 from sysmonlib import inside
 from sysmonlib.capture import Capture
+from sysmonlib.cmd.telling import looking, tell
 from sysmonlib.cross import INCONSISTENT, Finding
 from sysmonlib.libra import Libra, Sight
 from sysmonlib.served import Served
-
-SEVERITY = 1  # alert
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -57,13 +56,8 @@ def look(ctx: cli.Context) -> int:
     server = _address(args.server) if args.server else None
     interval, timeout = units.duration(args.interval or "5s"), units.duration(args.timeout)
     count = args.count or (None if args.interval else 1)
-    try:
+    with looking():
         return _watch(ctx, [_Looked(ctx, path, server, apart, timeout) for path in paths], interval, count)
-    except (DreError, OSError) as error:
-        code, message = ending.failure(error)
-        if code == FAILED:  # which would say that something was found
-            raise MissingError(message) from error
-        raise
 
 
 def _directory(option: str, path: str) -> bytes:
@@ -135,7 +129,7 @@ def _watch(ctx: cli.Context, places: Sequence[_Looked], interval: float, count: 
         for place in places:
             for finding in place.libra.scan():
                 found += 1
-                _tell(ctx, finding)
+                tell(ctx, finding, _sentence(finding))
             aside = place.libra.aside
             if aside:
                 ctx.say(f"not looked at: {aside[0]}" + (f", and {len(aside) - 1} more" if len(aside) > 1 else ""))
@@ -145,16 +139,6 @@ def _watch(ctx: cli.Context, places: Sequence[_Looked], interval: float, count: 
                 return 1 if found else 0
         due = max(due + interval, time.monotonic())
         time.sleep(max(0.0, due - time.monotonic()))
-
-
-def _tell(ctx: cli.Context, finding: Finding) -> None:
-    source = f"{event.host()}/sys:{ctx.args.system}"
-    event.emit(ctx.conf, finding.type, source, finding.data, SEVERITY)
-    if ctx.out.as_json:
-        ctx.out.json({"type": finding.type, **finding.data})
-    else:
-        ctx.out.line(_sentence(finding))
-    ctx.out.stream.flush()
 
 
 def _sentence(finding: Finding) -> str:

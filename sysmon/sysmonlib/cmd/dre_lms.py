@@ -5,17 +5,17 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from dre import cli, ending, event, units
+from dre import cli, units
 from dre.cli import Column
-from dre.errors import FAILED, DreError, MissingError, UsageError
+from dre.errors import MissingError, UsageError
 
 from sysmonlib import guest, kernel, modules, slabs, tasks
+from sysmonlib.cmd.telling import looking, tell
 from sysmonlib.cross import INCONSISTENT, MODULE, Cross, Finding
 from sysmonlib.memory import Memory
 
 SYMBOLS = tasks.SYMBOLS | slabs.SYMBOLS | modules.SYMBOLS
 TYPES = tasks.TYPES | slabs.TYPES | modules.TYPES
-SEVERITY = 1  # alert
 PS: tuple[Column, ...] = (
     ("PID", "pid", 7),
     ("PPID", "ppid", 7),
@@ -47,13 +47,8 @@ def look(ctx: cli.Context) -> int:
         raise UsageError("--ps is of one moment: neither --interval nor --count")
     interval = units.duration(ctx.args.interval or "1s")
     count = ctx.args.count or (None if ctx.args.interval else 1)
-    try:
+    with looking():
         return _ps(ctx) if ctx.args.ps else _watch(ctx, interval, count)
-    except (DreError, OSError) as error:
-        code, message = ending.failure(error)
-        if code == FAILED:  # which would say that something was found
-            raise MissingError(message) from error
-        raise
 
 
 def _open(name: str, memory: Memory, known: Cross | None = None) -> Cross:
@@ -76,7 +71,7 @@ def _watch(ctx: cli.Context, interval: float, count: int | None) -> int:
             clock = cross.kernel.clock()
             for finding in cross.scan():
                 found += 1
-                _tell(ctx, finding)
+                tell(ctx, finding, _sentence(finding))
             if count is not None:
                 count -= 1
                 if count == 0:
@@ -86,16 +81,6 @@ def _watch(ctx: cli.Context, interval: float, count: int | None) -> int:
             if memory.ended() or cross.kernel.clock() == clock:  # a reboot, or a guest that sleeps
                 cross = _open(name, memory, cross)
     return 1 if found else 0
-
-
-def _tell(ctx: cli.Context, finding: Finding) -> None:
-    source = f"{event.host()}/sys:{ctx.args.system}"
-    event.emit(ctx.conf, finding.type, source, finding.data, SEVERITY)
-    if ctx.out.as_json:
-        ctx.out.json({"type": finding.type, **finding.data})
-    else:
-        ctx.out.line(_sentence(finding))
-    ctx.out.stream.flush()
 
 
 def _sentence(finding: Finding) -> str:
