@@ -9,11 +9,12 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import time
 
 import pytest
-from guests import HARDWARE, NETWORK
+from guests import HARDWARE, NETWORK, ROOT
 from programs import environment, program
 
 ADDRESSES = {"v1": 11, "v2": 12, "v3": 13}
@@ -321,3 +322,37 @@ def test_a_clone_boots_as_another_machine_and_a_reboot_keeps_who_one_is(host, sy
         assert guest(host, "v2", "hostname") == ["v2"]
     finally:
         host.dre("destroy", "--force", "v2")
+
+
+@pytest.mark.skipif(not FULL, reason="boots it anew, which takes minutes: DRE_FULL=1")
+def test_the_example_of_libdresys_leads_a_system_through_its_life(host):
+    example, life = ROOT / "libdre/examples/sys-life.c", host.place / "life"
+    library = [ROOT / f"libdre/src/{name}.c" for name in ("serve", "verbs", "sys")]
+    argv = [
+        "gcc",
+        "-std=c11",
+        "-Wall",
+        "-Werror",
+        f"-I{ROOT}/libdre/include",
+        example,
+        *library,
+        "-ljson-c",
+        "-o",
+        life,
+    ]
+    subprocess.run(list(map(str, argv)), check=True, timeout=60)
+    variables = {**environment(), "DRE_CONFIG": str(host.conf), "DRE_SYS": str(program("dre-sys"))}
+    done = subprocess.run(
+        list(map(str, [*host.inside, life, "v2", host.image.name])),
+        capture_output=True,
+        text=True,
+        env=variables,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    saved, kernel, undone, listed = done.stdout.splitlines()
+    assert (saved, listed) == ("snapshot good", "v2: running")
+    assert re.fullmatch(r"it runs Linux 6\.\d+\.\S+", kernel)
+    assert undone == f"after the undo it is running, with {512 << 20} octets of memory"
+    assert "v2" not in host.virsh("list", "--all")
