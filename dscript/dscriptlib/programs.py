@@ -15,7 +15,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,16 @@ from dscriptlib.steps import FailedStep, Setting, Told
 
 GRACE = 10.0  # seconds that the supervisor may need beyond the time of the program
 KEPT = 30 * 86400.0  # seconds until a note is removed; no request is asked again so late
+NOTHING: Mapping[str, str] = {}
 _KEY = re.compile(r"[^A-Z0-9]")
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 
 
-def run(setting: Setting, argv: Sequence[str], user: str) -> list[Told]:
-    """Run *argv* as *user* and wait for its end. Raises DreError when it failed, or when that cannot be known."""
+def run(setting: Setting, argv: Sequence[str], user: str, more: Mapping[str, str] = NOTHING) -> list[Told]:
+    """Run *argv* as *user*, with *more* in its environment, and wait for its end.
+
+    Raises DreError when it failed, or when that cannot be known.
+    """
     path = _program(setting.conf.core_etc_dir / "actions.d", argv[0])
     note = _note(setting)
     try:
@@ -44,7 +48,7 @@ def run(setting: Setting, argv: Sequence[str], user: str) -> list[Told]:
                 "request": setting.request,
                 "path": str(path),
                 "arguments": list(argv[1:]),
-                "environment": environment(setting),
+                "environment": {**environment(setting), **more},
                 "timeout": setting.timeout,
                 **_account(user),
             }

@@ -2,12 +2,16 @@
 """Steps that wait for a person, and those that run a program, as a user sees them; and what kill -9 makes of both."""
 
 import contextlib
+import email.policy
+import http.server
 import json
 import os
 import pathlib
 import pwd
+import shutil
 import signal
 import subprocess
+import threading
 import time
 
 import pytest
@@ -193,6 +197,90 @@ def test_notice_is_taken_and_recorded(world):
     one.dscript("ack", intent["request"], "--text", "on my way")
     (said,) = one.wait(lambda: one.told("script.person.acknowledged"), "the record")
     assert said["text"] == "on my way"
+
+
+class Hook(http.server.ThreadingHTTPServer):
+    """A server that keeps what is posted to it, and answers with `status`."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Posted)
+        self.got, self.status = [], 200
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def __exit__(self, *error):
+        self.shutdown()
+        self.server_close()
+
+
+class Posted(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.got.append((self.path, self.headers["Content-Type"], json.loads(body)))
+        self.send_response(self.server.status)
+        self.send_header("Location", "/elsewhere")
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+TOLD = "      - {action: notify, to: owner, text: 'it is; $(id) late'}\n      - {action: record, text: after}\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes programs run as nobody")
+def test_a_notice_is_handed_on_by_programs_of_this_host(world):
+    """By the shipped webhook, to a server; and by another one that fails: it counts as told while one has told it."""
+    with Hook() as hook:
+        one = world(TOLD)
+        shutil.copy(ROOT / "dscript/actions/notify-webhook", one.programs)
+        (one.programs / "notify-broken").write_text("#!/bin/sh\nid -un; exit 3\n")
+        (one.programs / "notify-broken").chmod(0o755)
+        (one.programs / "notify-broken.dpkg-old").write_text("#!/bin/sh\nexit 4\n")
+        (one.programs / "notify-broken.dpkg-old").chmod(0o755)
+        address = f"http://127.0.0.1:{hook.server_port}"
+        (one.place / "etc/webhooks").write_text(f"# whom\nboss {address}/boss\n* {address}/all?key=secret\n")
+        one.go()
+        one.wait(lambda: one.told("script.record"), "the response")
+        ((path, kind, body),) = hook.got
+        assert (path, kind) == ("/all?key=secret", "application/json")
+        (outcome,) = [record for record in one.records("outcome") if record["step"] == 1]
+        assert outcome["error"] is None and body == {
+            "to": "owner",
+            "text": "it is; $(id) late",
+            "script": "steps",
+            "response": "do",
+            "request": outcome["request"],
+        }
+        ends = {data["argv"][0]: (data["status"], data["output"]) for data in one.told("script.run.output")}
+        assert ends == {"notify-webhook": (0, "status 200\n"), "notify-broken": (3, "nobody\n")}
+        assert "it is; $(id) late" in (one.place / "log/notify.log").read_text()
+
+        hook.status = 302  # nobody is sent elsewhere with it
+        one.go()
+        failed = one.wait(lambda: [record for record in one.records("outcome") if record["error"]], "the failure")[0]
+        assert "it is in notify.log, but was not handed on" in failed["error"]
+        assert "secret" not in str(one.records("tell"))
+        # The response after it has no other way either; what it says is in the log all the same.
+        one.wait(lambda: (one.place / "log/notify.log").read_text().count("steps/call: ") == 1, "the owner")
+        one.wait(lambda: len(hook.got) == 3, "the post")
+        assert {path for path, *_ in hook.got} == {"/all?key=secret"}
+
+
+def test_the_mail_of_a_notice_is_one(tmp_path):
+    """What the shipped program hands to sendmail, as another program reads it."""
+    fake = tmp_path / "bin/sendmail"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\necho "$*" >{tmp_path}/words\nexec cat >{tmp_path}/mail\n')
+    fake.chmod(0o755)
+    told = {"DRE_NOTIFY_TO": "owner", "DRE_NOTIFY_TEXT": "`id` $(id)\tläuft", "DRE_SCRIPT": "shop"}
+    told |= {"DRE_SCRIPT_RESPONSE": "call", "DRE_SCRIPT_REQUEST": "0123-1-act-notify-mail"}
+    env = {**environment(), **told, "PATH": f"{fake.parent}:/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
+    subprocess.run([ROOT / "dscript/actions/notify-mail"], env=env, check=True)
+    mail = email.message_from_bytes((tmp_path / "mail").read_bytes(), policy=email.policy.default)
+    assert (tmp_path / "words").read_text() == "-i owner\n" and not mail.defects
+    assert (mail["To"], mail["Subject"], mail["Auto-Submitted"]) == ("owner", "D-RE: shop/call", "auto-generated")
+    text = mail.get_content().splitlines()
+    assert text[0] == "`id` $(id)\tläuft" and text[-1] == "Why: dscript why 0123-1-act"
 
 
 def test_a_program_gets_its_words_and_the_event_without_a_shell(world):

@@ -16,8 +16,9 @@ def _act(setting: Setting, values: Values) -> list[Told]:
     if link := questions.link(setting.conf, setting.request):
         how = f"{how}, or {link}"
     otherwise = f"without an answer in {setting.timeout:g} s: {values['default']}"
-    notice.write(setting, values["to"], f"{values['text']} ({how}; {otherwise})")
-    return [Told("script.ask", {"to": values["to"], "text": values["text"], "default": values["default"]}, sev=1)]
+    said = notice.tell(setting, values["to"], f"{values['text']} ({how}; {otherwise})")
+    asked = {"to": values["to"], "text": values["text"], "default": values["default"]}
+    return [Told("script.ask", asked, sev=1), *said]
 
 
 STEP = Kind(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`notify`: tell a person, by a line in the log directory's notify.log and an event `script.notify`.
+"""`notify`: tell a person, by a line in the log directory's notify.log, an event `script.notify`, and what hands it on.
 
-Sending it on (mail, pager) is the work of a rule on that event.
+Mail and webhooks are programs of actions.d, which dscriptlib.notice finds.
 """
 
 from dre import units
@@ -13,8 +13,8 @@ def _act(setting: Setting, values: Values) -> list[Told]:
     from dscriptlib import notice
 
     words = values.get("text", "the responses agreed for this did not help; please look")
-    notice.write(setting, values["to"], words)
-    return [Told("script.notify", {"to": values["to"], "text": words}, sev=1)]
+    said = notice.tell(setting, values["to"], words)
+    return [Told("script.notify", {"to": values["to"], "text": words}, sev=1), *said]
 
 
 STEP = Kind(
