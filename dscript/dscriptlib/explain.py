@@ -37,6 +37,9 @@ def _script(script: Script, lang: str) -> Iterator[str]:
             yield say[key].format(value=agreed[key])
     if agreed.get("by"):
         yield say["by"].format(by=say["and"].join(agreed["by"]))
+    if agreed.get("parameters"):
+        values = ", ".join(f"{name} = {value}" for name, value in agreed["parameters"].items())
+        yield say["parameters"].format(values=values)
     if script.monitors:
         yield ""
         yield say["watched"]

@@ -30,7 +30,9 @@ def load(octets: bytes, file: str) -> tuple[Script | None, list[Finding]]:
     """The script in *octets* and what is wrong with it; None when there is an error. *file* is for the messages."""
     reader = _Reader(file)
     try:
-        script = _script(reader, tree(octets), hashlib.sha256(octets).hexdigest())
+        root = tree(octets)
+        _fill(reader, root)
+        script = _script(reader, root, hashlib.sha256(octets).hexdigest())
     except Refused as refusal:
         return None, [Finding(file, refusal.at, "error", str(refusal))]
     return (None if reader.findings else script), reader.findings
@@ -101,6 +103,42 @@ class _Reader:
             seen.add(thing.id)
 
 
+# --- agreed parameters ---
+
+
+def _entry(node: Node, name: str) -> Node:
+    """The value of a key; nothing where it is not there."""
+    return next((value for key, value in node.entries or () if key.text == name), Node(node.at))
+
+
+def _fill(reader: _Reader, root: Node) -> None:
+    """Put what is agreed in the place of each value `$NAME`. Without parameters that is a word like others."""
+    declared = _entry(_entry(root, "agreed"), "parameters")
+    if declared.entries is None:
+        return
+    agreed = {str(key.text): value.text for key, value in declared.entries}
+    used: set[str] = set()
+
+    def fill(node: Node) -> None:
+        if node.text is not None and (found := words.PARAMETER.fullmatch(node.text)):
+            if agreed.get(found[1]) is None:
+                reader.error(node.at, f"{node.text}: no parameter {found[1]!r} is agreed")
+            else:
+                used.add(found[1])
+                node.text = agreed[found[1]]
+        for item in node.items or ():
+            fill(item)
+        for key, value in node.entries or ():
+            if value.text is None or key.text not in tables.FIXED:
+                fill(value)
+
+    for part in ("monitors", "responses"):
+        fill(_entry(root, part))
+    for key, _ in declared.entries:
+        if key.text not in used:
+            reader.error(key.at, f"parameter {key.text!r} is agreed, but nothing is said by it")
+
+
 # --- the language ---
 
 
@@ -121,7 +159,21 @@ def _agreed(reader: _Reader, node: Node | None) -> dict[str, Any]:
     entries = reader.mapping(node, "agreed", tables.AGREED)
     agreed = reader.values(entries, tables.AGREED)
     agreed["by"] = [reader.value({"by": item}, "by", words.word) for item in reader.items(entries.get("by"), "by")]
+    if "parameters" in entries:
+        agreed["parameters"] = _parameters(reader, entries["parameters"])
     return agreed
+
+
+def _parameters(reader: _Reader, node: Node) -> dict[str, str]:
+    if not node.entries:
+        reader.error(node.at, "parameters must be a mapping of names to values")
+    found = {}
+    for key, value in node.entries or ():
+        name = reader.value({"parameters": key}, "parameters", units.name)
+        said = reader.value({"parameters": value}, "parameters", words.agreed_value)
+        if name is not None and said is not None:
+            found[name] = said
+    return found
 
 
 def _monitor(reader: _Reader, node: Node) -> Monitor:

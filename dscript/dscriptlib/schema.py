@@ -32,6 +32,7 @@ _PATTERNS: Mapping[Callable[[str], Any], str] = {
     words.source: r"^/[A-Za-z0-9_.:@+/*-]{0,200}$",
     account: r"^[a-z_][a-z0-9_-]{0,31}$",
 }
+_PARAMETER = r"^\$[a-z0-9][a-z0-9-]{0,30}$"  # words.PARAMETER, where tables.FIXED lets it stand
 _SCALAR: Schema = {"type": ["string", "number", "boolean"]}  # an editor types values, the loader reads them as text
 
 _ONE_BOUND: Schema = {"oneOf": [{"required": ["above"]}, {"required": ["below"]}]}
@@ -40,8 +41,9 @@ _ONE_BOUND: Schema = {"oneOf": [{"required": ["above"]}, {"required": ["below"]}
 def schema() -> Schema:
     """The whole schema."""
     script = _object(tables.SCRIPT)
+    parameters = {"type": "object", "minProperties": 1, "additionalProperties": _SCALAR}
     script["properties"].update(
-        agreed=_object(tables.AGREED, by=_list(_of(words.word))),
+        agreed=_object(tables.AGREED, by=_list(_of(words.word)), parameters=parameters),
         monitors=_list(_chosen("watch", {kind: _monitor(kind) for kind in tables.WATCHES})),
         responses=_list(_response()),
     )
@@ -83,7 +85,10 @@ def _response() -> Schema:
 
 
 def _object(table: tables.Table, **inner: Schema) -> Schema:
-    properties = {key: inner.get(key, {}) if of.type is nested else _of(of.type) for key, of in table.items()}
+    fixed = table if table in (tables.SCRIPT, tables.AGREED) else tables.FIXED
+    properties = {
+        key: inner.get(key, {}) if of.type is nested else _of(of.type, key not in fixed) for key, of in table.items()
+    }
     required = [key for key, of in table.items() if of.required]
     made: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
     return {**made, "required": required} if required else made
@@ -103,14 +108,16 @@ def _one_container() -> Schema:
     return {"oneOf": [{"required": [key]} for key in CONTAINER]}
 
 
-def _of(type: Callable[[str], Any]) -> Schema:
+def _of(type: Callable[[str], Any], parameter: bool = False) -> Schema:
+    """What a value of *type* looks like, or a *parameter* that stands for one."""
     if isinstance(type, word):
         return {"enum": [*type.choices, *(int(choice) for choice in type.choices if choice.isdecimal())]}
     if isinstance(type, text):
         return {**_SCALAR, "minLength": 1, "maxLength": type.limit}
-    if type is words.count:
-        return {**_SCALAR, "pattern": _PATTERNS[type], "minimum": 1, "maximum": 9999}
-    return {**_SCALAR, "pattern": _PATTERNS[type]} if type in _PATTERNS else dict(_SCALAR)
+    if type not in _PATTERNS:
+        return dict(_SCALAR)
+    made = {**_SCALAR, "pattern": _PATTERNS[type] + (f"|{_PARAMETER}" if parameter else "")}
+    return {**made, "minimum": 1, "maximum": 9999} if type is words.count else made
 
 
 if __name__ == "__main__":

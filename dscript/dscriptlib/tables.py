@@ -21,7 +21,11 @@ SCRIPT = _keys(
     {"dscript": word("1"), "name": units.name, "responses": nested, "agreed": nested, "monitors": nested},
     "dscript name responses",
 )
-AGREED = _keys({**dict.fromkeys(("case", "goal", "evidence", "revision"), words.word), "by": nested})
+AGREED = _keys(
+    {**dict.fromkeys(("case", "goal", "evidence", "revision"), words.word), "by": nested, "parameters": nested}
+)
+# What no parameter stands for, as it makes the script what it is: kinds, and what holds its parts together.
+FIXED = frozenset(("id", "watch", "action", "finding", "when", "then", "monitor", "default", "revert", "if-failed"))
 RESPONSE = _keys(
     {
         "id": units.name,

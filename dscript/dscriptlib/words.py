@@ -42,6 +42,7 @@ def number(text: str) -> float:
     return float(text)
 
 
+PARAMETER = re.compile(r"\$([a-z0-9][a-z0-9-]{0,30})")  # a whole value; never a part of one
 PROGRAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -78,4 +79,11 @@ def field_value(text: str) -> str:
     """What a field of an event must be equal to."""
     if not 0 < len(text) <= 200 or not text.isprintable():
         raise UsageError("a field is compared with 1 to 200 printable characters")
+    return text
+
+
+def agreed_value(text: str) -> str:
+    """What a parameter stands for; what it must be like is the business of where it stands."""
+    if not 0 < len(text) <= 500 or not text.isprintable() or text.startswith("$"):
+        raise UsageError("a parameter is 1 to 500 printable characters, and none stands for another one")
     return text

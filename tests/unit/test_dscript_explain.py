@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "dscript"))
 
 from dscriptlib import explain, graph, load, phrases, tables  # noqa: E402
 from dscriptlib.steps import KINDS  # noqa: E402
-from test_dscript_load import DESIGN, HEAD  # noqa: E402
+from test_dscript_load import AGREED, DESIGN, HEAD  # noqa: E402
 from test_dscript_load import KINDS as MONITORS  # noqa: E402
 
 MORE = """
@@ -114,6 +114,14 @@ def test_the_example_of_the_contract_reads_as_was_agreed():
         assert said in lines(idle.replace("HOLD", hold), "ja")
     assert "    1. アプリ「web1」を「good」の状態に戻します。" in japanese
     assert "  10 分に 3 回までです。" in japanese
+
+
+@pytest.mark.parametrize("lang", ["en", "ja"])
+def test_agreed_values_are_said_and_stand_in_the_sentences(lang):
+    told = lines(AGREED, lang)
+    assert [line for line in told if "most = 90%, calm = 70%" in line]
+    assert "$" not in "".join(line for line in told if "two $most" not in line and "a$shop $most x" not in line)
+    assert any("web1" in line and "90 %" in line for line in told)
 
 
 def test_a_graph_shows_triggers_steps_and_escalation():

@@ -158,6 +158,68 @@ def test_a_refusal_names_place_and_reason(text, words):
     assert any(said.startswith(f"F:{place}: error: ") and words in said for said in told), told
 
 
+AGREED = """\
+dscript: 1
+name: agreed
+agreed: {case: c, goal: G1, by: [owner], parameters: {shop: web1, most: 90%, calm: 70%, long: 3s, word: 'two $most'}}
+monitors:
+  - {id: busy, watch: cpu, of: $shop, above: $most, clear: $calm, for: $long}
+responses:
+  - id: r
+    when: busy
+    steps:
+      - {action: restart, of: $shop, timeout: $long, expect: {watch: cpu, within: $long}}
+      - {action: run, argv: [job, $shop, a$shop, $most x]}
+      - {action: record, text: $word}
+    at-most: {attempts: 2, per: 1h, cooldown: $long}
+    then: call
+  - {id: call, steps: [{action: notify, to: owner}]}
+"""
+
+
+def test_a_parameter_stands_for_what_is_agreed_and_for_nothing_else():
+    script, findings = load.load(AGREED.encode(), "F")
+    assert findings == []
+    (monitor,), (response, _) = script.monitors, script.responses
+    assert (monitor.of, monitor.above, monitor.clear, monitor.hold) == ("web1", 90.0, 70.0, 3.0)
+    restart, job, record = response.steps
+    assert (restart.values, restart.timeout, restart.expect.within) == ({"of": "web1"}, 3.0, 3.0)
+    assert job.values["argv"] == ("job", "web1", "a$shop", "$most x")  # whole values alone, and no second time
+    assert (record.values["text"], response.at_most.cooldown) == ("two $most", 3.0)
+    assert script.agreed["parameters"]["most"] == "90%"
+    # Where none are agreed it is a word like others, and no value of another kind.
+    argv = HEAD + CALL + "  - {id: r, steps: [{action: run, argv: [job, $HOME]}]}\n"
+    assert load.load(argv.encode(), "F")[0].response("r").steps[0].values["argv"] == ("job", "$HOME")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("of: $shop, timeout", "of: §$shopp, timeout", "$shopp: no parameter 'shopp' is agreed"),
+        ("of: $shop, above", "of: §web1, above", None),
+        ("parameters: {", "parameters: {§spare: 1, ", "nothing is said by it"),
+        ("shop: web1", "shop: §'web1;id'", None),
+        ("of: $shop, above: $most", "of: $shop, above: §$shop", "above: 'web1' is not a percentage"),
+        ("id: busy, watch: cpu", "id: busy, watch: §$most", "watch: expected"),
+        ("action: restart", "action: §$most", "unknown action '$most'"),
+        ("{shop: web1", "{shop: §[web1]", "expected one value"),
+        ("word: 'two $most'", "word: §$most", "none stands for another one"),
+        ("word: 'two", "§Word: 'two", "'Word' is not a name"),
+    ],
+)
+def test_a_parameter_that_is_none_is_refused_where_it_is(old, new, words):
+    text = AGREED.replace(old, new, 1)
+    before, text = text.split("§")[0], text.replace("§", "")
+    place = f"{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
+    script, findings = load.load(text.encode(), "F")
+    told = [str(finding) for finding in findings]
+    if words is None:
+        assert told == [] or any("'web1;id' is not a name" in said for said in told)
+        assert (script is None) == bool(told)
+    else:
+        assert script is None and any(said.startswith(f"F:{place}: error: ") and words in said for said in told), told
+
+
 def test_all_mistakes_are_shown_at_once():
     text = HEAD + "bad: 1\n" + CALL + "  - {id: r, then: A B, steps: [{action: stop, of: $(id)}, {action: nothing}]}\n"
     _, findings = load.load(text.encode(), "F")

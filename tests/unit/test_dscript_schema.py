@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "dscript"))
 
 from dscriptlib import load, schema, tables  # noqa: E402
 from dscriptlib.steps import KINDS  # noqa: E402
-from test_dscript_load import DESIGN, HEAD  # noqa: E402
+from test_dscript_load import AGREED, DESIGN, HEAD  # noqa: E402
 from test_dscript_load import KINDS as MONITORS  # noqa: E402
 
 SHIPPED = ROOT / "dscript/schema/dscript-1.json"
@@ -30,9 +30,14 @@ STEPS = """
       - {action: scan, system: pay1, finding: hidden.file, mount: /srv/data}
 """
 GOOD = [DESIGN.decode(), HEAD + "monitors:" + MONITORS + CALL, HEAD + CALL + "  - id: a\n    steps:" + STEPS]
+GOOD += [AGREED, AGREED.replace("attempts: 2", "attempts: $n").replace("word: 'two", "n: 2, word: 'two")]
 GOOD += [path.read_text() for path in sorted((ROOT / "dscript/scripts").glob("*.yaml"))]
 BAD = [
     HEAD,
+    AGREED.replace("action: restart", "action: $most"),
+    AGREED.replace("id: busy", "id: $most"),
+    AGREED.replace("name: agreed", "name: $shop"),
+    AGREED.replace("{shop: web1", "{shop: [web1]"),
     "dscript: 2\nname: x\n" + CALL,
     "dscript: 1\nname: X Y\n" + CALL,
     HEAD + "responses: []\n",
