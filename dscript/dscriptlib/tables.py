@@ -10,7 +10,7 @@ from dscriptlib.steps import KINDS, Key, nested, word
 
 Table = Mapping[str, Key]
 REVERTS = ("when-clear", "on-failure", "never")
-FINDINGS = ("hidden.process", "hidden.module", "hidden.file", "keylogger", "inconsistent")  # sysmon.* of the monitor
+FINDINGS = ("hidden.process", "hidden.module", "hidden.file", "hook", "keylogger", "inconsistent")  # sysmon.*
 
 
 def _keys(table: Mapping[str, Callable[[str], object]], required: str = "") -> Table:

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 from dre import event
 
+from sysmonlib.code import Hook
+from sysmonlib.hooks import Hooks
 from sysmonlib.kernel import Kernel
 from sysmonlib.memory import BadAddress
 from sysmonlib.modules import VIEWS as MODULE_VIEWS
@@ -21,17 +23,19 @@ from sysmonlib.tasks import Task, Tasks
 from sysmonlib.walk import Broken
 
 PROCESS, MODULE, INCONSISTENT = "sysmon.hidden.process", "sysmon.hidden.module", "sysmon.inconsistent"
+HOOK = "sysmon.hook"
 AGAIN = 0.02  # seconds between two readings
 SLOW = 1.0  # how long it lasts at least where a difference may be one of a task in the making
 PASSING = 3.0  # the same, of one that seems to be born or to die
 PATIENCE = 0.25  # seconds to try again to walk through what is changed meanwhile
 MOST = 1000  # suspects at a time; more are none of a root-kit's
 _Value = TypeVar("_Value")
+_Thing = TypeVar("_Thing", int, Hook)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a guest hides; *type* and *data* are those of its event."""
+    """Something that a guest hides, or that was changed in it; *type* and *data* are those of its event."""
 
     type: str
     data: Mapping[str, Any]
@@ -79,11 +83,14 @@ class Cross:
     def __init__(self, system: str, kernel: Kernel) -> None:
         """Raises MissingError where the kernel does not tell what is needed."""
         self._system, self.kernel = system, kernel
-        self.tasks, self._slabs, self._modules = Tasks(kernel), Slabs(kernel), Modules(kernel)
+        self._holders: dict[int, tuple[int, str]] = {}  # by address of code of hooks, the module it is in
+        self.tasks, self._slabs, self.modules = Tasks(kernel), Slabs(kernel), Modules(kernel)
+        self._hooks = Hooks(kernel)
         self._suspects: dict[tuple[Any, ...], _Suspect] = {}  # by the type of the finding, and what it is about
         self._broken: dict[str, str] = {}  # views that could not be read, and why
         self._reported: set[tuple[Any, ...]] = set()
         self.hidden: dict[int, list[str]] = {}  # by address, tasks found to be hidden, and from which views
+        self.suspicious: dict[int, str] = {}  # by address, modules that are hidden or hold hooks, and their names
 
     def scan(self) -> list[Finding]:
         """Look once, and again at what is suspect until it is certain or gone; what is new of what was found."""
@@ -95,6 +102,9 @@ class Cross:
             waiting &= set(self._suspects)
         certain = {key: suspect for key, suspect in self._suspects.items() if suspect.certain()}
         self.hidden = {key[1]: suspect.data["views_missing"] for key, suspect in certain.items() if key[0] == PROCESS}
+        self.suspicious = {key[1]: key[2] for key in certain if key[0] == MODULE}
+        holders = (self._holders.get(key[1].address) for key in certain if key[0] == HOOK)
+        self.suspicious |= {holder[0]: holder[1] for holder in holders if holder is not None}
         found = []
         for key, suspect in certain.items():
             if key not in self._reported:
@@ -124,10 +134,11 @@ class Cross:
         look = self._look()
         if look is not None:
             self._judge_tasks(look, before)
-        views = self._whole("modules", self._modules.views)
-        carved = self._whole("memory", self._modules.carved)
+        views = self._whole("modules", self.modules.views)
+        carved = self._whole("memory", self.modules.carved)
         if views is not None:
             self._judge_modules(views, carved or set(), before)
+        self._judge_hooks(views or {}, carved or set(), before)
         for view, reason in self._broken.items():
             data = {"system": self._system, "views": [view], "reason": reason, "first_seen": event.stamp()}
             self._suspect((INCONSISTENT, view), before, data, SLOW)
@@ -201,7 +212,7 @@ class Cross:
             suspect = self._suspect(key, before, data, lasts)
             suspect.data["views_missing"], suspect.lasts = missing, lasts
 
-    def _bounded(self, view: str, suspects: set[int]) -> list[int]:
+    def _bounded(self, view: str, suspects: set[_Thing]) -> list[_Thing]:
         """Those to be looked at, and a note when there are more."""
         if len(suspects) > MOST:
             self._broken[view] = f"{len(suspects)} differences between the views; {MOST} are looked at"
@@ -220,7 +231,7 @@ class Cross:
         modules: set[int] = carved.union(*views.values())
         for module in self._bounded("modules", modules - modules.intersection(*views.values())):
             try:
-                name, live = self._modules.name(module), self._modules.live(module)
+                name, live = self.modules.name(module), self.modules.live(module)
             except BadAddress:
                 continue  # unloaded meanwhile
             key = (MODULE, module, name)
@@ -229,3 +240,36 @@ class Cross:
             lasts = PASSING if not live else SLOW if len(missing) == len(views) else 0.0
             suspect = self._suspect(key, before, data, lasts)
             suspect.data["views_missing"] = missing
+
+    def _judge_hooks(
+        self, views: Mapping[str, set[int]], carved: set[int], before: Mapping[tuple[Any, ...], _Suspect]
+    ) -> None:
+        found = set[Hook]()
+        for view, read in self._hooks.views().items():
+            found |= self._whole(view, read) or set()
+        for hook in self._bounded("hooks", found):
+            key = (HOOK, hook)
+            data: dict[str, Any] = {}
+            if key not in before:
+                data = {"system": self._system, "hook": hook.kind, "name": self._hook_name(hook)}
+                data |= {"address": f"{hook.address:#x}", **self._module_at(hook.address, views, carved)}
+                data["first_seen"] = event.stamp()
+            self._suspect(key, before, data, 0.0)
+
+    def _hook_name(self, hook: Hook) -> str:
+        try:
+            return self._hooks.name(hook)
+        except (Broken, BadAddress):  # it is being made or undone, or leads astray
+            return f"{hook.place:#x}"
+
+    def _module_at(self, address: int, views: Mapping[str, set[int]], carved: set[int]) -> dict[str, Any]:
+        """The module that *address* is in, by whichever view, and the views that lack it."""
+        module = self.modules.owner(address, carved.union(*views.values()))
+        if module is None:
+            return {"module": None, "views_missing": []}
+        try:
+            name = self.modules.name(module)
+        except BadAddress:  # unloaded meanwhile
+            return {"module": None, "views_missing": []}
+        self._holders[address] = module, name
+        return {"module": name, "views_missing": [view for view in views if module not in views[view]]}

@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The symbols of a guest's kernel, from the table it keeps for itself: see scripts/kallsyms.c of Linux."""
 
-import struct
+import sys
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from struct import unpack
 from typing import TYPE_CHECKING
 
 from dre.errors import MissingError
@@ -13,10 +18,48 @@ _MOST = 1 << 20  # symbols; kernels of distributions have 100,000 to 300,000
 _NAMES_MOST = 1 << 24  # octets of all names as they are kept
 _NAME_MOST = 512  # octets of one of them
 _TOKEN_MOST = 64
+_FAMILY_MOST = 1 << 14  # symbols that begin as asked for
+_SHOWN = 100  # characters of a name that is told
 
 
-def read(space: "Space", wanted: frozenset[str]) -> dict[str, int]:
-    """The addresses of those of *wanted* that are there; of several with one name, the first.
+@dataclass(frozen=True)
+class Table:
+    """All symbols: *symbols* are those asked for by name, *families* those by how they begin, by address.
+
+    The rest is looked up when it is asked for.
+    """
+
+    symbols: dict[str, int]
+    families: dict[int, frozenset[str]]
+    _addresses: "array[int]"  # by number of the symbol
+    _names: bytes
+    _tokens: list[bytes]
+
+    def end(self, address: int) -> int | None:
+        """Where the next symbol behind *address* is; None where none is."""
+        return min((other for other in self._addresses if other > address), default=None)
+
+    def places(self, addresses: Iterable[int]) -> dict[int, str]:
+        """`function+0x10` for each of *addresses* that lies in or behind a symbol; of several symbols the first."""
+        ordered = sorted(set(self._addresses))
+        begins = {}
+        for address in addresses:
+            number = bisect_right(ordered, address)
+            if number:
+                begins[address] = ordered[number - 1]
+        wanted = {self._addresses.index(begin): begin for begin in set(begins.values())}
+        last, found = max(wanted, default=-1), dict[int, str]()
+        for number, name in enumerate(_each(self._names, last + 1, self._tokens)):
+            if number in wanted:
+                found[wanted[number]] = "".join(chr(octet) if 0x20 < octet < 0x7F else "?" for octet in name[:_SHOWN])
+        return {
+            address: found[begin] + (f"+{address - begin:#x}" if address > begin else "")
+            for address, begin in begins.items()
+        }
+
+
+def read(space: "Space", wanted: frozenset[str], begins: tuple[str, ...] = ()) -> Table:
+    """The symbols, among them those *wanted* that are there, of several with one name the first, and those of *begins*.
 
     Raises MissingError where the table is not whole, BadAddress where it leads out of memory.
     """
@@ -29,14 +72,23 @@ def read(space: "Space", wanted: frozenset[str]) -> dict[str, int]:
         raise MissingError(f"its kernel says that it has {count} symbols")
     tokens = _tokens(space, place)
     names = space.image(place["names"], max(place["names"], _end(place, count)))
-    numbers = _numbers(names, count, tokens, {name.encode() for name in wanted})
-    octets = space.image(place["offsets"], place["offsets"] + 4 * count)
+    numbers, alike = _numbers(names, count, tokens, {name.encode() for name in wanted}, begins)
+    offsets = array("i", space.image(place["offsets"], place["offsets"] + 4 * count))
+    if sys.byteorder == "big":
+        offsets.byteswap()
     base = space.u64(place["relative_base"])
-    found = {}
-    for name, number in numbers.items():
-        (offset,) = struct.unpack_from("<i", octets, 4 * number)
-        found[name.decode()] = offset if offset >= 0 else base - 1 - offset  # not negative: of each processor, absolute
-    return found
+    # Not negative: of each processor, absolute.
+    addresses = array("Q", [o if o >= 0 else base - 1 - o & (1 << 64) - 1 for o in offsets])
+    families: dict[int, set[str]] = {}
+    for number, name in alike.items():
+        families.setdefault(addresses[number], set()).add(name.decode("ascii", errors="replace"))
+    return Table(
+        {name.decode(): addresses[number] for name, number in numbers.items()},
+        {address: frozenset(each) for address, each in families.items()},
+        addresses,
+        names,
+        tokens,
+    )
 
 
 _TABLES = ("names", "num_syms", "token_table", "token_index", "offsets", "relative_base")
@@ -49,18 +101,16 @@ def _end(place: dict[str, int], count: int) -> int:
 
 
 def _tokens(space: "Space", place: dict[str, int]) -> list[bytes]:
-    indexes = struct.unpack("<256H", space.image(place["token_index"], place["token_index"] + 512))
+    indexes = unpack("<256H", space.image(place["token_index"], place["token_index"] + 512))
     table = space.image(place["token_table"], place["token_table"] + max(indexes) + _TOKEN_MOST)
     return [table[index : index + _TOKEN_MOST].split(b"\0", 1)[0] for index in indexes]
 
 
-def _numbers(names: bytes, count: int, tokens: list[bytes], wanted: set[bytes]) -> dict[bytes, int]:
-    """Which symbol each of *wanted* is. Raises MissingError where *names* ends too soon."""
-    found: dict[bytes, int] = {}
-    expand = tokens.__getitem__
-    place = 0
+def _each(names: bytes, count: int, tokens: list[bytes]) -> Iterator[bytes]:
+    """The names of the first *count* symbols, in order. Raises MissingError where *names* ends too soon."""
+    expand, place = tokens.__getitem__, 0
     try:
-        for number in range(count):
+        for _ in range(count):
             length = names[place]
             place += 1
             if length & 0x80:
@@ -69,10 +119,22 @@ def _numbers(names: bytes, count: int, tokens: list[bytes], wanted: set[bytes]) 
             if length > _NAME_MOST:
                 raise MissingError("the symbols of its kernel are not whole")
             end = place + length
-            name = b"".join(map(expand, names[place:end]))[1:]  # the first character is its type
+            yield b"".join(map(expand, names[place:end]))[1:]  # the first character is its type
             place = end
-            if name in wanted:
-                found.setdefault(name, number)
     except IndexError:
         raise MissingError("the symbols of its kernel are not whole") from None
-    return found
+
+
+def _numbers(
+    names: bytes, count: int, tokens: list[bytes], wanted: set[bytes], begins: tuple[str, ...]
+) -> tuple[dict[bytes, int], dict[int, bytes]]:
+    """Which symbol each of *wanted* is, and the names of those that begin as one of *begins*, by number."""
+    found: dict[bytes, int] = {}
+    alike: dict[int, bytes] = {}
+    family = tuple(begin.encode() for begin in begins)
+    for number, name in enumerate(_each(names, count, tokens)):
+        if name in wanted:
+            found.setdefault(name, number)
+        if name.startswith(family) and len(alike) < _FAMILY_MOST:
+            alike[number] = name
+    return found, alike

@@ -24,6 +24,8 @@ _WORDS = 1 << 64
 _PRESENT, _LARGE = 1, 1 << 7
 _TABLE = 512 * PAGE  # what a page table of the last level maps
 _FRAME = 0x000FFFFFFFFFF000
+_TABLES_MOST = 1 << 14  # page tables of one program; they map 32 GiB
+_USER = 1 << 2
 _TELLING_MOST, _READ_MOST = 4096, 8  # pages that tell of a kernel; of them, those whose page table holds
 _TYPES_MOST = 1 << 26  # octets of BTF
 _ALIVE_WITHIN = 1.5  # seconds in which the clock of a kernel that runs moves on
@@ -47,6 +49,7 @@ class Space:
         except ValueError:
             raise MissingError("its vmcoreinfo is damaged") from None
         self._frames: dict[int, int] = {}
+        self._end = memory.layout.address(memory.layout.size - 1) + 1
         self.direct = -1  # where all physical memory is mapped; known once there are symbols
 
     def address(self, name: str) -> int:
@@ -57,7 +60,7 @@ class Space:
         """Where *address* is in physical memory. Raises BadAddress."""
         if _IMAGE <= address < _IMAGE + _IMAGE_MOST:
             return address + self._slide
-        if 0 <= address - self.direct < 1 << 46 and self.direct > 0:
+        if 0 <= address - self.direct < self._end and self.direct > 0:  # what is behind may be anywhere (KASLR)
             return address - self.direct
         page = address & ~(PAGE - 1)
         frame = self._frames.get(page)
@@ -102,6 +105,36 @@ class Space:
                         if page & _PRESENT:
                             yield place + number * PAGE, page & _FRAME
 
+    def user(self, table: int) -> Iterator[tuple[int, int, int, int]]:
+        """What the page table *table* of a program maps for it: address, place in memory, octets, entry.
+
+        What cannot be read of the table is left out. Raises BadAddress where the table itself cannot, or is no such.
+        """
+        left = _TABLES_MOST
+        waiting = [(self.physical(table), self._levels - 1, 0)]
+        while waiting:
+            place, level, base = waiting.pop()
+            left -= 1
+            if left < 0:
+                raise BadAddress(f"{table:#x}: more page tables than a program has")
+            try:
+                entries = struct.unpack("<512Q", self.memory.read(place, PAGE))
+            except BadAddress:
+                if base == 0 and level == self._levels - 1:
+                    raise
+                continue
+            deeper = []
+            for number, entry in enumerate(
+                entries[: 256 if level == self._levels - 1 else 512]
+            ):  # the rest: the kernel's
+                if entry & (_PRESENT | _USER) == _PRESENT | _USER:
+                    address, span = base + (number << 12 + 9 * level), 1 << 12 + 9 * level
+                    if level and not (level < 3 and entry & _LARGE):
+                        deeper.append((entry & _FRAME, level - 1, address))
+                    else:
+                        yield address, entry & _FRAME & ~(span - 1), span, entry
+            waiting += reversed(deeper)
+
     def u64(self, address: int) -> int:
         """The 64 bit number at *address*. Raises BadAddress."""
         return self.memory.u64(self.physical(address))
@@ -112,7 +145,7 @@ class Space:
 
     def read(self, address: int, count: int) -> bytes:
         """*count* octets from *address*. Raises BadAddress."""
-        if address < self.direct or self.direct < 0 or address >= _IMAGE:
+        if self.direct < 0 or not 0 <= address - self.direct < self._end:
             pieces = []
             while count > 0:
                 part = min(count, PAGE - address % PAGE)
@@ -145,6 +178,7 @@ class Kernel:
     space: Space
     symbols: dict[str, int]
     types: btf.Types
+    table: kallsyms.Table
 
     def symbol(self, name: str) -> int:
         """The address of *name*. Raises MissingError."""
@@ -165,8 +199,8 @@ class Kernel:
             return -1
 
 
-def find(memory: Memory, symbols: frozenset[str], types: frozenset[str]) -> Kernel:
-    """The kernel that runs in *memory*, with those of *symbols* and *types* that it has.
+def find(memory: Memory, symbols: frozenset[str], types: frozenset[str], begins: tuple[str, ...] = ()) -> Kernel:
+    """The kernel that runs in *memory*, with those of *symbols* and *types* that it has, and symbols of *begins*.
 
     Raises MissingError, with the reason, where there is none that can be read.
     """
@@ -176,7 +210,7 @@ def find(memory: Memory, symbols: frozenset[str], types: frozenset[str]) -> Kern
         if number >= _TELLING_MOST or len(found) >= _READ_MOST:
             raise MissingError("too many pages of its memory tell of a kernel")
         try:
-            found.append(_opened(memory, address, symbols, types))
+            found.append(_opened(memory, address, symbols, types, begins))
         except MissingError as error:
             reason = str(error)
         except BadAddress as error:
@@ -189,12 +223,16 @@ def find(memory: Memory, symbols: frozenset[str], types: frozenset[str]) -> Kern
     return found[0]
 
 
-def _opened(memory: Memory, address: int, symbols: frozenset[str], types: frozenset[str]) -> Kernel:
+def _opened(
+    memory: Memory, address: int, symbols: frozenset[str], types: frozenset[str], begins: tuple[str, ...]
+) -> Kernel:
     text = memory.read(address, _TEXT_MOST).split(b"\0", 1)[0].decode("ascii", errors="replace")
     space = Space(memory, dict(re.findall(r"^([^=\n]{1,100})=([^\n]{0,100})$", text, re.MULTILINE)))
     if space.walk(space.table) != space.physical(space.table):
         raise MissingError("the page table that its kernel tells of does not hold")
-    known = kallsyms.read(space, symbols | {"__start_BTF", "__stop_BTF", "page_offset_base", "vmcoreinfo_data"})
+    wanted = symbols | {"__start_BTF", "__stop_BTF", "page_offset_base", "vmcoreinfo_data"}
+    table = kallsyms.read(space, wanted, begins)
+    known = table.symbols
     for name in ("__start_BTF", "__stop_BTF", "page_offset_base", "vmcoreinfo_data"):
         if name not in known:
             raise MissingError(f"its kernel has no symbol {name}: it is built without BTF or KALLSYMS_ALL")
@@ -206,7 +244,7 @@ def _opened(memory: Memory, address: int, symbols: frozenset[str], types: frozen
     if not 0 < end - begin <= _TYPES_MOST:
         raise MissingError("its kernel has no types (BTF)")
     layouts = btf.read(space.image(begin, end), types)
-    return Kernel(release, space, known, layouts)
+    return Kernel(release, space, known, layouts, table)
 
 
 def _alive(kernels: list[Kernel]) -> list[Kernel]:

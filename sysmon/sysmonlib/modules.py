@@ -23,13 +23,16 @@ TYPES = frozenset(
         "mod_tree_root",
         "latch_tree_root",
         "latch_tree_node",
+        "module_layout",
+        "module_memory",
     )  # fmt: skip
 )
 VIEWS = ("list", "sysfs", "tree")
 SWEEP = 30.0  # seconds between looks at all memory of modules, which is what is dear
-_RANGE = 0xFFFFFFFFC0000000, 0xFFFFFFFFFF000000  # where modules are; see Documentation/x86/x86_64/mm.rst of Linux
+RANGE = 0xFFFFFFFFC0000000, 0xFFFFFFFFFF000000  # where modules are; see Documentation/x86/x86_64/mm.rst of Linux
 _NAME_MOST = 56  # MODULE_NAME_LEN
 _STATE_LIVE = 0
+_PIECES = 7  # MOD_MEM_NUM_TYPES: text, three of data, and those of its start
 _MOST = 1 << 16
 _WORD = struct.Struct("<Q")
 
@@ -48,7 +51,37 @@ class Modules:
         self._of_node = offset("mod_tree_node", "mod") - offset("mod_tree_node", "node")
         self._of_node -= offset("latch_tree_node", "node")
         self._self = offset("module", "mkobj") + self._of_object
+        self._pieces = self._layout(kernel)
         self._swept, self._carved = -SWEEP, set[int]()
+
+    def _layout(self, kernel: Kernel) -> list[tuple[int, int]]:
+        """Where a module notes where its memory begins, and how much it is, of each piece."""
+        types = kernel.types
+        if types.has("module", "mem"):  # Linux 6.4
+            first, step = types.offset("module", "mem"), types.sizes.get("module_memory", 0)
+            base, size = types.offset("module_memory", "base"), types.offset("module_memory", "size")
+            firsts = [first + step * number for number in range(_PIECES)]
+        else:
+            firsts = [types.offset("module", name) for name in ("core_layout", "init_layout")]
+            base, size = types.offset("module_layout", "base"), types.offset("module_layout", "size")
+        return [(first + base, first + size) for first in firsts]
+
+    def pieces(self, module: int) -> list[tuple[int, int]]:
+        """Where the memory of *module* begins, and how much it is, of each piece it has. Raises BadAddress."""
+        space = self._space
+        found = ((space.u64(module + base), space.u32(module + size)) for base, size in self._pieces)
+        return [(base, size) for base, size in found if base and size]
+
+    def owner(self, address: int, modules: set[int]) -> int | None:
+        """Which of *modules* has *address* in its memory; None where none has."""
+        for module in modules:
+            try:
+                for base, size in self._pieces:
+                    if 0 <= address - self._space.u64(module + base) < self._space.u32(module + size):
+                        return module
+            except BadAddress:
+                continue  # unloaded meanwhile
+        return None
 
     def views(self) -> dict[str, set[int]]:
         """The addresses of modules, by view. Raises Broken, BadAddress."""
@@ -73,7 +106,7 @@ class Modules:
 
     def _sweep(self) -> set[int]:
         found, memory, own = set(), self._space.memory, self._self
-        for page, place in self._space.mapped(*_RANGE):
+        for page, place in self._space.mapped(*RANGE):
             try:
                 words = memory.read(place, PAGE)
             except BadAddress:

@@ -20,6 +20,11 @@ def lms(run, tmp_path):
         (("pay1", "--count", "0"), "--count 0"),
         (("pay1", "--interval", "often"), "often"),
         (("pay1", "--ps", "--count", "2"), "--ps"),
+        (("pay1", "--report", "/tmp/none", "--count", "2"), "--report"),
+        (("pay1", "--report", "/tmp"), "/tmp: exists already"),
+        (("pay1", "--report", "/nowhere/one"), "/nowhere"),
+        (("pay1", "--memory", "1M"), "--report"),
+        (("pay1", "--report", "/tmp/none", "--memory", "much"), "much"),
     ],
 )
 def test_wrong_usage_is_named(lms, argv, named):

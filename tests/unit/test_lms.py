@@ -9,7 +9,7 @@ import time
 
 import pytest
 from dre.errors import MissingError
-from lmskit import DIRECT, IMAGE, LAYOUTS, NOTE, SIZE, Guest, at
+from lmskit import DIRECT, IMAGE, LAYOUTS, NOTE, SIZE, VMALLOC, Guest, at
 from sysmonlib import cross, guest
 from sysmonlib.cmd import dre_lms
 from sysmonlib.memory import BadAddress, Layout
@@ -99,6 +99,12 @@ def test_a_task_that_lost_its_number_and_seems_to_be_dead_is_named(full):
     task = deeply(full, 31)
     for member, value in (("pid", 0), ("tgid", 0), ("exit_state", 16)):
         full.set(task + at("task_struct", member), value)
+    assert told(full.scan()) == [("sysmon.hidden.process", 31, ["list", "idr", "tree"])]
+
+
+def test_a_task_whose_stack_is_near_the_direct_map_is_alive(full):
+    stack = deeply(full, 31) + at("task_struct", "stack")
+    full.set(stack, full.get(stack) - DIRECT + VMALLOC)
     assert told(full.scan()) == [("sysmon.hidden.process", 31, ["list", "idr", "tree"])]
 
 

@@ -35,9 +35,31 @@ insmod /root/hider.ko hide=2
 """
 
 
+# What a way of tests/vm/lms_rootkit/hooker.c is told as, and whether it hides a file from ls(1) with any kernel.
+WAYS = {
+    "table": ("syscall", "getdents64 217", False),
+    "dispatch": ("dispatch", "__x64_sys_getdents64", True),
+    "jump": ("function", "__x64_sys_getdents64", True),
+    "ftrace": ("ftrace", "__x64_sys_getdents64", True),
+    "gate": ("interrupt", "21", False),
+}
+SECRET = b'secret"is"this' * 3  # nowhere in its program
+# A process that has a file, a socket and something in memory, and then is hidden.
+EVIL = """
+import os, socket
+held = open('/root/held', 'w')
+door = socket.create_server(('127.0.0.1', 4444))
+word = ''.join(chr(ord(c) + 1) for c in 'rdbqds!hr!sghr') * 3
+if os.fork() == 0:
+    os.setsid()
+    import time
+    time.sleep(100000)
+"""
+
+
 @pytest.fixture
 def kit(guest, tmp_path):
-    """The root-kit for the kernel that runs in the guest, which has it as /root/hider.ko."""
+    """The root-kits for the kernel that runs in the guest, which has them as /root/hider.ko and /root/hooker.ko."""
     release = guest.ok(["uname", "-r"]).strip()
     first = f"linux-headers-{release}"
     headers = _unpacked([first, *_needs(first, "linux-(?:headers|kbuild)-")], "usr")
@@ -45,7 +67,8 @@ def kit(guest, tmp_path):
     argv = ["unshare", "--mount", "sh", "-euc", BUILD, "sh", headers, release, tmp_path / "kit"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    guest.push(tmp_path / "kit/hider.ko", "/root/hider.ko")
+    for name in ("hider.ko", "hooker.ko"):
+        guest.push(tmp_path / "kit" / name, f"/root/{name}")
 
 
 def lms(host, *argv, **kwargs):
@@ -85,6 +108,58 @@ def test_what_is_hidden_is_named_and_a_busy_guest_is_not_accused(guest, ground, 
     )
     private(ground)
     assert found(ground) == hidden
+
+
+def test_hooks_are_named_and_gone_when_they_are_put_back(guest, ground, kit):
+    guest.ok("touch /root/hidden-by-the-kit")
+    for way, (kind, name, hides) in WAYS.items():
+        guest.ok(f"insmod /root/hooker.ko way={way}")
+        assert not hides or "hidden-by-the-kit" not in guest.ok("ls /root").split(), way
+        done = lms(ground, "--json")
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        told = [(row["type"], row["hook"], row["name"], row["module"]) for row in rows]
+        assert (done.returncode, told) == (1, [("sysmon.hook", kind, name, "hooker")]), way
+        guest.ok("rmmod hooker")
+        assert "hidden-by-the-kit" in guest.ok("ls /root").split()
+    done = lms(ground)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_the_kernel_hooks_itself_is_not_told(guest, ground):
+    """Its tracer with all functions, kprobes in a system call, optimised or not, and programs of BPF at functions."""
+    place = "/sys/kernel/tracing"
+    guest.ok(f"mountpoint -q {place} || mount -t tracefs tracefs {place}")
+    guest.ok(
+        f"echo p:one __x64_sys_getdents64 >{place}/kprobe_events; echo r:two do_sys_openat2 >>{place}/kprobe_events"
+    )
+    guest.ok(f"echo 1 >{place}/events/kprobes/enable; echo 1 >{place}/events/syscalls/enable")
+    guest.ok(f"echo '__x64_sys_*' >{place}/set_ftrace_filter; echo function >{place}/current_tracer; ls /")
+    done = lms(ground, "--interval", "100ms", "--count", "20")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_report_has_what_a_hidden_process_has(guest, ground, kit):
+    guest.ok(["sh", "-c", 'printf %s "$0" >/root/evil.py', EVIL])
+    guest.ok("cd / && python3 /root/evil.py </dev/null >/dev/null 2>&1")
+    pid = int(guest.ok("pgrep -f -x 'python3 /root/evil.py'"))
+    seen = guest.ok(["cat", f"/proc/{pid}/maps"]).splitlines()
+    maps = [line.split() for line in seen if "[vsyscall]" not in line]
+    guest.ok(f"insmod /root/hider.ko pid={pid} level=2")
+    done = lms(ground, "--report", ground.seen / "report")
+    assert done.returncode == 1, done.stdout + done.stderr
+    place = ground.place / "report"
+    told = json.loads((place / f"task-{pid}.json").read_text())
+    assert told["arguments"] == ["python3", "/root/evil.py"] and told["exe"].startswith("/usr/bin/python3")
+    assert (told["cwd"], told["root"], told["memory"]["complete"]) == ("/", "/", True)
+    assert "/root/held" in [file["path"] for file in told["files"]]
+    (door,) = told["sockets"]
+    assert (door["family"], door["state"], door["local"]) == ("inet", "LISTEN", "127.0.0.1:4444")
+    assert SECRET not in EVIL.encode() and SECRET in (place / f"memory-{pid}.core").read_bytes()
+    check = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=place, capture_output=True)
+    assert check.returncode == 0, check.stdout
+    areas = [(area["begin"], area["end"], area["file"]) for area in told["memory"]["areas"]]
+    lines = [(*words[0].split("-"), words[5] if words[5:] and words[5][0] == "/" else None) for words in maps]
+    assert areas == [(f"{int(begin, 16):#x}", f"{int(end, 16):#x}", name) for begin, end, name in lines]
 
 
 def test_the_processes_of_a_guest_are_those_that_it_knows(guest, ground):

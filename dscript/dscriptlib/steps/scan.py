@@ -14,6 +14,7 @@ PROGRAMS = {
     "hidden.process": "dre-lms",
     "hidden.module": "dre-lms",
     "hidden.file": "dre-libra",
+    "hook": "dre-lms",
     "keylogger": "dre-foxykbd",
     "inconsistent": "dre-lms",
 }

