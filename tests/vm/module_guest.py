@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The module daware built for a kernel of Debian, and a guest that is nothing but a kernel, busybox and a script.
+"""Modules built for a kernel of Debian, and a guest that is nothing but such a kernel, busybox and a script.
 
 It is booted anew, in some seconds, with what finds wrong uses of memory.
 """
@@ -16,6 +16,7 @@ from guests import ROOT
 from saved import CACHE
 from system_ground import need
 
+HERE = pathlib.Path(__file__).resolve().parent
 SOURCE = ROOT / "daware-mod/src"
 KEPT = CACHE / "module"  # kernels, and headers for them
 # A stall would be one of the host, which has no processor to spare.
@@ -82,14 +83,28 @@ def archived(package):
 
 def built(kernel, place):
     """daware.ko for *kernel*, made in the new directory *place*; a warning of the compiler fails."""
-    release = release_of(kernel)
+    return _modules(SOURCE, release_of(kernel), place)[0]
+
+
+def give(guest, name, scratch):
+    """Let *guest* have, in /root, the modules of the directory *name* here, for the kernel that runs in it.
+
+    They are made in *scratch*, and used from there for the next guest.
+    """
+    release = guest.ok(["uname", "-r"]).strip()
+    place = scratch / f"{name}-{release}"
+    for module in sorted(place.glob("*.ko")) or _modules(HERE / name, release, place):
+        guest.push(module, f"/root/{module.name}")
+
+
+def _modules(source, release, place):
     first = f"linux-headers-{release}"
     headers = _unpacked([first, *_needs(first, "linux-(?:headers|kbuild)-")], "usr")
-    shutil.copytree(SOURCE, place)
+    shutil.copytree(source, place)
     argv = ["unshare", "--mount", "sh", "-euc", BUILD, "sh", headers, release, place]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    return place / "daware.ko"
+    return sorted(place.glob("*.ko"))
 
 
 def console(kernel, place, files, script, timeout=600):

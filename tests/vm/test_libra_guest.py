@@ -14,7 +14,7 @@ import time
 import pytest
 from guest_ground import inside
 from guests import NETWORK
-from module_guest import BUILD, _needs, _unpacked
+from module_guest import give
 from nfskit import DIRECTORY, FILE, MOUNT, NFS, Disk, Nfs3, Nfs4, serve
 from programs import program
 
@@ -73,16 +73,9 @@ def disks(guest, ground):
 
 
 @pytest.fixture
-def liar(guest, tmp_path):
+def liar(guest, tmp_path_factory):
     """The root-kit for the kernel that runs in the guest, which has it as /root/liar.ko."""
-    release = guest.ok(["uname", "-r"]).strip()
-    first = f"linux-headers-{release}"
-    headers = _unpacked([first, *_needs(first, "linux-(?:headers|kbuild)-")], "usr")
-    shutil.copytree(os.path.join(os.path.dirname(__file__), "libra_rootkit"), tmp_path / "kit")
-    argv = ["unshare", "--mount", "sh", "-euc", BUILD, "sh", headers, release, tmp_path / "kit"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    guest.push(tmp_path / "kit/liar.ko", "/root/liar.ko")
+    give(guest, "libra_rootkit", tmp_path_factory.getbasetemp())
 
 
 def libra(host, *argv, **kwargs):

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 
 import pytest
-from module_guest import BUILD, _needs, _unpacked
+from module_guest import give
 from programs import program
 
 SCANS = 10_000 if os.environ.get("DRE_FULL") == "1" else 20
@@ -58,17 +58,9 @@ if os.fork() == 0:
 
 
 @pytest.fixture
-def kit(guest, tmp_path):
+def kit(guest, tmp_path_factory):
     """The root-kits for the kernel that runs in the guest, which has them as /root/hider.ko and /root/hooker.ko."""
-    release = guest.ok(["uname", "-r"]).strip()
-    first = f"linux-headers-{release}"
-    headers = _unpacked([first, *_needs(first, "linux-(?:headers|kbuild)-")], "usr")
-    shutil.copytree(os.path.join(os.path.dirname(__file__), "lms_rootkit"), tmp_path / "kit")
-    argv = ["unshare", "--mount", "sh", "-euc", BUILD, "sh", headers, release, tmp_path / "kit"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("hider.ko", "hooker.ko"):
-        guest.push(tmp_path / "kit" / name, f"/root/{name}")
+    give(guest, "lms_rootkit", tmp_path_factory.getbasetemp())
 
 
 def lms(host, *argv, **kwargs):

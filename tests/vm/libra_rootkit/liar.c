@@ -12,10 +12,10 @@
 #include <linux/string.h>
 
 static char *hide = "";
-static long long small = -1;
+static long small = -1;
 static int open = -1;
 module_param(hide, charp, 0);
-module_param(small, llong, 0);
+module_param(small, long, 0);
 module_param(open, int, 0);
 
 /* bool filldir64(struct dir_context *, const char *name, int length, loff_t, u64, unsigned int) */

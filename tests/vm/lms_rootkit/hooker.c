@@ -9,10 +9,12 @@
  */
 #include <asm/desc.h>
 #include <asm/unistd.h>
+#include <linux/delay.h>
 #include <linux/dirent.h>
 #include <linux/ftrace.h>
 #include <linux/module.h>
 #include <linux/slab.h>
+#include <linux/stop_machine.h>
 #include <linux/uaccess.h>
 
 #include "found.h"
@@ -58,17 +60,18 @@ out:
 	return length;
 }
 
-/* What the kernel maps to be read only is written all the same: without write protection, on this processor. */
-static void overwrite(void *place, const void *with, size_t count)
+/*
+ * Without write protection, for what is written is mapped to be read only; while no other processor runs, for it would
+ * run half an instruction.
+ */
+static int write_over(void *with)
 {
-	unsigned long flags, cr0;
+	unsigned long cr0 = read_cr0();
 
-	local_irq_save(flags);
-	cr0 = read_cr0();
 	asm volatile("mov %0, %%cr0" : : "r"(cr0 & ~X86_CR0_WP) : "memory");
-	memcpy(place, with, count);
+	memcpy(changed, with, octets);
 	asm volatile("mov %0, %%cr0" : : "r"(cr0) : "memory");
-	local_irq_restore(flags);
+	return 0;
 }
 
 static void change(void *place, const void *with, size_t count)
@@ -76,7 +79,7 @@ static void change(void *place, const void *with, size_t count)
 	changed = place;
 	octets = count;
 	memcpy(before, place, count);
-	overwrite(place, with, count);
+	stop_machine(write_over, (void *)with, NULL);
 }
 
 static void lead(u8 *place, u8 code)
@@ -90,7 +93,7 @@ static void lead(u8 *place, u8 code)
 
 static void notrace redirect(unsigned long ip, unsigned long parent, struct ftrace_ops *ops, struct ftrace_regs *fregs)
 {
-	ftrace_regs_set_instruction_pointer(fregs, (unsigned long)hooked);
+	ftrace_get_regs(fregs)->ip = (unsigned long)hooked;
 }
 
 static struct ftrace_ops tracer = {
@@ -173,9 +176,10 @@ static int __init hooker_init(void)
 static void __exit hooker_exit(void)
 {
 	if (changed)
-		overwrite(changed, before, octets);
+		stop_machine(write_over, before, NULL);
 	else
 		unregister_ftrace_function(&tracer);
+	msleep(200); /* whoever is in hooked() still */
 }
 
 module_init(hooker_init);
