@@ -16,7 +16,7 @@ import time
 
 import once
 import pytest
-from conftest import environment, program
+from programs import environment, program
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "dbox"))
 
@@ -82,13 +82,12 @@ class Box:
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout
 
-    def start(self):
-        """Start dboxd and wait until it says that it listens."""
+    def start(self, before=()):
+        """Start dboxd, by the program *before* if there is one, and wait until it says that it listens."""
         log = open(self.path / "dboxd.log", "ab")  # noqa: SIM115
         end = log.tell()
-        self.server = subprocess.Popen(
-            [program("dboxd"), "--config", str(self.conf)], stderr=log, stdin=subprocess.DEVNULL, env=environment()
-        )
+        argv = [*before, program("dboxd"), "--config", str(self.conf)]
+        self.server = subprocess.Popen(argv, stderr=log, stdin=subprocess.DEVNULL, env=environment())
         log.close()
         deadline = time.monotonic() + 30
         while b"listening on" not in self.said()[end:]:

@@ -52,7 +52,9 @@ _GATES, _GATE = 256, struct.Struct("<HHHHII")
 _GATE_PRESENT = 1 << 15
 _EXCEPTIONS, _EARLY = 32, (9, 13)  # EARLY_IDT_HANDLER_SIZE without and with ENDBR
 _BEGIN = 40  # octets of a function that are looked at
-_ENDBR, _NOP = b"\xf3\x0f\x1e\xfa", b"\x0f\x1f\x44\x00\x00"
+# endbr64, and what older and newer kernels put in its place where no address leads to it (ENDBR_POISON of asm/ibt.h);
+# then the place of the function tracer, where it is not at work.
+_ENDBR, _NOP = (b"\xf3\x0f\x1e\xfa", b"\x66\x0f\x1f\x00", b"\x0f\x1f\x40\xd6"), b"\x0f\x1f\x44\x00\x00"
 _REL = struct.Struct("<i")
 
 
@@ -210,7 +212,7 @@ class Hooks:
 
     def _leads(self, address: int, octets: bytes) -> int | None:
         """Where a function at *address* goes with its first instructions, if that is not code of the kernel."""
-        place = len(_ENDBR) if octets.startswith(_ENDBR) else 0
+        place = _ENDBR_LENGTH if octets.startswith(_ENDBR) else 0
         for _ in range(2):  # the second after the call of the function tracer, or its place
             code = octets[place]
             if code in (0xE8, 0xE9):  # call, jmp

@@ -109,6 +109,13 @@ def test_what_leads_to_all_system_calls_is_looked_at_too(full):
     assert told(full) == [("function", "do_syscall_64", full.kit + CODE, "kit")]
 
 
+@pytest.mark.parametrize("mark", ["f30f1efa", "660f1f00", "0f1f40d6"], ids=["endbr", "sealed", "sealed-newer"])
+def test_a_jump_behind_the_mark_of_a_function_is_named(full, mark):
+    function = full.symbols["do_syscall_64"]
+    full.write(function, bytes.fromhex(mark) + struct.pack("<Bi", 0xE9, full.kit + CODE - function - 9))
+    assert told(full) == [("function", "do_syscall_64", full.kit + CODE, "kit")]
+
+
 def test_a_system_call_that_is_not_called_any_more_is_named(full):
     place = full.symbols["x64_sys_call"] + 5 * 217
     full.write(place, struct.pack("<Bi", 0xE9, full.kit + CODE - place - 5))
