@@ -167,7 +167,7 @@ def test_check_knows_the_goals_of_a_case(run, tmp_path, settings):
     assert run(*check, tmp_path / "xml", tmp_path / "s.yaml").returncode == 0
     (tmp_path / "s.yaml").write_text(text.replace("G28", "G2"))
     done = run(*check, tmp_path / "yaml", tmp_path / "s.yaml")
-    assert done.returncode == 1 and b"s.yaml:9:5: error: unknown goal 'G2': " in done.stdout
+    assert done.returncode == 1 and b"s.yaml:10:5: error: unknown goal 'G2': " in done.stdout
     (tmp_path / "s.yaml").write_text(text.replace("goal: G28, ", ""))
     done = run(*check, tmp_path / "yaml", tmp_path / "s.yaml")
     assert done.returncode == 1 and b"warning: response 'restart-shop' answers no goal of the D-Case" in done.stdout

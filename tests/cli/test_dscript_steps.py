@@ -503,20 +503,53 @@ def test_the_shipped_program_stops_the_batch_jobs_that_the_record_names_and_noth
     fakes, told = tmp_path / "bin", tmp_path / "told"
     fakes.mkdir()
     sources = ["/host:h/app:batch-1", "/host:h/app:web1", "/host:h/app:batch-2; id", "/host:h/app:batch-1"]
+    claim = json.dumps({"source": "/host:h/app:batch-3", "type": "app.started", "claimed": True}, separators=(",", ":"))
     for number, source in enumerate(sources):
         line = json.dumps({"source": source, "type": "app.started"}, separators=(",", ":"))
         (tmp_path / f"{number}").write_text(line)
-    answer = f'echo "$*" >{told}.asked; seq 0 3 | sed "s/$/ time app/"'
+    (tmp_path / "4").write_text(claim)
+    answer = f'echo "$*" >{told}.asked; seq 0 4 | sed "s/$/ time script/"'
     search = f'case "$1" in --search) {answer} ;; *) cat {tmp_path}/$1 ;; esac'
     for name, text in (("dbox-get", search), ("dre-app", f'echo "$*" >>{told}')):
         (fakes / name).write_text(f"#!/bin/sh\n{text}\n")
         (fakes / name).chmod(0o755)
-    env = {**environment(), "PATH": f"{fakes}:/usr/bin:/bin"}
-    done = subprocess.run([ROOT / "dscript/actions/stop-batch"], env=env, capture_output=True, text=True)
+    env = {**environment(), "PATH": f"{fakes}:/usr/bin:/bin", "DRE_EVENT_TIME": "2026-11-28T02:29:52.123Z"}
+
+    def stop(*argv):
+        return subprocess.run([ROOT / "dscript/actions/stop-batch", *argv], env=env, capture_output=True, text=True)
+
+    asked = pathlib.Path(f"{told}.asked")
+    done = stop("30 seconds", "/x/dre.conf")
     assert (done.returncode, done.stdout) == (0, "stopped batch-1\n"), done.stderr
-    assert told.read_text() == "stop batch-1\n"
-    assert "stream=app type=app.started since=20" in pathlib.Path(f"{told}.asked").read_text()
+    assert told.read_text() == "stop batch-1 --config /x/dre.conf\n"
+    assert asked.read_text() == "--search type=app.started since=2026-11-28T02:29:22.123Z --config /x/dre.conf\n"
     (tmp_path / "0").write_text("{}")
     (tmp_path / "3").write_text("{}")
-    done = subprocess.run([ROOT / "dscript/actions/stop-batch"], env=env, capture_output=True, text=True)
-    assert done.returncode == 1 and "no batch job was started" in done.stdout
+    done = stop()
+    assert done.returncode == 1 and "no batch job was started since 2026-11-28T01:29:52.123Z" in done.stdout
+    assert asked.read_text().endswith(" --config /etc/dre.conf\n")
+
+
+def test_the_shipped_diagnosis_names_the_largest_process_first_and_never_fails(tmp_path):
+    """dre-app is a fake that names two processes of this test and one that has ended."""
+    large = subprocess.Popen(["/usr/bin/python3", "-c", "b = b'x' * (64 << 20); print(flush=True); input()"],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    small = subprocess.Popen(["/usr/bin/cat"], stdin=subprocess.PIPE)
+    large.stdout.readline()
+    pids = f"{small.pid} 2 cat\n{large.pid} 1 python3\n999999999 3 gone"
+    (tmp_path / "dre-app").write_text(f'#!/bin/sh\ncase $1 in pid) echo "{pids}" ;; *) echo "$*"; exit 1 ;; esac\n')
+    (tmp_path / "dre-app").chmod(0o755)
+    env = {**environment(), "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    try:
+        argv = [ROOT / "dscript/actions/diagnose", "web1", "/x/dre.conf"]
+        done = subprocess.run(argv, env=env, capture_output=True, text=True)
+    finally:
+        for process in (large, small):
+            process.communicate(b"\n")
+    asked, failed, *rows = done.stdout.splitlines()
+    assert done.returncode == 0 and not done.stderr and asked == "stat web1 --config /x/dre.conf" and "1" in failed
+    assert [row.split()[:4] for row in rows] == [
+        ["Name:", "python3", "Pid:", str(large.pid)],
+        ["Name:", "cat", "Pid:", str(small.pid)],
+    ]
+    assert int(rows[0].partition("VmRSS: ")[2].split()[0]) > 64 << 10  # KiB
