@@ -40,9 +40,9 @@ installed:
 	packaging/make-repo
 	packaging/install-from-repo
 
-# KEEP=1 leaves it running, WITHOUT=sec|dscript|release|event leaves one part out.
+# SCENARIO=1|2|3 chooses one, KEEP=1 leaves it running, WITHOUT=sec|dscript|release|event leaves one part out.
 demo: installed
-	KEEP=$(KEEP) WITHOUT=$(WITHOUT) demo/run
+	SCENARIO=$(SCENARIO) KEEP=$(KEEP) WITHOUT=$(WITHOUT) demo/run
 
 demo-stop:
 	demo/run --stop

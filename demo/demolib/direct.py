@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from demolib import scenario, stage, verdict
 from demolib.places import HOME, LOCK
 from demolib.programs import Failed, settle
+from demolib.scenario import Played
+from demolib.story import Story
 
 HAPPENED, MISSED, BROKEN = 0, 1, 2
 PARTS = ("sec", "dscript", "release", "event")
@@ -55,7 +57,16 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=os.environ.get("WITHOUT", ""),
         help="leave one part out (WITHOUT=PART)",
     )
+    parser.add_argument(
+        "--scenario",
+        default=os.environ.get("SCENARIO") or "1",
+        help="; ".join(f"{number}: {story.title}" for number, story in scenario.STORIES.items()) + " (SCENARIO=NUMBER)",
+    )
     args = parser.parse_args(argv)
+    if args.scenario not in scenario.STORIES:
+        parser.error(f"SCENARIO={args.scenario}: expected one of {', '.join(scenario.STORIES)}")
+    if args.without and args.scenario != "1":
+        parser.error("WITHOUT goes with SCENARIO=1")
     if args.without not in ("", *PARTS):  # argparse does not check a default
         parser.error(f"WITHOUT={args.without}: expected one of {', '.join(PARTS)}")
     return args
@@ -92,9 +103,11 @@ def _demonstrate(args: argparse.Namespace) -> int:
             return BROKEN
     stage.check_host()
     code = BROKEN
+    story = scenario.STORIES[args.scenario]()
     try:
-        stage.prepare(args.without, _say)
-        code = _show(args.without, *scenario.play(args.without, _say))
+        stage.prepare(story, args.without, _say)
+        played = scenario.play(story, args.without, _say)
+        code = _show(args.without, played)
     except Failed as failure:
         print(f"demo: {failure}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -104,17 +117,17 @@ def _demonstrate(args: argparse.Namespace) -> int:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         settle()
-        code = max(code, _leave(args, code))
+        code = max(code, _leave(args, story, code))
     return code
 
 
-def _leave(args: argparse.Namespace, code: int) -> int:
+def _leave(args: argparse.Namespace, story: Story, code: int) -> int:
     """Keep it or clear it; BROKEN when either fails."""
     if code != HAPPENED and HOME.exists():
         print(f"logs and evidence are in {stage.keep_logs()}")
     if args.keep and HOME.exists():
         try:
-            print(scenario.explore())
+            print(scenario.explore(story))
             stage.KEPT.touch()
             return HAPPENED
         except Failed as failure:
@@ -129,10 +142,11 @@ def _report(troubles: Sequence[str]) -> int:
     return BROKEN if troubles else HAPPENED
 
 
-def _show(without: str, facts: verdict.Facts, checks: Sequence[verdict.Check]) -> int:
+def _show(without: str, played: Played) -> int:
     """Print time line and checks; the exit status they deserve."""
+    facts, checks = played.facts, played.checks
     print("\nTime line (seconds count from the first request that was slow or failed)\n")
-    print("\n".join(verdict.line(facts)))
+    print("\n".join(verdict.shown(facts)))
     print("\nChecks\n")
     print("\n".join(map(str, checks)))
     if without:

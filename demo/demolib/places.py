@@ -5,7 +5,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent
 SHOP = HERE / "shop"
-SCRIPT = HERE / "scripts" / "shop-overload.yaml"
+SCRIPTS = HERE / "scripts"
 
 HOME = Path("/var/lib/dre-demo")  # all of it is removed at the end
 CONF = HOME / "dre.conf"
@@ -23,6 +23,8 @@ PACKAGES = ("apache2-bin", "gunicorn", "python3-pymysql", "mariadb-server-core",
 BRIDGE = "dredemo0"
 WEB, APP, DB = "shop-web", "shop-app", "shop-db"
 ADDRESSES = {WEB: "10.231.77.11", APP: "10.231.77.12", DB: "10.231.77.13"}
+FEED, REPORT = "batch-feed", "batch-report"
+JOBS = {FEED: "10.231.77.14", REPORT: "10.231.77.15"}
 URL = f"http://{ADDRESSES[WEB]}"
 DBOX_PORT = 18443
 

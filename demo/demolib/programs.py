@@ -64,7 +64,7 @@ def start(name: str, *argv: str, output: Path | None = None) -> "subprocess.Pope
 def settle() -> None:
     """Wait for the threads that an interruption left at work: what they make must not come after the clearing."""
     for thread in threading.enumerate():
-        if thread is not threading.current_thread():
+        if thread is not threading.current_thread() and not thread.daemon:
             thread.join()  # each call in it has its own deadline
 
 

@@ -6,15 +6,15 @@ import json
 import secrets
 import tarfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from demolib import catalogue
-from demolib.places import ADDRESSES, APP, DB, SHOP, TREE, TREES, WEB
+from demolib.places import ADDRESSES, APP, DB, JOBS, PACKAGES, SHOP, TREE, TREES, WEB
 from demolib.programs import Failed, call, dre, listens, wait
 
-GOOD, BAD, TAG = "v1", "v2", "good"
+GOOD, BAD, LEAK, TAG = "v1", "v2", "v3", "good"
 CPU = {WEB: 100, APP: 80, DB: 80}  # percent of one core
 MEMORY = {WEB: "256M", APP: "512M", DB: "512M"}
 PORTS = {WEB: 80, APP: 8000, DB: 3306}
@@ -24,9 +24,9 @@ SWITCH = "ln -sfn releases/{0} /srv/shop/next && mv -T /srv/shop/next /srv/shop/
 RELOAD = 'kill -HUP "$(cat /run/shop.pid)"'
 
 
-def make_tree(packages: Iterable[str]) -> None:
+def make_tree() -> None:
     """The tree all three apps are based on; kept from an earlier time unless its packages were others."""
-    argv = ["dre-base", "--tree", TREE, "--output", str(TREES), "--package", *packages]
+    argv = ["dre-base", "--tree", TREE, "--output", str(TREES), "--package", *PACKAGES]
     TREES.mkdir(parents=True, exist_ok=True)
     try:
         call(*argv, timeout=900)
@@ -57,12 +57,36 @@ def reload() -> None:
     run_in(APP, RELOAD)
 
 
+def announce(release: str) -> None:
+    """Tell the monitor that a release goes into service, as who deploys it does."""
+    dre("dre-event", "--send", "shop.release", f"version={release}", f"app={APP}")
+
+
 def save_good() -> None:
     """Keep the application as it is now as the snapshot to return to, which needs it stopped for a moment."""
     dre("dre-app", "stop", APP)
     dre("dre-app", "snapshot", "save", APP, TAG)
     dre("dre-app", "start", APP)
     answers(APP)
+
+
+def make_jobs() -> None:
+    """Create the batch jobs, each an app of its own with a reader's account; none is started."""
+    password = secrets.token_hex(16)
+    for address in JOBS.values():
+        account = f"'batch'@'{address}'"
+        sql(f"CREATE USER {account} IDENTIFIED BY '{password}'; GRANT SELECT, LOCK TABLES ON shop.* TO {account};")
+    access = _access("batch", password)
+    for name, address in JOBS.items():
+        options = ["--base", str(TREES / TREE), "--ip", f"{address}/24", "--memory", "128M"]
+        dre("dre-app", "create", name, *options, "--", "/usr/bin/python3", "/srv/job.py")
+        dre("dre-app", "push", name, str(SHOP / "batch" / f"{name}.py"), "/srv/job.py")
+        dre("dre-app", "push", name, "-", "/srv/settings.json", stdin=access)
+
+
+def state(name: str) -> str:
+    """What dre-app says of an app."""
+    return dre("dre-app", "status", name, ok=(0, 1)).decode().strip()
 
 
 def answers(name: str, within: float = 60) -> None:
@@ -106,8 +130,12 @@ def _web() -> None:
 def _application(password: str) -> None:
     _start(APP)
     deploy(GOOD)
-    access = {"host": ADDRESSES[DB], "user": "shop", "password": password, "database": "shop"}
-    _put(APP, {"srv/shop/settings.json": json.dumps(access).encode(), **_read(SHOP / "app")})
+    _put(APP, {"srv/shop/settings.json": _access("shop", password), **_read(SHOP / "app")})
+
+
+def _access(user: str, password: str) -> bytes:
+    """Where the database is, and as whom it is asked, as the programs read it."""
+    return json.dumps({"host": ADDRESSES[DB], "user": user, "password": password, "database": "shop"}).encode()
 
 
 def _database(password: str) -> None:

@@ -8,7 +8,7 @@ import contextlib
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,15 +19,15 @@ from demolib.places import (
     CONF,
     DBOX_PORT,
     HOME,
+    JOBS,
     LOG,
-    PACKAGES,
     REMAINS,
     RUN,
-    SCRIPT,
     SETTINGS,
     STATE,
 )
 from demolib.programs import Failed, dre, end, listens, running, start, wait
+from demolib.story import Say, Story
 
 KEPT = HOME / "kept"  # left running on purpose, for a person to look at
 MADE_RUN = HOME / "made-run"  # /run/dre was not there before us
@@ -35,8 +35,6 @@ PROGRAMS = ("dre-app", "dre-bridge", "dre-base", "dre-event", "dre-monitor", "dr
 PROGRAMS += ("dbox-init", "dboxd", "dbox-get", "dbox-verify", "lxc-start", "mmdebstrap", "sec", "unshare")
 RULES = "shop.sec"  # the rule set that comes with the monitor
 SINK = RUN / "events.sock"
-
-Say = Callable[[str], None]
 
 
 def check_host() -> None:
@@ -48,7 +46,7 @@ def check_host() -> None:
         raise Failed(f"a D-RE monitor runs on this host ({SINK} answers); stop it first: dre-monitor is not shared")
     if listens(DBOX_PORT):
         raise Failed(f"port {DBOX_PORT} on this host is taken by another program")
-    for name in ADDRESSES:
+    for name in (*ADDRESSES, *JOBS):
         if (Path("/var/lib/lxc") / name).exists():
             raise Failed(f"{name}: this host has an LXC container of that name, which the demonstration would need")
     if Path(f"/sys/class/net/{BRIDGE}").exists():
@@ -63,26 +61,22 @@ def intake_lives() -> bool:
     return False
 
 
-def prepare(without: str, say: Say) -> None:
-    """Bring everything into service but the load. *without* is a part to leave out, or empty."""
+def prepare(story: Story, without: str, say: Say) -> None:
+    """Bring everything into service for *story* but the load. *without* is a part to leave out, or empty."""
     HOME.mkdir(mode=0o755)
     if not RUN.exists():
         MADE_RUN.touch()
     LOG.mkdir(mode=0o755)
     CONF.write_text(SETTINGS)
     CONF.chmod(0o644)
-    shop.make_tree(PACKAGES)
-    say(f"tree {shop.TREE} is there: {' '.join(PACKAGES)}")
     dre("dre-bridge", "up")
     with ThreadPoolExecutor() as pool:
-        made, recorder = pool.submit(shop.make), pool.submit(_dbox)
-    made.result()
+        made, recorder = pool.submit(story.make, say), pool.submit(_dbox)
     recorder.result()
-    say("shop-web, shop-app and shop-db run, each in its own app; dboxd runs")
-    shop.save_good()
-    say(f"release {shop.GOOD} is saved as snapshot '{shop.TAG}' and runs")
-    _monitor(without)
-    say("monitor and script engine run" + (f", without {without}" if without in ("sec", "dscript") else ""))
+    made.result()
+    _monitor(story, without)
+    story.set_up(say)
+    say("D-Box, monitor and script engine run" + (f", without {without}" if without in ("sec", "dscript") else ""))
 
 
 def _dbox() -> None:
@@ -98,18 +92,26 @@ def start_dboxd() -> None:
     wait(lambda: listens(DBOX_PORT), 20, "dboxd")
 
 
-def _monitor(without: str) -> None:
-    rules = HOME / "etc/rules.d"
-    rules.mkdir(mode=0o755)
-    shutil.copy(Path(shutil.which("dre-monitor")).resolve().parent / "rules" / RULES, rules)
+def _monitor(story: Story, without: str) -> None:
+    rules, actions = HOME / "etc/rules.d", HOME / "etc/actions.d"
+    for directory in (rules, actions):
+        directory.mkdir(mode=0o755)
+    shutil.copy(_beside("dre-monitor", "rules") / RULES, rules)
+    for name in story.actions:
+        shutil.copy(_beside("dscript", "actions") / name, actions)
     dre("dre-rules", "check", str(rules / RULES))
-    dre("dscript", "check", str(SCRIPT))
-    dre("dscript", "deploy", str(SCRIPT))
+    dre("dscript", "check", str(story.script))
+    dre("dscript", "deploy", str(story.script))
     left_out = ["--without", "sec"] if without == "sec" else []
     start("dre-monitor", "dre-monitor", "--config", str(CONF), "run", *left_out)
     wait(intake_lives, 20, "the monitor's intake")
     if without != "dscript":
         start("dscript", "dscript", "--config", str(CONF), "run")
+
+
+def _beside(program: str, directory: str) -> Path:
+    """A directory of what comes with *program*."""
+    return Path(shutil.which(program)).resolve().parent / directory
 
 
 def clear(say: Say) -> list[str]:
@@ -122,7 +124,7 @@ def clear(say: Say) -> list[str]:
             end(name)
     if CONF.exists():
         with ThreadPoolExecutor() as pool:
-            for done in [pool.submit(shop.destroy, name) for name in ADDRESSES]:
+            for done in [pool.submit(shop.destroy, name) for name in (*ADDRESSES, *JOBS)]:
                 with _noting(troubles):
                     done.result()
         if Path(f"/sys/class/net/{BRIDGE}").exists():

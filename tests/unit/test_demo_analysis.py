@@ -14,6 +14,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "demo"))
 
 from demolib import answers, delta, forgery, load, verdict  # noqa: E402
 from demolib.answers import Request  # noqa: E402
+from demolib.batch import Batch  # noqa: E402
+from demolib.memory import Memory  # noqa: E402
+from demolib.overload import Overload  # noqa: E402
 
 STEP = 60 / 2500
 
@@ -123,7 +126,7 @@ def facts(recognised=1002.9, accepted=1003.2, bad=range(100, 160), drop=()):
     ]
     evidence = [one for number, one in enumerate(evidence) if number not in drop]
     spool = [event("app.undo.accepted", accepted)] if accepted else []
-    return verdict.Facts(requests, evidence, spool, [(recognised, overload)] if recognised else [], 1002.28)
+    return Overload(requests, evidence, spool, [(recognised, overload)] if recognised else [], 1002.28)
 
 
 def test_a_good_run_passes():
@@ -171,6 +174,64 @@ def test_a_part_left_out_must_be_the_reason(without, changed, code):
     assert verdict.left_out(without, facts(**changed))[0] == code
 
 
+def by_schedule(count, bad):
+    """*count* requests from 1000.0 on, every tenth of them an order, those in *bad* slow."""
+    kinds = ({"kind": "order", "status": 201} if n % 10 == 0 else {} for n in range(count))
+    return [request(n, took=0.5 if n in bad else 0.01, order=n, **kind) for n, kind in enumerate(kinds)]
+
+
+def batch(stopped=1010.0, drop=(), **kwargs):
+    """A run in which a job starts at 1002.3, hurts from request 100 (1002.4) on, and is stopped."""
+    until = stopped or 1012.0
+    bad = [n for n in range(100, 900) if 1000 + n * STEP < until]
+    evidence = [
+        event("app.started", 1002.3, name="batch-report"),
+        event("watch.raised", 1004.8, id="slow"),
+        event("script.run.output", 1006.0, output="stopped batch-report\n"),
+        event("script.step.done", 1006.5, action="run"),
+        event("script.response.done", 1007.0, restored=True),
+    ]
+    evidence = [one for number, one in enumerate(evidence) if number not in drop]
+    spool = [event("app.stopped", 1002.5, name="batch-feed")]
+    spool += [event("app.stopped", stopped, name="batch-report")] if stopped else []
+    return Batch(by_schedule(900, bad), evidence, spool, [], 1002.29)
+
+
+def test_a_batch_job_is_stopped_in_time_or_not_and_another_one_does_not_count():
+    assert all(check.ok for check in [*verdict.times(batch()), *verdict.requests(batch()), *verdict.steps(batch())])
+    assert "after 7.60 s (at most 10 s: met)" in str(verdict.times(batch())[1])
+    assert "MISSED" in str(verdict.times(batch(stopped=1013.0))[1])
+    assert not batch(stopped=None).answered() and not verdict.times(batch(stopped=None))[1].ok
+
+
+@pytest.mark.parametrize("missing", range(5))
+def test_every_step_against_a_batch_job_must_be_evidence(missing):
+    assert not verdict.steps(batch(drop=[missing]))[0].ok
+
+
+def memory(web=1010.0, bad=range(190, 250), full=1007.0):
+    """A run in which the memory is over its limit from 1006 on, and both apps start anew."""
+    usage = [verdict.Usage(1000.0 + n, "shop-app", 20.0, 80.0, 200 + 15 * n, 320) for n in range(10)]
+    raised = event("watch.raised", full, id="full")
+    spool = [raised, event("app.started", 1009.0, name="shop-app"), event("app.started", web, name="shop-web")]
+    done = [
+        event("script.step.done", 1009.0 + n, action="restart", of=of) for n, of in enumerate(("shop-app", "shop-web"))
+    ]
+    evidence = [raised, event("script.run.output", 1008.0, output=""), *done]
+    evidence.append(event("script.response.done", 1011.0, restored=True))
+    return Memory(by_schedule(900, bad), evidence, spool, [], 1001.0, usage=usage)
+
+
+def test_full_memory_counts_from_the_first_sample_over_the_limit_to_the_answers_after_both_restarts():
+    good = memory()
+    assert all(check.ok for check in [*verdict.times(good), *verdict.requests(good), *verdict.steps(good)])
+    assert good.over == 1006.0 and 1010.0 <= good.green < 1010.1
+    assert good.promises()[0].took == pytest.approx(4.0, abs=0.1)
+    late = memory(bad=range(190, 400))
+    assert late.green > 1009.5 and not memory(bad=range(190, 500)).promises()[0].check.ok
+    assert not memory(web=1006.5).answered()  # a start from before it was full
+
+
 def test_failures_outside_the_overload_fail():
     good = facts()
     good.requests[20] = request(20, status=502, kind="order")
@@ -179,12 +240,10 @@ def test_failures_outside_the_overload_fail():
 
 def test_too_few_requests_or_orders_fail():
     thin = facts()
-    thin = verdict.Facts(thin.requests[::2], thin.evidence, thin.spool, thin.arrivals, thin.deployed)
+    thin = Overload(thin.requests[::2], thin.evidence, thin.spool, thin.arrivals, thin.began)
     assert not verdict.requests(thin)[0].ok
     none = facts()
-    none = verdict.Facts(
-        [r for r in none.requests if r.kind != "order"], none.evidence, none.spool, none.arrivals, 1002.28
-    )
+    none = Overload([r for r in none.requests if r.kind != "order"], none.evidence, none.spool, none.arrivals, 1002.28)
     assert not verdict.requests(none)[1].ok
 
 
