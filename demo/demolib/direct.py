@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from demolib import scenario, stage, verdict
+from demolib import report, scenario, stage, verdict
 from demolib.places import HOME, LOCK
 from demolib.programs import Failed, settle
 from demolib.scenario import Played
@@ -108,6 +108,7 @@ def _demonstrate(args: argparse.Namespace) -> int:
         stage.prepare(story, args.without, _say)
         played = scenario.play(story, args.without, _say)
         code = _show(args.without, played)
+        print(f"the report: {report.write(story, args.scenario, played, code)}")
     except Failed as failure:
         print(f"demo: {failure}", file=sys.stderr)
     except KeyboardInterrupt:

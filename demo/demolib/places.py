@@ -6,6 +6,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent.parent
 SHOP = HERE / "shop"
 SCRIPTS = HERE / "scripts"
+REPORTS = HERE.parent / "build" / "demo"  # stay there, one directory for each scenario
 
 HOME = Path("/var/lib/dre-demo")  # all of it is removed at the end
 CONF = HOME / "dre.conf"
