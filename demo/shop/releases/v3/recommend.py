@@ -9,7 +9,7 @@ import time
 
 COUNT = 4
 TITLE = "More for you"
-SIDE = 120  # pixels of a cover
+SIDE = 100  # pixels of a cover
 
 covers = {}
 
