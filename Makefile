@@ -47,19 +47,9 @@ demo: installed
 demo-stop:
 	demo/run --stop
 
+# What it prints is kept in build/bench, with pictures; BENCH="life many" measures those alone.
 bench:
-	bench/start
-	bench/run
-	bench/correlate
-	bench/pipe
-	bench/script
-	bench/dbox
-	bench/life
-	bench/many
-	bench/stat
-	bench/libdre
-	bench/image
-	bench/system
+	bench/table $(BENCH)
 
 pypi-deb:
 	packaging/pypi-deb $(NAME)
