@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 
+import dboxkit
 import pytest
 from module_guest import give
 from programs import program
@@ -32,16 +33,17 @@ for level in 1 2 3; do
 done
 insmod /root/hider.ko hide=2
 """
-
-
 # What a way of tests/vm/lms_rootkit/hooker.c is told as, and whether it hides a file from ls(1) with any kernel.
 WAYS = {
     "table": ("syscall", "getdents64 217", False),
     "dispatch": ("dispatch", "__x64_sys_getdents64", True),
     "jump": ("function", "__x64_sys_getdents64", True),
     "ftrace": ("ftrace", "__x64_sys_getdents64", True),
+    "probe": ("probe", "filldir64", True),
+    "return": ("probe", "filldir64", False),
     "gate": ("interrupt", "21", False),
 }
+KEPT = ["module-1-hooker.core", "report.json", "SHA256SUMS"]
 SECRET = b'secret"is"this' * 3  # nowhere in its program
 # A process that has a file, a socket and something in memory, and then is hidden.
 EVIL = """
@@ -54,6 +56,29 @@ if os.fork() == 0:
     import time
     time.sleep(100000)
 """
+TRACING = "/sys/kernel/tracing"
+# The kernel's own: kprobes at the begin of functions, by the function tracer; behind it, which get optimised; events of
+# system calls; and the tracer of functions.
+TRACE = f"""set -e
+mountpoint -q {TRACING} || mount -t tracefs tracefs {TRACING}
+mountpoint -q /sys/kernel/debug || mount -t debugfs debugfs /sys/kernel/debug
+cd {TRACING}
+echo p:one __x64_sys_getdents64 >kprobe_events
+echo r:two do_sys_openat2 >>kprobe_events
+for name in openat close read write newfstat; do
+    echo p:at_$name __x64_sys_$name+5 >>kprobe_events || echo p:at_$name __x64_sys_$name+9 >>kprobe_events
+done
+echo 1 >events/kprobes/enable
+echo 1 >events/syscalls/enable
+echo '__x64_sys_*' >set_ftrace_filter
+echo function >current_tracer
+n=0
+until grep -q OPTIMIZED /sys/kernel/debug/kprobes/list; do
+    n=$((n + 1))
+    [ $n -lt 60 ] || {{ cat /sys/kernel/debug/kprobes/list; exit 1; }}
+    sleep 1
+done
+"""
 
 
 @pytest.fixture
@@ -62,9 +87,9 @@ def kit(guest, tmp_path_factory):
     give(guest, "lms_rootkit", tmp_path_factory.getbasetemp())
 
 
-def lms(host, *argv, **kwargs):
+def lms(host, *argv, conf=None, **kwargs):
     """dre-lms on the host of the guests."""
-    return host.call(program("dre-lms"), "--config", host.conf, "guest1", *argv, check=False, **kwargs)
+    return host.call(program("dre-lms"), "--config", conf or host.conf, "guest1", *argv, check=False, **kwargs)
 
 
 def found(host):
@@ -73,6 +98,19 @@ def found(host):
     assert done.returncode == 1, done.stdout + done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     return {row.get("pid", row.get("name")): set(row["views_missing"]) for row in rows}
+
+
+def recorded(box, stream, net):
+    """The octets of each entry of *stream* of a D-Box in the network *net*, proven, by its number in the stream."""
+    found, place = {}, box.path / "entry"
+    for line in box.good("dbox-get", "--json", "--search", f"stream={stream}", before=net).splitlines():
+        row = json.loads(line)
+        octets, proof = (box.good("dbox-get", row["index"], word, before=net) for word in ("--octets", "--proof"))
+        place.write_bytes(octets)
+        place.with_suffix(".proof").write_bytes(proof)
+        box.good("dbox-verify", place.with_suffix(".proof"), place)
+        found[int(row["seq"])] = octets
+    return found
 
 
 def private(host):
@@ -117,16 +155,15 @@ def test_hooks_are_named_and_gone_when_they_are_put_back(guest, ground, kit):
 
 
 def test_what_the_kernel_hooks_itself_is_not_told(guest, ground):
-    """Its tracer with all functions, kprobes in a system call, optimised or not, and programs of BPF at functions."""
-    place = "/sys/kernel/tracing"
-    guest.ok(f"mountpoint -q {place} || mount -t tracefs tracefs {place}")
-    guest.ok(
-        f"echo p:one __x64_sys_getdents64 >{place}/kprobe_events; echo r:two do_sys_openat2 >>{place}/kprobe_events"
-    )
-    guest.ok(f"echo 1 >{place}/events/kprobes/enable; echo 1 >{place}/events/syscalls/enable")
-    guest.ok(f"echo '__x64_sys_*' >{place}/set_ftrace_filter; echo function >{place}/current_tracer; ls /")
+    """Its tracer of functions, kprobes, optimised or not, events of system calls, and programs of BPF at functions."""
+    guest.push(os.path.join(os.path.dirname(__file__), "bpf_at.py"), "/root/bpf_at.py")
+    told = guest.ok("python3 /root/bpf_at.py __x64_sys_getdents64 __x64_sys_umask")
+    assert told.count("at __x64_sys_") == 2
+    guest.ok(TRACE)
     done = lms(ground, "--interval", "100ms", "--count", "20")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert "bpf_trampoline" in guest.ok("grep bpf_trampoline /proc/kallsyms")  # else it proves nothing
+    guest.ok(f"grep -q __x64_sys_ {TRACING}/trace && grep -q OPTIMIZED /sys/kernel/debug/kprobes/list")
 
 
 def test_a_report_has_what_a_hidden_process_has(guest, ground, kit):
@@ -151,6 +188,37 @@ def test_a_report_has_what_a_hidden_process_has(guest, ground, kit):
     areas = [(area["begin"], area["end"], area["file"]) for area in told["memory"]["areas"]]
     lines = [(*words[0].split("-"), words[5] if words[5:] and words[5][0] == "/" else None) for words in maps]
     assert areas == [(f"{int(begin, 16):#x}", f"{int(end, 16):#x}", name) for begin, end, name in lines]
+
+
+def test_a_report_is_evidence_in_the_dbox_when_there_is_one(guest, ground, kit):
+    """What was found while it was away waits for it; dbox-verify and sha256sum are the witnesses."""
+    guest.ok("insmod /root/hooker.ko way=table")
+    box, net = dboxkit.copy(), ("nsenter", "--net", "--target", str(ground.first_pid()), "--")
+    try:
+        box.good("dbox-init", "--client", "sysmon", "--role", "writer")
+        conf = ground.place / "dbox.conf"
+        added = f'DRE_DBOX_CERTS_DIR="{box.certs}"\nDRE_DBOX_URL="https://localhost:{box.port}"\n'
+        conf.write_text(ground.conf.read_text() + added)
+        conf.chmod(0o644)
+        away = lms(ground, "--report", ground.seen / "one.tar", conf=conf)
+        assert away.returncode == 1 and "waits for the D-Box" in away.stderr, away.stdout + away.stderr
+        box.start(before=net)
+        done = lms(ground, "--report", ground.seen / "two", conf=conf)
+        assert (done.returncode, done.stderr) == (1, ""), done.stdout + done.stderr
+        events = [json.loads(octets)["data"] for octets in recorded(box, "sysmon", net).values()]
+        assert [event["path"] for event in events] == [str(ground.seen / name) for name in ("one.tar", "two")]
+        pieces = recorded(box, "sysmon-report", net)
+        for event in events:
+            whole = b"".join(pieces[number] for number in range(event["first"], event["last"] + 1))
+            (ground.place / "back.tar").write_bytes(whole)
+            digest = subprocess.run(["sha256sum", ground.place / "back.tar"], capture_output=True, text=True).stdout
+            assert digest.split()[0] == event["archive"]
+            names = subprocess.run(["tar", "-tf", ground.place / "back.tar"], capture_output=True, text=True).stdout
+            assert [name.partition("/")[2] for name in names.split()] == KEPT
+        assert whole.count(b"hidden-by-the-kit") > 0  # the module's code
+        assert (ground.place / "one.tar").stat().st_size == events[0]["octets"]
+    finally:
+        dboxkit.remove(box)
 
 
 def test_the_processes_of_a_guest_are_those_that_it_knows(guest, ground):

