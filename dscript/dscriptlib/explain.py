@@ -91,6 +91,9 @@ def _trigger(trigger: Trigger, lang: str) -> str:
 def _terms(response: Response, step: Step, lang: str) -> Iterator[str]:
     """What else is agreed about a step."""
     say = PHRASES[lang]
+    for key, value in step.values.items():
+        if value and (words := say.get(f"with {step.action} {key}")):
+            yield words.format(value=value)
     if KINDS[step.action].asks:
         yield say[f"default {step.values['default']}"].format(timeout=span(step.timeout, lang))
     elif KINDS[step.action].argv is not None or step.action in ("run", "scan"):

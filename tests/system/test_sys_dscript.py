@@ -5,16 +5,18 @@ The engine is a user of its own, as its service has it. What presses a power but
 minute each: DRE_FULL=1.
 """
 
+import contextlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import time
 
 import pytest
 from conftest import environment, program
 from dre import event
-from system_ground import NETWORK, Host
+from system_ground import BRIDGE, NETWORK, Host, There, need
 
 STEPS = {
     "freeze": "{action: freeze, system: s1}",
@@ -31,6 +33,10 @@ STEPS = {
     "migrate": "{action: migrate, system: s1, to: localhost, as: s2, timeout: 5m}",
     "lost": "{action: restart, system: s1, timeout: 1m}",
 }
+AWAY = {  # over the network, HOST is told later
+    "send": "{action: migrate, system: s3, to: HOST, timeout: 5m}",
+    "move": "{action: migrate, system: s1, to: HOST, live: yes, copy-storage: yes, unencrypted: yes, timeout: 5m}",
+}
 RESPONSE = """\
   - id: do-{name}
     when: {{event: t.{name}}}
@@ -44,11 +50,11 @@ CALL = "  - {id: call, steps: [{action: notify, to: owner}]}\n"
 class World:
     """A system that runs, and an engine that is told what to do with it."""
 
-    def __init__(self, host):
+    def __init__(self, host, steps=STEPS):
         self.host, self.place, self.number = host, host.place, 0
         host.dre("create", "s1", "--base", host.counting(), "--memory", "64M", "--ip", f"{NETWORK}.5/24")
         host.dre("start", "s1")
-        responses = [RESPONSE.format(name=name, step=step) for name, step in STEPS.items()]
+        responses = [RESPONSE.format(name=name, step=step) for name, step in steps.items()]
         (self.place / "steps.yaml").write_text("".join(["dscript: 1\nname: steps\nresponses:\n", *responses, CALL]))
         with (self.place / "dre.conf").open("a") as conf:
             conf.write(f'DRE_MONITOR_PIPES="{self.place}/run/script"\n')
@@ -76,15 +82,19 @@ class World:
 
     def do(self, name):
         """Let the engine do it; the state before and after, as the evidence has it."""
+        self.begin(name)
+        self.wait(lambda: self.ends(name), name, 330)
+        (end,) = self.ends(name)
+        assert end["error"] is None, end
+        return end["before"], end["after"]
+
+    def begin(self, name):
+        """Let the engine begin it."""
         self.number += 1
         line = event.format(event.Event(event.stamp(), "/host:h", f"t.{name}", 5, {}, {"id": f"e{self.number}"}))
         with open(self.spool, "ab") as stream:
             stream.write(line)
         (self.place / "run/script").write_bytes(line)
-        self.wait(lambda: self.ends(name), name, 330)
-        (end,) = self.ends(name)
-        assert end["error"] is None, end
-        return end["before"], end["after"]
 
     def ends(self, name):
         return [one for one in self.records("outcome") if one["response"] == f"do-{name}"]
@@ -96,9 +106,9 @@ class World:
         port = self.host.virsh("domiflist", "s1").split()[0]
         return self.host.virsh("domif-getlink", "s1", port).split()[-1]
 
-    def counted(self):
-        """The numbers that the guest has written to its console."""
-        path = self.place / "log/sys/s1.log"
+    def counted(self, place=None):
+        """The numbers that the guest has written to its console, of this host or of one whose files are in *place*."""
+        path = (place or self.place) / "log/sys/s1.log"
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         return [int(line, 16) for line in lines if len(line) == 8]
 
@@ -120,12 +130,22 @@ def host():
 
 @pytest.fixture
 def world(host):
-    made = World(host)
-    yield made
-    made.process.kill()
-    made.process.wait()
-    for name in ("s1", "s2"):
-        host.dre("destroy", "--force", name, check=False)
+    with at_work(host) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def at_work(host, steps=STEPS):
+    """A World, and nothing of it afterwards."""
+    made = World(host, steps)
+    try:
+        yield made
+    finally:
+        made.process.kill()
+        made.process.wait()
+        for name in ("s1", "s2", "s3"):
+            host.dre("destroy", "--force", name, check=False)
+        shutil.rmtree(host.place / "state/script")
 
 
 def states(seen):
@@ -168,3 +188,60 @@ def test_each_action_is_done_to_the_system(world):
     with pytest.raises(AssertionError, match="no such system"):
         world.do("lost")  # it has another name now, which the script does not know
     world.wait((world.place / "log/notify.log").exists, "the owner")
+
+
+def test_a_system_that_is_destroyed_in_mid_step_reaches_a_person(world):
+    """By virsh, while a restart waits for a guest that does not heed its power button."""
+    world.begin("lost")
+    world.wait(lambda: world.records("intent"), "the step")
+    time.sleep(1)
+    assert world.state() == "running" and not world.records("outcome")
+    for words in (("destroy", "s1"), ("undefine", "s1", "--snapshots-metadata", "--nvram")):
+        world.host.virsh(*words)
+    world.wait(lambda: world.ends("lost"), "the end", 90)
+    (end,) = world.ends("lost")
+    assert "no such system" in end["error"] and end["after"]["state"] == "partial"  # what dre-sys keeps of it
+    world.wait((world.place / "log/notify.log").exists, "the owner")
+    assert world.host.virsh("list", "--all", "--name").split() == []
+
+
+def test_systems_move_to_another_host_by_ssh_as_a_script_says(host):
+    """One that is stopped, with its disk, and one that runs, with its memory."""
+    need("ssh", "sshd", "ssh-keygen")
+    with There(host) as there:
+        there.call("ip", "link", "add", BRIDGE, "type", "bridge")
+        there.call("ip", "link", "set", BRIDGE, "up")
+        name = there.begin_sshd()
+        with at_work(host, {key: step.replace("HOST", name) for key, step in AWAY.items()}) as world:
+            sent(world, there)
+            moved(world, there)
+
+
+def sent(world, there):
+    """Cold: what was written to its disk is on its disk there."""
+    host = world.host
+    host.dre("create", "s3", "--base", host.counting(), "--memory", "64M", "--ip", f"{NETWORK}.6/24")
+    disk, look = host.place / "state/sys/state/s3/disk.qcow2", ("qemu-io", "-r", "-c", "read -v 0 4k")
+    host.call("qemu-io", "-c", "write -P 77 2k 1k", disk)
+    here = host.call(*look, disk).stdout.splitlines()[:-2]  # without how long it took
+    before, after = world.do("send")
+    assert (before["state"], after["state"]) == ("stopped", None) and "s3" in after["why"]
+    assert (
+        there.virsh("list", "--all", "--name").split() == ["s3"] and there.virsh("domstate", "s3").strip() == "shut off"
+    )
+    assert there.call(*look, disk).stdout.splitlines()[:-2] == here and "4d 4d 4d" in "".join(here)
+    assert not disk.parent.exists()
+
+
+def moved(world, there):
+    """Live: it counts on there, without a gap, and runs nowhere else."""
+    world.wait(lambda: len(world.counted()) > 20, "that it counts")
+    before, after = world.do("move")
+    assert (before["state"], after["state"]) == ("running", None)
+    assert world.host.virsh("list", "--all", "--name").split() == []
+    assert there.virsh("list", "--name").split() == ["s1"]
+    world.wait(lambda: len(world.counted(there.place)) > 20, "that it counts there")
+    numbers = [*world.counted(), *world.counted(there.place)]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    done = json.loads(world.ends("move")[0]["line"])["data"]
+    assert (done["action"], done["system"]) == ("migrate", "s1")

@@ -41,7 +41,7 @@ responses:
       - {action: checkpoint, of: web1, tag: t1}
       - {action: snapshot, of: web1}
       - {action: undo, of: web1, tag: good, timeout: 90s}
-      - {action: migrate, of: web1, to: host2}
+      - {action: migrate, system: vm1, to: host2, as: vm2, live: yes, copy-storage: yes, unencrypted: yes}
       - {action: emit, type: a.c}
       - {action: record, text: here}
       - {action: ask, to: boss, text: "may I?", default: refuse, timeout: 5m}
@@ -51,6 +51,7 @@ responses:
       - {action: threshold, monitor: d, above: 95%, clear: 85%, revert: on-failure}
   - {id: call, steps: [{action: notify, to: owner, text: look}]}
 """
+CALL = "{id: call, steps: [{action: notify, to: owner}]}"
 ALL = HEAD + "monitors:" + MONITORS + MORE.lstrip("\n") + STEPS
 
 
@@ -122,6 +123,24 @@ def test_agreed_values_are_said_and_stand_in_the_sentences(lang):
     assert [line for line in told if "most = 90%, calm = 70%" in line]
     assert "$" not in "".join(line for line in told if "two $most" not in line and "a$shop $most x" not in line)
     assert any("web1" in line and "90 %" in line for line in told)
+
+
+def test_each_way_to_move_is_said():
+    step = "{action: migrate, system: vm1, to: host2, live: yes, %s, without-snapshots: no}"
+    told = {}
+    for words in ("shared-storage: yes", "copy-storage: yes, tls: yes", "copy-storage: yes, unencrypted: yes"):
+        text = HEAD + f"responses: [{{id: r, when: {{event: a.b}}, steps: [{step % words}], then: call}}, {CALL}]\n"
+        told[words] = [line.strip() for line in lines(text, "en") if line.startswith("       ")]
+    memory, waits = (
+        "It goes on there with its memory, without being stopped.",
+        "It has failed when it takes longer than 1 min.",
+    )
+    copied = "What its disks hold is copied there."
+    assert list(told.values()) == [
+        [memory, "Its disks stay where they are: both hosts see them.", waits],
+        [memory, copied, "What is sent is encrypted by TLS.", waits],
+        [memory, copied, "Whoever listens on the network between the two hosts can read what is sent.", waits],
+    ]
 
 
 def test_a_graph_shows_triggers_steps_and_escalation():

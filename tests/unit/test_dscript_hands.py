@@ -177,7 +177,7 @@ def test_a_program_is_held_to_the_verbs_and_names_of_the_scripts():
       - {action: limit, of: a, cpu: 50}
       - {action: stop, of: b, revert: when-clear}
       - {action: snapshot, of: c}
-      - {action: migrate, of: d, to: h2, as: e, live: yes}
+      - {action: migrate, of: d, to: h2, as: e, copy-storage: yes}
       - {action: undo, system: f}
       - {action: isolate, system: g}
 """

@@ -158,6 +158,29 @@ def test_a_refusal_names_place_and_reason(text, words):
     assert any(said.startswith(f"F:{place}: error: ") and words in said for said in told), told
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ("of: a, to: localhost", "another name"),
+        ("of: a, to: h2, tls: yes", "tls is for systems only"),
+        ("of: a, to: h2, live: yes, as: b", "live as another one"),
+        ("system: a, to: localhost, as: b, tls: yes", "means nothing on one host"),
+        ("system: a, to: h2, live: yes", "needs copy-storage or shared-storage"),
+        ("system: a, to: h2, copy-storage: yes, shared-storage: yes", "only one of them"),
+        ("system: a, to: h2, tls: yes", "tls is of what moves live"),
+        ("system: a, to: h2, live: yes, copy-storage: yes", "how memory and disks cross the network"),
+        ("of: a, to: h2, live: yes, copy-storage: yes, unencrypted: no, without-snapshots: yes", None),
+        ("system: a, to: localhost, as: b, live: yes", None),
+        ("system: a, to: h2, shared-storage: yes, live: yes", None),
+        ("system: a, to: h2", None),
+    ],
+)
+def test_a_move_that_would_be_refused_in_any_case_is_no_step(values, words):
+    script, findings = load.load(f"{HEAD}{CALL}  - {{id: r, steps: [{{action: migrate, {values}}}]}}\n".encode(), "F")
+    assert (script is None) == (words is not None)
+    assert [words in str(finding) for finding in findings] == [True] * bool(words)
+
+
 AGREED = """\
 dscript: 1
 name: agreed
@@ -272,8 +295,10 @@ def test_argvs_of_steps():
     back = {name: kind.compensate({"of": "a"}, {"version": "7"})[0] for name, kind in KINDS.items() if kind.compensate}
     assert back == {"freeze": "thaw", "isolate": "rejoin", "limit": "limit", "stop": "start", "rules": "rollback"}
     assert KINDS["checkpoint"].argv({"system": "pay", "tag": "t"}) == ["checkpoint", "save", "pay", "t"]
-    move = {"system": "pay", "to": "h2", "live": True, "copy-storage": False, "as": "pay2"}
-    assert KINDS["migrate"].argv(move) == ["migrate", "--live", "--as", "pay2", "pay", "h2"]
+    move = {"system": "pay", "to": "h2", "live": True, "copy-storage": True, "tls": True, "as": "pay2"}
+    assert KINDS["migrate"].argv(move) == ["migrate", "--live", "--copy-storage", "--tls", "--as", "pay2", "pay", "h2"]
+    move = {"of": "web1", "to": "h2", "without-snapshots": True, "live": False}
+    assert KINDS["migrate"].argv(move) == ["migrate", "--without-snapshots", "web1", "h2"]
     assert re.fullmatch("[a-z]+", "".join(KINDS))
 
 

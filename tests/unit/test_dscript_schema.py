@@ -22,7 +22,7 @@ CALL = "responses:\n  - {id: call, steps: [{action: notify, to: owner}]}\n"
 STEPS = """
       - {action: ask, to: operator, text: may I, default: refuse, timeout: 5m}
       - {action: run, argv: [job, "1"], user: backup, expect: {watch: cpu, within: 3s}}
-      - {action: migrate, system: pay1, to: h2, live: yes}
+      - {action: migrate, system: pay1, to: h2, live: yes, copy-storage: yes, tls: yes}
       - {action: limit, of: web1, cpu: 50, memory: 1G, pids: 9, revert: on-failure}
       - {action: threshold, monitor: m, below: 5%, clear: 7%}
       - {action: rules, version: 7}
