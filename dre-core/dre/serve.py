@@ -328,6 +328,7 @@ class Server:
             raise NotPermittedError(f"{verb}: not among the verbs of --allow")
         if self.names is not None:
             self._permit_names(verb, args)
+        args.config = self.config  # for what a verb starts: a receiver on this host, a keeper
         return args
 
     def _permit_names(self, verb: str, args: argparse.Namespace) -> None:

@@ -42,6 +42,16 @@ def test_answers_in_order(serve, tmp_path):
     assert all(list(answer)[:4] == ["id", "code", "rows", "error"] for answer in answers)
 
 
+@root
+def test_what_a_verb_starts_has_the_settings_of_the_process(serve, tmp_path):
+    """A move on this host starts a receiver; with the host's settings the app would be another one's."""
+    create = ["create", "web1", "--ip", "none", "--base", str(tmp_path / "tree")]
+    answers = serve(create, ["migrate", "web1", "localhost", "--as", "web2"], ["list"], ["status", "web2"])
+    assert codes(answers) == [0, 0, 0, 1], answers
+    assert [row["name"] for row in answers[2]["rows"]] == ["web2"]
+    assert (tmp_path / "lxc/web2").is_dir() and not (tmp_path / "lxc/web1").exists()
+
+
 def test_bad_lines_are_answered_and_the_process_lives(serve):
     answers = serve(
         b"x\n",
