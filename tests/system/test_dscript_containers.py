@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each action on an app by the real dre-app: LXC, the kernel and ping tell what became of it, not the engine."""
+"""Each action on an app by the real dre-app: LXC, the kernel and ping tell what became of it, not the engine.
+
+The engine is a user of its own, as its service has it.
+"""
 
 import json
 import os
 import pathlib
 import shutil
 import subprocess
+import time
 
 import pytest
 from app_ground import LXC, Ground, kernel, make_tree, wait_for
 from conftest import environment, program
 from dre import event
+from migrate_ground import There
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 NAME, MOVED = "t-steps", "t-steps-moved"
@@ -24,8 +29,9 @@ STEPS = {
     "stop": [f"{{action: stop, of: {NAME}, timeout: 60s}}"],
     "snapshot": [f"{{action: snapshot, of: {NAME}, tag: s1, timeout: 60s}}"],
     "undo": [f"{{action: undo, of: {NAME}, tag: s1, timeout: 60s}}"],
-    "checkpoint": [f"{{action: checkpoint, of: {NAME}, tag: c1, timeout: 60s}}"],
+    "checkpoint": [f"{{action: checkpoint, of: {NAME}, tag: c1, timeout: 120s}}"],
     "migrate": [f"{{action: migrate, of: {NAME}, to: localhost, as: {MOVED}, timeout: 60s}}"],
+    "send": [f"{{action: migrate, of: {NAME}, to: there, timeout: 120s}}"],
     # What was done before a step that fails is taken back, the last first.
     "fail": [
         f"{{action: limit, of: {NAME}, pids: 20}}",
@@ -33,8 +39,6 @@ STEPS = {
         "{action: restart, of: t-nowhere}",
     ],
 }
-
-
 RESPONSE = """\
   - id: do-{name}
     when: {{event: t.{name}}}
@@ -52,20 +56,31 @@ def script():
 
 
 class World:
-    """An app, and an engine that is told what to do with it."""
+    """An app, and an engine that is told what to do with it; *there* is another host."""
 
-    def __init__(self, ground):
+    def __init__(self, ground, there=None):
         self.ground, self.place = ground, ground.place
         (self.place / "steps.yaml").write_text(script())
         self.spool = self.place / "state/spool/ingest/00000000000000000000.jsonl"
         self.spool.parent.mkdir(parents=True)
         env = environment()
         directories = {str(pathlib.Path(program(name)).parent) for name in ("dre-app", "dscript")}
-        env["PATH"] = ":".join([*sorted(directories), env["PATH"]])
-        words = [program("dscript"), "--config", ground.config, "--quiet", "run", str(self.place / "steps.yaml")]
-        self.process = subprocess.Popen(words, env=env, stderr=subprocess.DEVNULL)
+        env["PATH"] = ":".join([*([str(knowing(there))] if there else []), *sorted(directories), env["PATH"]])
+        words = ["--config", ground.config, "--quiet", "run", "--user", "daemon", str(self.place / "steps.yaml")]
+        self.process = subprocess.Popen([program("dscript"), *words], env=env, stderr=subprocess.DEVNULL)
         assert wait_for(lambda: self.records("start"))
         self.number = 0
+
+    def __repr__(self):
+        """For the report of a test that fails."""
+        return f"a world where {[one['error'] for one in self.records('outcome')]} came of its steps"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.process.kill()
+        self.process.wait()
 
     def records(self, kind):
         found = []
@@ -79,16 +94,24 @@ class World:
 
     def do(self, name):
         """Let the engine do it; what its response said at its end."""
+        return self.begin(name)()
+
+    def begin(self, name):
+        """Let the engine begin it; what waits for the end and returns what the response said."""
         self.number += 1
         line = event.format(event.Event(event.stamp(), "/host:h", f"t.{name}", 5, {}, {"id": f"e{self.number}"}))
         with open(self.spool, "ab") as stream:
             stream.write(line)
         before = len(self.done())
         (self.place / "run/script").write_bytes(line)
-        assert wait_for(lambda: len(self.done()) > before, 90), name
-        told = json.loads(self.done()[before]["line"])["data"]
-        assert told["response"] == f"do-{name}"
-        return told["outcome"]
+
+        def ended():
+            assert wait_for(lambda: len(self.done()) > before, 330), name
+            told = json.loads(self.done()[before]["line"])["data"]
+            assert told["response"] == f"do-{name}"
+            return told["outcome"]
+
+        return ended
 
     def seen(self):
         """The state before the last action and after it, as the evidence has them."""
@@ -108,17 +131,28 @@ class World:
 
 
 @pytest.fixture
+def tmp_path(public_path):
+    """Its user must get to what the engine keeps."""
+    return public_path
+
+
+@pytest.fixture
 def world(run, settings, request):
     with Ground(run, settings) as ground:
         ground("create", NAME, *getattr(request, "param", ()), "--base", str(make_tree(ground.place / "tree")))
         (LXC / NAME / "delta/state").write_text("good\n")
         ground("start", NAME)
-        made = World(ground)
-        try:
+        with World(ground) as made:
             yield made
-        finally:
-            made.process.kill()
-            made.process.wait()
+
+
+def knowing(there):
+    """A directory with the ssh of this host, which reads the test's ssh_config in place of root's."""
+    place = there.place / "bin"
+    place.mkdir()
+    (place / "ssh").write_text(f'#!/bin/sh\nexec /usr/bin/ssh -F {there.ssh_config} "$@"\n')
+    (place / "ssh").chmod(0o755)
+    return place
 
 
 def answers(address):
@@ -197,3 +231,48 @@ def test_a_container_that_is_destroyed_meanwhile_reaches_a_person(world):
     assert end["before"] == end["after"] == {"state": None, "why": f"{NAME}: no such app"}
     assert wait_for(lambda: world.notices() == 1)
     assert not (LXC / NAME).exists()
+
+
+def test_an_app_that_is_destroyed_in_mid_step_reaches_a_person(run, settings):
+    """By somebody who does not ask us, while a restart waits for an app that does not want to end."""
+    stubborn = "trap '' TERM PWR HUP INT; while :; do sleep 1; done"
+    with Ground(run, settings) as ground:
+        ground("create", NAME, "--base", str(make_tree(ground.place / "tree")), "--", "sh", "-c", stubborn)
+        ground("start", NAME)
+        with World(ground) as world:
+            ended = world.begin("restart")
+            assert wait_for(lambda: world.records("intent"))
+            time.sleep(1)
+            assert world.state() == "RUNNING" and not world.records("outcome")
+            subprocess.run(["lxc-destroy", "--force", "-n", NAME], check=True, capture_output=True, timeout=60)
+            assert ended() == "failed"
+            assert world.records("outcome")[0]["error"] and wait_for(lambda: world.notices() == 1)
+            assert not (LXC / NAME).exists() and ground("list").split()[:2] == [NAME, "partial"]
+            assert [one["step"] for one in world.records("intent") if one["response"] == "do-restart"] == [1]
+
+
+def test_an_app_moves_to_another_host_by_ssh(run, settings):
+    with Ground(run, settings) as ground:
+        tree = make_tree(ground.place / "state/base/small")
+        (ground.place / "state").chmod(0o711)
+        os.utime(tree, (1, 1))
+        ground("create", NAME, "--base", "small", "--memory", "200M")
+        ground("start", NAME)
+        ground("exec", NAME, "--", "sh", "-c", "echo kept >/kept; rm /etc/release")
+        with There(run) as there, World(ground, there) as world:
+            subprocess.run(["cp", "-a", tree, there.trees], check=True)
+            assert world.do("send") == "done"
+            before, after = world.seen()
+            assert (before["state"], after) == ("running", {"state": None, "why": f"{NAME}: no such app"})
+            assert (there.place / "sshd.log").read_text().count("Accepted publickey") == 1
+            assert not (LXC / NAME).exists() and (there.lxc / NAME / "delta/kept").read_text() == "kept\n"
+            asked = ["lxc-info", "-P", there.lxc, "-n", NAME, "-sH"]
+            assert subprocess.run(asked, capture_output=True, text=True).stdout.strip() == "RUNNING"
+            there.trust(None)  # who is not known any more gets nothing
+            ground("create", NAME, "--base", "small")
+            ground("start", NAME)
+            there("destroy", "--force", NAME)
+            assert world.do("send") == "failed" and world.state() == "RUNNING"
+            errors = [one["error"] for one in world.records("outcome") if one["response"] == "do-send"]
+            assert errors[0] is None and "its host key is not known" in errors[1] and wait_for(world.notices)
+            assert there("list") == ""
