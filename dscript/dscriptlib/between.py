@@ -5,8 +5,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from dre.plainyaml import Place
+
 from dscriptlib import watching
-from dscriptlib.model import Finding, Place, Response, Script, Step
+from dscriptlib.model import Finding, Response, Script, Step
 
 # Actions of which two on one container at the same time leave it as the last one wanted. Restart and undo are none:
 # in either order the container runs, on the state that is good.

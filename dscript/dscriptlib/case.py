@@ -11,12 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
+from dre import plainyaml
 from dre.errors import UsageError
 
-from dscriptlib import tree
-
 NAMESPACES = ("http://www.dependable-os.net/2010/03/dcase/", "http://www.dependable-os.net/2013/11/dcase_model/")
-LIMIT = tree.LIMIT
+LIMIT = plainyaml.LIMIT
 _TYPE = "{http://www.w3.org/2001/XMLSchema-instance}type"
 _KINDS = {"G": "goal", "Sn": "solution", "S": "strategy", "C": "context", "A": "assumption", "J": "justification"}
 _BELOW = ("supportedBy", "supported-by", "inContextOf", "in-context-of")
@@ -63,8 +62,8 @@ def parse(octets: bytes, file: str) -> Case:
 
 def _yaml(octets: bytes, file: str) -> Case:
     try:
-        root = tree.tree(octets)
-    except tree.Refused as error:
+        root = plainyaml.tree(octets)
+    except plainyaml.Refused as error:
         raise UsageError(f"{file}:{error.at.line}:{error.at.column}: {error}") from None
     nodes, places = {}, {}
     for key, value in root.entries or []:

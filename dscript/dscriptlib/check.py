@@ -3,8 +3,10 @@
 
 from collections.abc import Iterator
 
+from dre.plainyaml import Place
+
 from dscriptlib import load, tables, watching
-from dscriptlib.model import Finding, Monitor, Place, Response, Script
+from dscriptlib.model import Finding, Monitor, Response, Script
 from dscriptlib.steps import KINDS
 
 CHANGES = ("restart", "undo", "migrate", "run", "thaw", "rejoin", "emit")  # what is as it was only before them

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 
 from dre import units
 from dre.errors import UsageError
+from dre.plainyaml import DEPTH, LIMIT, Node, Place, Refused, tree
 
 from dscriptlib import tables, words
-from dscriptlib.model import AtMost, Expect, Finding, Monitor, Place, Response, Script, Step, Trigger
+from dscriptlib.model import AtMost, Expect, Finding, Monitor, Response, Script, Step, Trigger
 from dscriptlib.steps import KINDS, nested, word
 from dscriptlib.tables import Table
-from dscriptlib.tree import DEPTH, LIMIT, Node, Refused, tree
 
 __all__ = ["DEPTH", "LIMIT", "load", "read"]
 T = TypeVar("T")

@@ -5,13 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-
-@dataclass(frozen=True, order=True)
-class Place:
-    """Where something stands in a file, counted from 1 as editors do."""
-
-    line: int = 1
-    column: int = 1
+from dre.plainyaml import Place
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""YAML tamed to mappings, lists and strings, each with its place.
+"""YAML tamed to mappings, lists and strings, each with its place. Needs python3-yaml, which those want who use it.
 
 Plain YAML would turn `on` into True, `1:30` into 90 and 271 octets with aliases into gigabytes; none of that exists
 here.
@@ -11,10 +11,16 @@ from typing import Any
 
 import yaml  # type: ignore[import]
 
-from dscriptlib.model import Place
-
 LIMIT = 256 * 1024  # octets of a file
 DEPTH = 12
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """Where something stands in a file, counted from 1 as editors do."""
+
+    line: int = 1
+    column: int = 1
 
 
 @dataclass
@@ -76,11 +82,11 @@ def _at(event: Any) -> Place:
 def _node(event: Any, events: Iterator[Any], depth: int) -> Node:
     at = _at(event)
     if isinstance(event, yaml.AliasEvent):
-        raise Refused(at, f"alias *{event.anchor}: write the value out, scripts have no aliases")
+        raise Refused(at, f"alias *{event.anchor}: write the value out, there are no aliases here")
     if event.anchor is not None:
-        raise Refused(at, f"anchor &{event.anchor}: scripts have no anchors")
+        raise Refused(at, f"anchor &{event.anchor}: there are none here")
     if event.tag is not None:
-        raise Refused(at, f"tag {event.tag}: scripts have no tags")
+        raise Refused(at, f"tag {event.tag}: there are none here")
     if depth > DEPTH:
         raise Refused(at, f"nested deeper than {DEPTH} levels")
     if isinstance(event, yaml.ScalarEvent):
