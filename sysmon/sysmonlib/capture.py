@@ -13,6 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 from dre.errors import MissingError, NotPermittedError
 
@@ -22,9 +23,9 @@ from sysmonlib.served import Served
 from sysmonlib.tcp import End, Stream, segment
 
 CONNECTIONS = 16  # of one guest with its servers; the longest silent is forgotten
-_FRAME = 256 << 10  # with segmentation offload a frame is longer than any wire would have it
+FRAME = 256 << 10  # with segmentation offload a frame is longer than any wire would have it
 _BUFFER = 64 << 20  # octets of frames that wait to be read
-_BATCH = 64  # frames between two looks at whether to end
+BATCH = 64  # frames between two looks at whether to end
 _ETH_P_ALL, _OUTGOING = 3, 4  # linux/if_ether.h, linux/if_packet.h
 _SOL_PACKET, _STATISTICS = 263, 6
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
@@ -136,7 +137,7 @@ class Capture:
     def __enter__(self) -> "Capture":
         try:
             for device in self._devices:
-                self._sockets[_opened(device, self._port)] = device
+                self._sockets[tapped(device, self._port)] = device
         except BaseException:
             self._close()
             raise
@@ -165,9 +166,8 @@ class Capture:
         return self._lost() == 0
 
     def _lost(self) -> int:
-        """Frames that found no room, since the capture began; the kernel counts from the last question on."""
-        for one in self._sockets:
-            self._dropped += struct.unpack("II", one.getsockopt(_SOL_PACKET, _STATISTICS, 8))[1]
+        """Frames that found no room, since the capture began."""
+        self._dropped += sum(map(lost, self._sockets))
         return self._dropped
 
     def _read(self) -> None:
@@ -186,14 +186,14 @@ class Capture:
 
     def _drained(self, one: socket.socket) -> bool:
         """Read some frames; whether there are no more."""
-        for _ in range(_BATCH):
+        for _ in range(BATCH):
             try:
-                octets, address = one.recvfrom(_FRAME)
+                octets, address = one.recvfrom(FRAME)
             except BlockingIOError:
                 return True
-            except OSError as error:  # the tap went away
-                raise MissingError(f"{self._sockets[one]}: cannot be read any more: {error.strerror}") from None
-            self.wire.frame(octets, inwards=address[2] == _OUTGOING)
+            except OSError as error:
+                raise gone(self._sockets[one], error) from None
+            self.wire.frame(octets, inwards=inwards(address))
         return False
 
 
@@ -204,14 +204,33 @@ def _attach(to: socket.socket, port: int) -> None:
     to.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, description)
 
 
-def _opened(device: str, port: int) -> socket.socket:
-    """A socket on which the frames of *device* are read."""
+def gone(device: str, error: OSError) -> MissingError:
+    """What is raised when the tap *device* has gone away."""
+    return MissingError(f"{device}: cannot be read any more: {error.strerror}")
+
+
+def inwards(address: tuple[Any, ...]) -> bool:
+    """Whether what was read with this sender, as of packet(7), went to the guest."""
+    return bool(address[2] == _OUTGOING)
+
+
+def lost(one: socket.socket) -> int:
+    """Frames that found no room on *one*, since this was asked last: the kernel begins to count anew."""
+    return int(struct.unpack("II", one.getsockopt(_SOL_PACKET, _STATISTICS, 8))[1])
+
+
+def tapped(device: str, port: int | None = None) -> socket.socket:
+    """A socket on which the frames of the tap *device* are read, those of TCP from and to *port* alone if it is given.
+
+    What is sent on it goes to the guest. Raises NotPermittedError, and MissingError where there is no such device.
+    """
     try:
         made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
     except PermissionError:
         raise NotPermittedError(f"to read what passes on {device} needs root") from None
     try:
-        _attach(made, port)
+        if port is not None:
+            _attach(made, port)
         made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
         made.bind((device, _ETH_P_ALL))  # nothing comes before this
     except OSError as error:

@@ -15,7 +15,7 @@ from dre.system.model import System
 
 # Through what is of these elements of a definition, data leave a guest uncounted.
 _UNCOUNTED = ("hostdev", "filesystem", "redirdev", "shmem", "memory", "smartcard")
-_RUNNING = 1  # VIR_DOMAIN_RUNNING
+_RUNNING, _PAUSED = 1, 3  # VIR_DOMAIN_RUNNING, VIR_DOMAIN_PAUSED
 Figures = Mapping[str, Mapping[str, int]]
 
 
@@ -42,10 +42,11 @@ class Devices:
         """The host's ends of its links."""
         return [device for _, device, _ in definitions.links(self._top) if device is not None]
 
-    def figures(self) -> tuple[Figures, Figures]:
+    def figures(self, resting: bool = False) -> tuple[Figures, Figures]:
         """Of each disk, and of each link, what libvirt counts; see virConnectGetAllDomainStats.
 
-        Those of links are as the guest sees them: tx is what it sends.
+        Those of links are as the guest sees them: tx is what it sends. Raises MissingError where it does not run, or,
+        unless *resting* is said, is paused.
         """
         import libvirt
 
@@ -53,8 +54,8 @@ class Devices:
         with hypervisor.translated(self._name):
             told = hypervisor.connect(self._conf).domainListGetStats([self.domain], stats, 0)
         figures = told[0][1] if told else {}
-        if figures.get("state.state") != _RUNNING:
-            raise MissingError(f"{self._name}: it does not run, or rests")
+        if figures.get("state.state") not in ((_RUNNING, _PAUSED) if resting else (_RUNNING,)):
+            raise MissingError(f"{self._name}: it does not run" + ("" if resting else ", or rests"))
         if self._id() != self.number:
             raise MissingError(f"{self._name}: it was stopped and started meanwhile")
         return grouped(figures, "block"), grouped(figures, "net")
