@@ -130,7 +130,7 @@ def _answers(facts: Facts, span: Span) -> str:
 
 
 def _magnitude(seconds: float) -> float:
-    return math.log10(max(seconds * 1000, 1.0))
+    return math.log10(min(max(seconds * 1000, 1.0), 10_000.0))  # no request waits longer
 
 
 def _ms(magnitude: float) -> str:

@@ -100,3 +100,7 @@ def test_what_never_got_well_is_shown_to_the_end_and_called_missed(tmp_path):
 @pytest.mark.parametrize("magnitude, word", [(0, "1 ms"), (2, "100 ms"), (2.5, "316 ms"), (3, "1 s"), (4, "10 s")])
 def test_the_scale_of_response_times_is_logarithmic(magnitude, word):
     assert report._ms(magnitude) == word
+
+
+def test_no_answer_is_off_the_scale():
+    assert (report._magnitude(0.0), report._magnitude(0.1), report._magnitude(10.02)) == (0.0, 2.0, 4.0)
