@@ -26,6 +26,7 @@ WEB, APP, DB = "shop-web", "shop-app", "shop-db"
 ADDRESSES = {WEB: "10.231.77.11", APP: "10.231.77.12", DB: "10.231.77.13"}
 FEED, REPORT = "batch-feed", "batch-report"
 JOBS = {FEED: "10.231.77.14", REPORT: "10.231.77.15"}
+PAY, PAY_ADDRESS = "shop-pay", "10.231.77.21"  # a system
 URL = f"http://{ADDRESSES[WEB]}"
 DBOX_PORT = 18443
 

@@ -13,6 +13,7 @@ from demolib import answers, evidence, forgery, journal, stage, usage, verdict
 from demolib.answers import Request
 from demolib.batch import BatchStory
 from demolib.evidence import Entry
+from demolib.intruder import IntruderStory
 from demolib.memory import MemoryStory
 from demolib.overload import OverloadStory
 from demolib.places import CERTS, HERE, HOME, STATE
@@ -20,7 +21,7 @@ from demolib.programs import Failed, end, start, wait
 from demolib.story import Say, Story
 from demolib.verdict import Check, Facts
 
-STORIES: dict[str, type[Story]] = {"1": OverloadStory, "2": BatchStory, "3": MemoryStory}
+STORIES: dict[str, type[Story]] = {"1": OverloadStory, "2": BatchStory, "3": MemoryStory, "4": IntruderStory}
 LOG = HOME / "requests.jsonl"
 LONGEST = 420.0  # seconds after which the load ends by itself
 RESTORE = 300.0  # seconds in which all must be well again, or we go on without

@@ -21,6 +21,7 @@ from demolib.places import (
     HOME,
     JOBS,
     LOG,
+    PAY,
     REMAINS,
     RUN,
     SETTINGS,
@@ -127,6 +128,9 @@ def clear(say: Say) -> list[str]:
             for done in [pool.submit(shop.destroy, name) for name in (*ADDRESSES, *JOBS)]:
                 with _noting(troubles):
                     done.result()
+        if (STATE / "sys").exists():
+            with _noting(troubles):
+                dre("dre-sys", "destroy", PAY, "--force", ok=(0, 3), timeout=120)
         if Path(f"/sys/class/net/{BRIDGE}").exists():
             with _noting(troubles):
                 dre("dre-bridge", "down")
