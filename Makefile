@@ -40,7 +40,7 @@ installed:
 	packaging/make-repo
 	packaging/install-from-repo
 
-# SCENARIO=1|2|3 chooses one, KEEP=1 leaves it running, WITHOUT=sec|dscript|release|event leaves one part out.
+# SCENARIO=1|2|3|4 chooses one, KEEP=1 leaves it running, WITHOUT=sec|dscript|release|event leaves one part out.
 demo: installed
 	SCENARIO=$(SCENARIO) KEEP=$(KEEP) WITHOUT=$(WITHOUT) demo/run
 
