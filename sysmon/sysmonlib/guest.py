@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A running system as what can be looked into: from its name to its memory."""
 
+import ctypes
+import os
+import pwd
 from xml.etree import ElementTree
 
 from dre.conf import Conf
@@ -10,6 +13,7 @@ from dre.system.model import System
 
 from sysmonlib.memory import Layout, Memory, attach
 
+_SET_PDEATHSIG, _GET_PDEATHSIG, _NO_NEW_PRIVS = 1, 2, 38  # linux/prctl.h
 _UNITS = {"b": 1, "bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -32,6 +36,33 @@ def memory(conf: Conf, name: str) -> Memory:
         raise NotPermittedError(f"{name}: to read its memory needs root") from None
     except OSError as error:
         raise MissingError(f"{name}: its memory cannot be read: {error.strerror}") from None
+
+
+def account(name: str) -> pwd.struct_passwd:
+    """The user *name*, whom we can become. Raises NotPermittedError, MissingError."""
+    if os.geteuid() != 0:
+        raise NotPermittedError("--user: only root can become another user")
+    try:
+        return pwd.getpwnam(name)
+    except KeyError:
+        raise MissingError(f"no user {name} on this host; the package sysmon makes dre-sysmon") from None
+
+
+def become(user: pwd.struct_passwd) -> None:
+    """Become *user* for good, with what is open: the memory of a guest was made by whoever wants to be believed.
+
+    A signal that was asked for at the parent's end is asked for again: the kernel forgets it then, see prctl(2).
+    """
+    libc, number, parent = ctypes.CDLL(None, use_errno=True), ctypes.c_int(0), os.getppid()
+    libc.prctl(_GET_PDEATHSIG, ctypes.byref(number))
+    os.setgroups([])
+    os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+    os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+    libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if number.value:
+        libc.prctl(_SET_PDEATHSIG, number.value)
+        if os.getppid() != parent:  # it has ended before that
+            os._exit(1)
 
 
 def layout(text: str) -> Layout:

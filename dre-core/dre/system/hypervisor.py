@@ -23,6 +23,11 @@ def connect(conf: Conf, read_only: bool = False) -> Any:
     return _connected(conf.sys_uri, read_only, os.getpid())  # a forked child must not use its parent's
 
 
+def disconnect() -> None:
+    """Let go of the connection; who asks for it again gets another one, if he still may."""
+    _connected.cache_clear()  # it closes with the last that belongs to it
+
+
 @functools.lru_cache(maxsize=1)
 def _connected(uri: str, read_only: bool, _process: int) -> Any:
     try:

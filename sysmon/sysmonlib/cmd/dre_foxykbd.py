@@ -11,7 +11,7 @@ from dre import cli, event, files, units
 from dre.errors import MissingError, UsageError
 
 from sysmonlib import foxy, typist
-from sysmonlib.cmd.telling import looking, tell
+from sysmonlib.cmd.telling import looked, looking, printing, tell
 from sysmonlib.cross import Finding
 from sysmonlib.devices import Devices
 from sysmonlib.keyboard import KEYBOARD, Keyboard
@@ -41,6 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"the probability of a false alarm that is accepted (default {FALSE_ALARM:g})",
     )
     parser.add_argument("--seed", metavar="N", type=int, help="choose as with this number again, not by chance")
+    printing(parser)
     parser.set_defaults(function=look)
     return parser
 
@@ -105,6 +106,8 @@ def _look(ctx: cli.Context, course: Course) -> int:
         _tell(ctx, key, chance, trial, about, begun)
     if not found:
         _not_excluded(ctx, trial, typed, course, devices, about)
+    else:
+        looked(ctx, "foxykbd", "found", **about)
     return 1 if found else 0
 
 
@@ -159,9 +162,10 @@ def _not_excluded(
         counters = [key for key in typed.series if key[0] == device]
         if not any(trial.chance_with(key, course.least[key[1]]) <= accepted for key in counters):
             raise MissingError(f"{name}: {device} puts out so much that a key logger could not have been seen there")
-    if ctx.args.quiet:
-        return
     least = min(trial.chance(trial.statistic(key)) for key in typed.series) if typed.series else 1.0
+    looked(ctx, "foxykbd", "not excluded", false_alarm=least, **about)
+    if ctx.args.quiet or ctx.args.stdout:
+        return
     if ctx.out.as_json:
         ctx.out.json({"verdict": "not excluded", "system": name, "false_alarm": least, **about})
         return

@@ -17,7 +17,7 @@ from dre.system.model import System
 
 from sysmonlib import inside
 from sysmonlib.capture import Capture
-from sysmonlib.cmd.telling import looking, tell
+from sysmonlib.cmd.telling import looked, looking, printing, tell
 from sysmonlib.cross import INCONSISTENT, Finding
 from sysmonlib.libra import Libra, Sight
 from sysmonlib.served import Served
@@ -40,6 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--interval", metavar="S", help="look again every S (default 5s), until interrupted")
     parser.add_argument("--count", metavar="N", type=int, help="look N times (default 1; with --interval: for ever)")
     parser.add_argument("--timeout", metavar="S", default="60s", help="how long the system may take (default 60s)")
+    printing(parser)
     parser.set_defaults(function=look)
     return parser
 
@@ -133,6 +134,7 @@ def _watch(ctx: cli.Context, places: Sequence[_Looked], interval: float, count: 
             aside = place.libra.aside
             if aside:
                 ctx.say(f"not looked at: {aside[0]}" + (f", and {len(aside) - 1} more" if len(aside) > 1 else ""))
+        looked(ctx, "libra", "found" if found else "clean")
         if count is not None:
             count -= 1
             if count == 0:

@@ -10,15 +10,17 @@ from typing import Any
 from dre import cli, units
 from dre.cli import Column
 from dre.errors import DreError, MissingError, UsageError
+from dre.system import hypervisor
 
 from sysmonlib import guest, hooks, kernel, modules, slabs, tasks
-from sysmonlib.cmd.telling import looking, source, tell
+from sysmonlib.cmd.telling import looked, looking, printing, source, tell
 from sysmonlib.cross import HOOK, INCONSISTENT, MODULE, PROCESS, Cross, Finding
 from sysmonlib.memory import Memory
 
 SYMBOLS = tasks.SYMBOLS | slabs.SYMBOLS | modules.SYMBOLS | hooks.SYMBOLS
 TYPES = tasks.TYPES | slabs.TYPES | modules.TYPES | hooks.TYPES
 MEMORY = 64 << 20  # octets of processes in a report
+BEAT = 10.0  # seconds between two times that --stdout tells that it looked
 PS: tuple[Column, ...] = (
     ("PID", "pid", 7),
     ("PPID", "ppid", 7),
@@ -42,6 +44,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--report", metavar="PATH", type=Path, help="write what is found for analysis, and to the D-Box"
     )
     parser.add_argument("--memory", metavar="SIZE", type=units.size, help="of processes, in a report (default 64M)")
+    printing(parser)
+    parser.add_argument("--user", metavar="NAME", help="as root, with --stdout: become this user once it can look")
     parser.set_defaults(function=look)
     return parser
 
@@ -52,10 +56,14 @@ def look(ctx: cli.Context) -> int:
         raise UsageError(f"--count {ctx.args.count}: at least 1 is needed")
     if ctx.args.ps and (ctx.args.interval or ctx.args.count):
         raise UsageError("--ps is of one moment: neither --interval nor --count")
-    if ctx.args.report and (ctx.args.ps or ctx.args.interval or ctx.args.count):
-        raise UsageError("--report is of one moment: neither --ps nor --interval nor --count")
+    if ctx.args.report and (ctx.args.ps or ctx.args.interval or ctx.args.count or ctx.args.stdout):
+        raise UsageError("--report is of one moment, for a person: neither --ps, --interval, --count nor --stdout")
     if ctx.args.memory is not None and not ctx.args.report:
         raise UsageError("--memory is of a --report")
+    if ctx.args.ps and ctx.args.stdout:
+        raise UsageError("--ps prints processes, and not events: without --stdout")
+    if ctx.args.user and not ctx.args.stdout:
+        raise UsageError("--user: only with --stdout, for what it sends would not be believed")
     interval = units.duration(ctx.args.interval or "1s")
     count = ctx.args.count or (None if ctx.args.interval else 1)
     with looking():
@@ -76,8 +84,12 @@ def _open(name: str, memory: Memory, known: Cross | None = None, more: frozenset
 
 
 def _watch(ctx: cli.Context, interval: float, count: int | None) -> int:
-    name, found = ctx.args.system, 0
+    name, found, scans, said = ctx.args.system, 0, 0, -BEAT
+    account = guest.account(ctx.args.user) if ctx.args.user else None
     with guest.memory(ctx.conf, name) as memory:
+        if account is not None:
+            hypervisor.disconnect()  # who may talk to libvirt is as good as root
+            guest.become(account)
         cross = _open(name, memory)
         due = time.monotonic()
         while True:
@@ -85,10 +97,12 @@ def _watch(ctx: cli.Context, interval: float, count: int | None) -> int:
             for finding in cross.scan():
                 found += 1
                 tell(ctx, finding, _sentence(finding))
-            if count is not None:
-                count -= 1
-                if count == 0:
-                    break
+            scans += 1
+            if count == scans or time.monotonic() >= said + BEAT:
+                looked(ctx, "lms", "found" if found else "clean", scans=scans, found=found)
+                said = time.monotonic()
+            if count == scans:
+                break
             due = max(due + interval, time.monotonic())
             time.sleep(max(0.0, due - time.monotonic()))
             if memory.ended() or cross.kernel.clock() == clock:  # a reboot, or a guest that sleeps
