@@ -427,7 +427,7 @@ def _read(file: str) -> dict[str, Any]:
     try:
         # Without waiting: what is given instead of a file may be a FIFO that nobody writes to.
         with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
-            _trusted(file, os.fstat(stream.fileno()))
+            trusted(file, os.fstat(stream.fileno()))
             text = stream.read().decode()
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}") from None
@@ -455,7 +455,7 @@ def _assignments(file: str, text: str) -> dict[str, Any]:
     return values
 
 
-def _trusted(file: str, status: os.stat_result) -> None:
+def trusted(file: str, status: os.stat_result) -> None:
     """Refuse a file that someone else than root (or the caller) could have written."""
     if not stat.S_ISREG(status.st_mode):
         raise UsageError(f"{file}: not a regular file")

@@ -1,22 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dre-sysmon: what passes through the devices of a system, and what is put in."""
+"""dre-sysmon: looks at systems as a plan says, and what passes through the devices of one."""
 
 import argparse
 import contextlib
 import hashlib
 import itertools
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from dre import cli, event, units
-from dre.errors import MissingError, UsageError
+from dre import cli, conf, event, files, units
+from dre.cli import Column
+from dre.errors import FAILED, DreError, MissingError, TimedOutError, UsageError
 
-from sysmonlib import keyboard, traffic
+from sysmonlib import keyboard, plan, traffic
 from sysmonlib.cmd.telling import source
 from sysmonlib.devices import Devices
 from sysmonlib.keyboard import Keyboard
 
+PLAN, LOCK = "sysmon.yaml", "sysmon-run"
+STATUS: tuple[Column, ...] = (
+    ("LOOK", "look", 12),
+    ("SYSTEM", "system", 12),
+    ("STATE", "state", 8),
+    ("VERDICT", "verdict", 12),
+    ("FOUND", "found", 5),
+    ("LAST", "last", 24),
+    ("DUE", "due", 24),
+    ("REASON", "reason", 0),
+)
 INSERTED = "sysmon.io.inserted"
 PACE = 0.02  # seconds between two keys: a guest's PS/2 queue holds 16 octets
 LEAST = 0.01  # seconds between two looks at counters, of which each costs about 2 ms
@@ -40,6 +54,12 @@ def make_parser() -> argparse.ArgumentParser:
     io.add_argument("--send-keys", metavar="KEYS", action="append", default=[], help="press keys, as in 'ctrl+c enter'")
     io.add_argument("--send-frame", metavar="HEX", action="append", default=[], help="have it receive a frame")
     io.add_argument("--link", metavar="DEVICE", help="the host's end of the link that --send-frame is for")
+    run = cli.verb(verbs, "run", run_service, "look at systems as the plan says, in the foreground")
+    run.add_argument("file", metavar="FILE", nargs="?", type=Path, help=f"the plan (default: /etc/dre/{PLAN})")
+    run.add_argument("--user", metavar="NAME", help="as root: what looks all the time becomes this user")
+    check = cli.verb(verbs, "check", check_plan, "say what is wrong with the plan: 0 nothing, 1 findings")
+    check.add_argument("file", metavar="FILE", nargs="?", type=Path, help=f"the plan (default: /etc/dre/{PLAN})")
+    cli.verb(verbs, "status", show_status, "print how each look is; 0 when the service runs, else 1")
     return parser
 
 
@@ -127,3 +147,70 @@ def _print(ctx: cli.Context, passed: traffic.Passed) -> None:
     severity = 4 if passed.type == traffic.DROPPED else 5 if passed.type == INSERTED else 6
     made = event.Event(event.stamp(passed.time), source(ctx), passed.type, severity, data)
     ctx.out.line(event.new_line(made).decode().rstrip("\n"))
+
+
+# --- run ---
+
+
+def run_service(ctx: cli.Context) -> None:
+    """dre-sysmon run [FILE]"""
+    import asyncio  # late, for it is slow
+
+    from sysmonlib import guest, service
+
+    def say(text: str) -> None:
+        ctx.say(text)
+        sys.stderr.flush()
+
+    with _alone(ctx):
+        options = ["--config", ctx.args.config] if ctx.args.config else []
+        made = service.Service(ctx.conf, options, _agreed(ctx), say)
+        if ctx.args.user:
+            made.become(guest.account(ctx.args.user).pw_name)
+        asyncio.run(made.run(lambda: _agreed(ctx)))
+
+
+@contextlib.contextmanager
+def _alone(ctx: cli.Context) -> Iterator[None]:
+    """One service per host: two would press keys at the same time."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(files.lock(ctx.conf.core_run_dir / "lock" / LOCK, timeout=1.0))
+        except TimedOutError:
+            raise DreError("another dre-sysmon run is at work") from None
+        yield
+
+
+def _agreed(ctx: cli.Context) -> list[plan.Look]:
+    """The looks of the plan. Raises UsageError with all that is wrong with it."""
+    path = _plan(ctx)
+    looks, wrong = plan.read(path)
+    if wrong:
+        raise UsageError("\n".join(wrong))
+    conf.trusted(str(path), path.stat())  # what it says is done as root
+    return looks
+
+
+def _plan(ctx: cli.Context) -> Path:
+    path: Path = ctx.args.file or ctx.conf.core_etc_dir / PLAN
+    return path
+
+
+def check_plan(ctx: cli.Context) -> int:
+    """dre-sysmon check [FILE]"""
+    _, wrong = plan.read(_plan(ctx))
+    for text in wrong:
+        ctx.out.json({"text": text}) if ctx.out.as_json else ctx.out.line(text)
+    return FAILED if wrong else 0
+
+
+def show_status(ctx: cli.Context) -> int:
+    """dre-sysmon status"""
+    from sysmonlib import service
+
+    rows = service.status(ctx.conf)
+    if rows is None:
+        ctx.say("not running")
+        return FAILED
+    ctx.out.table(rows, STATUS)
+    return 0
