@@ -52,6 +52,8 @@ def cause(script, trigger, time, raised=True):
     monitor = next(item for item in script.monitors if item.id == trigger.monitor)
     if monitor.watch == "sysmon":
         return [made(time, f"sysmon.{monitor.finding}", system=monitor.system)] if raised else []
+    if monitor.watch == "event":
+        return [made(time, monitor.type, system=monitor.system, **dict(monitor.fields))] if raised else []
     return [made(time, "watch.raised" if raised else "watch.cleared", script=script.name, id=monitor.id)]
 
 
@@ -131,6 +133,6 @@ def test_it_is_done_as_often_as_is_said_and_no_oftener(case):
 def test_every_shipped_script_is_here():
     assert {path.stem for path in SCRIPTS} == {name for name in {path.stem for path, _ in CASES}}
     stories = {"shop-overload", "shop-batch", "shop-memory", "shop-intruder"}
-    assert stories | {"system-watch", "container-watch", "apache-watch", "mysql-watch"} == {
+    assert stories | {"system-intruder", "system-watch", "container-watch", "apache-watch", "mysql-watch"} == {
         path.stem for path in SCRIPTS
     }
