@@ -11,7 +11,7 @@ import pytest
 from app_ground import alone, make_tree
 from conftest import environment
 
-SERVICES = ["dboxd", "dre-monitor", "dre-rules", "dscript", "dre-keep"]
+SERVICES = ["dboxd", "dre-monitor", "dre-rules", "dscript", "dre-sysmon", "dre-keep"]
 DETACHING = ["dre-monitor", "dre-rules"]
 PID_FILES = {}  # of those that detach by themselves, which is below the run directory of their settings
 
@@ -43,6 +43,8 @@ def services():
             f'DRE_DBOX_CERTS_DIR="{scratch}/certs"\nDRE_DBOX_LISTEN="127.0.0.1:28443"\n'
             'DRE_DBOX_URL="https://localhost:28443"\nDRE_DBOX_KEY_BITS="2048"\n'
         )
+        pathlib.Path(scratch, "etc").mkdir()
+        pathlib.Path(scratch, "etc/sysmon.yaml").write_text("sysmon: 1\nlooks: [{look: lms, system: nosuch}]\n")
         made = call("dbox-init", "--config", str(conf), *map(str, dboxkit.owner()))
         assert made.returncode == 0, made.stderr
         defaults = [pathlib.Path("/etc/default", service) for service in (*SERVICES, "dre-app")]
