@@ -115,6 +115,7 @@ def test_that_all_is_as_it_was_is_told_once_and_a_change_again(world):
         "no event",
         "x" * 10000,
     ],
+    ids=["of another system", "of another part", "of the service", "without an id", "no event", "too long"],
 )
 def test_what_a_program_may_not_say_is_not_passed_on_and_it_is_ended(world, said):
     world.program("dre-lms", f"echo '{said}'", f"echo '{line()}'", "exec sleep 100")
