@@ -20,7 +20,10 @@ import pytest
 from app_ground import Ground, kernel, make_tree, wait_for
 from conftest import ROOT, environment, program
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(os.environ.get("DRE_TEST_INSTALLED") != "1", reason="what a program of `run` calls is installed"),
+]
 # Its memory is full when a file says so, and not any more when it has been started anew.
 GROW = "until [ -e /grow ]; do sleep 0.2; done; rm /grow; dd if=/dev/zero bs=60M count=1 | sleep 1000"
 LIMIT = 64 << 20
@@ -79,6 +82,12 @@ class Story:
         return [(one["outcome"], one["restored"]) for one in told if one["response"] == response]
 
 
+def act(place, name):
+    """Have the shipped program *name* among those that a script may call."""
+    (place / "etc/actions.d").mkdir(parents=True)
+    shutil.copy(ROOT / "dscript/actions" / name, place / "etc/actions.d")
+
+
 def pid(name):
     return int(subprocess.run(["lxc-info", "-n", name, "-pH"], capture_output=True, text=True).stdout)
 
@@ -98,7 +107,10 @@ def test_memory_that_runs_full_restarts_the_app_and_what_depends_on_it(run, sett
         ground("create", "t-app", "--base", tree, "--ip", "none", "--memory", str(LIMIT), "--", "sh", "-c", GROW)
         ground("create", "t-web", "--base", tree, "--ip", "none")
         ground("start", "t-app", "t-web")
-        story = Story(ground, "shop-memory.yaml", {"of: shop-app": "of: t-app", "of: shop-web": "of: t-web"})
+        act(ground.place, "diagnose")
+        ours = {"of: shop-app": "of: t-app", "of: shop-web": "of: t-web"}
+        ours["[diagnose, shop-app]"] = f"[diagnose, t-app, {ground.config}]"
+        story = Story(ground, "shop-memory.yaml", ours)
         with story.at_work():
             before = pid("t-app"), pid("t-web")
             assert used("t-app") < LIMIT // 2
@@ -112,7 +124,7 @@ def test_memory_that_runs_full_restarts_the_app_and_what_depends_on_it(run, sett
         said = json.loads(raised["line"])["data"]
         assert raised["proven"] and said["id"] == "full" and said["value"] > 90
         told = [json.loads(one["line"])["data"] for one in story.records("outcome")]
-        assert [one["action"] for one in told] == ["record", "restart", "restart"]
+        assert [one["action"] for one in told] == ["run", "restart", "restart"]
         seen = [one[when]["pid"] for one in told[1:] for when in ("before", "after")]
         assert seen == [before[0], after[0], before[1], after[1]]
         assert not (story.place / "log/notify.log").exists()
@@ -152,7 +164,6 @@ def box():
     dboxkit.remove(made)
 
 
-@pytest.mark.skipif(os.environ.get("DRE_TEST_INSTALLED") != "1", reason="what a program of `run` calls is installed")
 def test_a_batch_job_that_makes_the_shop_slow_is_found_in_the_d_box_and_stopped(run, box):
     box.good("dbox-init", "--client", "dscript", "--role", "writer")
     with Ground(run, lambda **keys: str(box.conf)) as ground, Slow() as shop:
@@ -161,8 +172,7 @@ def test_a_batch_job_that_makes_the_shop_slow_is_found_in_the_d_box_and_stopped(
             ground("create", name, "--base", tree, "--ip", "none")
         ground("start", "batch-old")
         shutil.rmtree(box.path / "state/spool/event")  # nobody will record that
-        (box.path / "etc/actions.d").mkdir()
-        shutil.copy(ROOT / "dscript/actions/stop-batch", box.path / "etc/actions.d")
+        act(box.path, "stop-batch")
         address = {"http://10.231.77.11/": f"http://127.0.0.1:{shop.server_port}/"}
         story = Story(ground, "shop-batch.yaml", {**address, "[stop-batch]": f"[stop-batch, 1 hour, {box.conf}]"})
         with story.at_work():

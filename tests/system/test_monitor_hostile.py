@@ -16,7 +16,8 @@ from dre import event
 from test_monitor_recognises_overload import Monitor, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the monitor sets owners and priorities")
-RULE = 'type=Single\nptype=RegExp\npattern="type":"(?:lab|app|script|dbox|sysmon)\\.\ndesc=x\naction=write %script $0\n'
+# What the shipped rules do not pass on, as they do sysmon.*
+RULE = 'type=Single\nptype=RegExp\npattern="type":"(?:lab|app|script|dbox)\\.\ndesc=x\naction=write %script $0\n'
 FULL = os.environ.get("DRE_FULL") == "1"
 RATE, SECONDS = 10_000, 3 if FULL else 2  # of a flood
 full = pytest.mark.skipif(not FULL, reason="as before a release: DRE_FULL=1")
