@@ -22,7 +22,9 @@ from conftest import ROOT, environment, program
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-    pytest.mark.skipif(os.environ.get("DRE_TEST_INSTALLED") != "1", reason="what a program of `run` calls is installed"),
+    pytest.mark.skipif(
+        os.environ.get("DRE_TEST_INSTALLED") != "1", reason="what a program of `run` calls is installed"
+    ),
 ]
 # Its memory is full when a file says so, and not any more when it has been started anew.
 GROW = "until [ -e /grow ]; do sleep 0.2; done; rm /grow; dd if=/dev/zero bs=60M count=1 | sleep 1000"
