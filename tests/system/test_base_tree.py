@@ -117,12 +117,13 @@ def test_check_finds_a_package_that_was_removed(place, made):
         (tree / "var/lib/dpkg/status").write_bytes(status)
 
 
-def test_what_the_archive_does_not_have_is_said_and_leaves_nothing(place):
-    done = place.run("--tree", "other", "--package", "no-such-package-at-all")
+@pytest.mark.parametrize(
+    "words", [pytest.param(["--package", "no-such-package-at-all"], marks=full), ["--suite", "nosuchsuite"]]
+)
+def test_what_the_archive_does_not_have_is_said_and_leaves_nothing(place, words):
+    done = place.run("--tree", "other", *words)
     assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
-    assert b"no-such-package-at-all" in done.stderr
-    done = place.run("--tree", "other", "--suite", "nosuchsuite")
-    assert (done.returncode, b"nosuchsuite" in done.stderr) == (1, True)
+    assert words[1].encode() in done.stderr
     assert not (place.base / "other").exists()
     assert nothing_left(place) == ([], b"", [])
 
