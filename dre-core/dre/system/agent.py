@@ -166,10 +166,11 @@ class Agent:
                 cut = bool(found.get("out-truncated") or found.get("err-truncated"))
                 out, err = (self._octets(found.get(key, ""), "guest-exec-status") for key in ("out-data", "err-data"))
                 return Ended(status if isinstance(status, int) else 1, out, err, cut)
-            now = time.monotonic()
-            if timeout is not None and now - begun > timeout:
+            passed = time.monotonic() - begun
+            if timeout is not None and passed > timeout:
                 raise TimedOutError(f"{self.name}: {argv[0]}: no end within {timeout:g} s; killed")
-            time.sleep(min(0.5, 0.01 + (now - begun) / 10))  # each question costs the guest some time
+            pause = min(2.0, 0.01 + passed / 10)  # each question costs the guest some time, and a line of its journal
+            time.sleep(pause if timeout is None else min(pause, 0.01 + timeout - passed))
 
     def _number(self, found: Any, key: str, command: str) -> int:
         value = found.get(key) if isinstance(found, dict) else None
