@@ -11,7 +11,8 @@ import pytest
 from module_guest import give
 from programs import program
 
-SCANS = 10_000 if os.environ.get("DRE_FULL") == "1" else 20
+FULL = os.environ.get("DRE_FULL") == "1"
+SCANS = 10_000 if FULL else 20
 NAMES = {"list", "idr", "tree"}
 # Processes come and go as fast as they can, with threads and in namespaces of their own; a module comes and goes.
 STORM = """
@@ -154,6 +155,7 @@ def test_hooks_are_named_and_gone_when_they_are_put_back(guest, ground, kit):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.skipif(not FULL, reason="takes a guest of its own: DRE_FULL=1, as before a release")
 def test_what_the_kernel_hooks_itself_is_not_told(guest, ground):
     """Its tracer of functions, kprobes, optimised or not, events of system calls, and programs of BPF at functions."""
     guest.push(os.path.join(os.path.dirname(__file__), "bpf_at.py"), "/root/bpf_at.py")
