@@ -2,6 +2,7 @@
 """What the intake believes, and the spool that keeps it."""
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -87,6 +88,7 @@ def test_keys_stand_in_the_order_that_rules_rely_on():
         b'{"time":"%s","source":"/h","type":"a.b","extra":1}' % SEEN.encode(),
         b'{"time":"%s","source":"/h","type":"a.b","data":%s1%s}' % (SEEN.encode(), b"[" * 1500, b"]" * 1500),
     ],
+    ids=itertools.count(),  # not the lines, which have the time
 )
 def test_refuses_with_a_reason(octets):
     with pytest.raises(event.EventError):
