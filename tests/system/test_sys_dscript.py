@@ -196,7 +196,8 @@ def test_a_system_that_is_destroyed_in_mid_step_reaches_a_person(world):
     world.wait(lambda: world.records("intent"), "the step")
     time.sleep(1)
     assert world.state() == "running" and not world.records("outcome")
-    for words in (("undefine", "s1", "--snapshots-metadata", "--nvram"), ("destroy", "s1")):  # never to be started again
+    # In this order it is never there, shut off, for the restart to start it.
+    for words in (("undefine", "s1", "--snapshots-metadata", "--nvram"), ("destroy", "s1")):
         world.host.virsh(*words)
     world.wait(lambda: world.ends("lost"), "the end", 90)
     (end,) = world.ends("lost")
