@@ -107,7 +107,7 @@ def _monitor(story: Story, without: str) -> None:
     start("dre-monitor", "dre-monitor", "--config", str(CONF), "run", *left_out)
     wait(intake_lives, 20, "the monitor's intake")
     if without != "dscript":
-        start("dscript", "dscript", "--config", str(CONF), "run")
+        start("dscript", "dscript", "--config", str(CONF), "run", "--user", "dscript")
 
 
 def _beside(program: str, directory: str) -> Path:

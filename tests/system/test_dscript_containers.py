@@ -13,12 +13,13 @@ import time
 
 import pytest
 from app_ground import LXC, Ground, kernel, make_tree, wait_for
+from checkpoint_ground import Counting, need_criu
 from conftest import environment, program
 from dre import event
 from migrate_ground import There
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-NAME, MOVED = "t-steps", "t-steps-moved"
+NAME, MOVED, ADDRESS = "t-steps", "t-steps-moved", "10.231.101.64"
 STEPS = {
     "freeze": [f"{{action: freeze, of: {NAME}}}"],
     "thaw": [f"{{action: thaw, of: {NAME}}}"],
@@ -30,8 +31,10 @@ STEPS = {
     "snapshot": [f"{{action: snapshot, of: {NAME}, tag: s1, timeout: 60s}}"],
     "undo": [f"{{action: undo, of: {NAME}, tag: s1, timeout: 60s}}"],
     "checkpoint": [f"{{action: checkpoint, of: {NAME}, tag: c1, timeout: 120s}}"],
+    "return": [f"{{action: undo, of: {NAME}, tag: c1, timeout: 120s}}"],
     "migrate": [f"{{action: migrate, of: {NAME}, to: localhost, as: {MOVED}, timeout: 60s}}"],
     "send": [f"{{action: migrate, of: {NAME}, to: there, timeout: 120s}}"],
+    "move": [f"{{action: migrate, of: {NAME}, to: there, live: yes, timeout: 300s}}"],
     # What was done before a step that fails is taken back, the last first.
     "fail": [
         f"{{action: limit, of: {NAME}, pids: 20}}",
@@ -39,6 +42,9 @@ STEPS = {
         "{action: restart, of: t-nowhere}",
     ],
 }
+# The two bridges of this one host have the same network then, so the program is asked from inside.
+ASK = "import socket; s = socket.create_connection(('127.0.0.1', 8080)); s.sendall(b'?'); print(s.recv(99).decode())"
+
 RESPONSE = """\
   - id: do-{name}
     when: {{event: t.{name}}}
@@ -251,6 +257,25 @@ def test_an_app_that_is_destroyed_in_mid_step_reaches_a_person(run, settings):
             assert [one["step"] for one in world.records("intent") if one["response"] == "do-restart"] == [1]
 
 
+def test_memory_goes_back_to_the_checkpoint_that_a_script_has_saved(run, settings):
+    need_criu()
+    with Counting(run, settings, NAME, ADDRESS) as ground, World(ground) as world:
+        ground.ask("before")
+        assert world.do("checkpoint") == "done"
+        assert (ground.checkpoints / "c1").is_dir() and world.state() == "RUNNING"
+        saved = ground.ask()
+        assert saved[1] == "before"  # it went on
+        ground.ask("after")
+        assert wait_for(lambda: ground.ask()[2] > saved[2] + 200)
+        reached = ground.ask()[2]
+        assert world.do("return") == "done" and world.state() == "RUNNING"
+        _, mark, count, offset = ground.ask()
+        assert (mark, count < reached) == ("before", True)  # neither where it was, nor anew
+        lines = (ground.delta / "lines").read_bytes()[:offset].split()
+        assert [int(line) for line in lines] == list(range(1, len(lines) + 1)) and len(lines) >= count
+        assert world.notices() == 0
+
+
 def test_an_app_moves_to_another_host_by_ssh(run, settings):
     with Ground(run, settings) as ground:
         tree = make_tree(ground.place / "state/base/small")
@@ -276,3 +301,19 @@ def test_an_app_moves_to_another_host_by_ssh(run, settings):
             errors = [one["error"] for one in world.records("outcome") if one["response"] == "do-send"]
             assert errors[0] is None and "its host key is not known" in errors[1] and wait_for(world.notices)
             assert there("list") == ""
+
+
+def test_an_app_moves_to_another_host_with_its_memory(run, settings):
+    need_criu()
+    allowed = ("--allow-privileged", "--allow-live")
+    with (
+        Counting(run, settings, NAME, ADDRESS) as ground,
+        There(run, *allowed, network="10.231.101.1/24") as there,
+        World(ground, there) as world,
+    ):
+        ground.ask("kept-in-memory")
+        before = ground.ask()
+        assert world.do("move") == "done"
+        word, count = there("exec", NAME, "--", "/usr/bin/python3", "-c", ASK).split()[1:3]
+        assert (word, int(count) >= before[2]) == ("kept-in-memory", True)
+        assert not (LXC / NAME).exists()

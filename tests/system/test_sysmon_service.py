@@ -15,10 +15,11 @@ import guest_ground
 import pytest
 from programs import environment, program
 from system_ground import NETWORK, Apart
+from test_foxykbd_guest import CLOCK, LOGGER
 
 box, running = dboxkit.box, dboxkit.running
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, as the service does")
-full = pytest.mark.skipif(os.environ.get("DRE_FULL") != "1", reason="boots guests: DRE_FULL=1")
+full = pytest.mark.skipif(os.environ.get("DRE_FULL") != "1", reason="boots guests, and types for a minute: DRE_FULL=1")
 USER = "nobody"
 PLAN = """sysmon: 1
 looks:
@@ -73,7 +74,8 @@ def host():
     with Apart() as made:
         words = ("--memory", "128M", "--ip", f"{NETWORK}.5/24")
         made.dre("create", "ser-linux", "--base", guest_ground.image(made), *words)
-        made.dre("create", "ser-keys", "--base", made.small(), "--ip", "none", "--memory", "64M")
+        for name, code in (("ser-keys", LOGGER), ("ser-idle", CLOCK)):
+            made.dre("create", name, "--base", made.small(name, code), "--ip", "none", "--memory", "64M")
         made.dre("start", "ser-linux", "ser-keys")
         with guest_ground.Talk(f"{NETWORK}.5", f"/proc/{made.first_pid()}/ns/net", 180):
             pass  # it is up
@@ -145,6 +147,23 @@ def test_the_service_looks_is_killed_and_goes_on(host, service):
     assert not alive(after["pid"])
     pending = host.call(program("dbox-put"), "--config", host.conf, "--client", "sysmon", "--pending", "--json").stdout
     assert len(pending.splitlines()) == len([line for line in events(host.place) if '"type":"sysmon.' in line])
+
+
+@full
+@pytest.mark.parametrize(("name", "verdict"), [("ser-keys", "found"), ("ser-idle", "not excluded")])
+def test_one_that_logs_keys_is_found_and_one_that_does_not_is_not_called_clean(host, service, name, verdict):
+    """Again each minute, for a busy host is no place to look from."""
+    host.dre("start", name)
+    plan = host.place / "etc/keys.yaml"
+    plan.write_text(f"sysmon: 1\nlooks: [{{look: foxykbd, system: {name}, every: 1m}}]\n")
+    service.begin(plan)
+    wait(lambda: (rows := service.rows()) and rows["foxykbd", name]["verdict"], 400)
+    service.end()
+    told = [json.loads(line) for line in events(host.place) if f'"system":"{name}"' in line and "sysmon." in line]
+    (data,) = [one["data"] for one in told if one["type"] == "sysmon.looked"]
+    assert (data["verdict"], data["keys"], data["windows"]) == (verdict, 600, 20)
+    alarms = [one["data"]["device"] for one in told if one["type"] == "sysmon.keylogger"]
+    assert alarms == (["vda"] if verdict == "found" else [])
 
 
 def test_what_it_tells_is_in_the_d_box_as_it_was_told(running):

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """dre-lms on a real guest: what a root-kit hides there is named from outside, and a busy guest is not accused."""
 
+import contextlib
 import json
 import os
+import pathlib
 import re
 import subprocess
+import time
 
 import dboxkit
 import pytest
+from guests import READY
 from module_guest import give
-from programs import program
+from programs import ROOT, environment, program
 
 FULL = os.environ.get("DRE_FULL") == "1"
 SCANS = 10_000 if FULL else 20
@@ -244,3 +248,116 @@ def test_a_system_that_does_not_run_or_is_none_is_not_clean(guest, ground):
     done = lms(ground)
     assert done.returncode == 6 and "does not run" in done.stderr
     assert ground.call(program("dre-lms"), "--config", ground.conf, "nosuch", check=False).returncode == 3
+
+
+# As the shipped shop-intruder.yaml, with a look that an event asks for, and a way back that this guest has.
+INTRUDER = f"""\
+dscript: 1
+name: intruder
+monitors:
+  - {{id: hidden, watch: sysmon, finding: hidden.process, system: guest1, within: 1h}}
+responses:
+  - id: look
+    when: {{event: shop.look}}
+    steps: [{{action: scan, system: guest1, finding: hidden.process, timeout: 5m}}]
+    at-most: {{attempts: 9, per: 1h}}
+    then: call
+  - id: clean
+    when: hidden
+    steps:
+      - {{action: isolate, system: guest1, timeout: 1m, revert: never}}
+      - {{action: checkpoint, system: guest1, tag: found, timeout: 10m}}
+      - {{action: undo, system: guest1, tag: {READY}, timeout: 10m}}
+      - {{action: rejoin, system: guest1, timeout: 1m}}
+      - {{action: notify, to: owner, text: guest1 had a hidden process}}
+    at-most: {{attempts: 1, per: 1d}}
+    then: call
+  - {{id: call, steps: [{{action: notify, to: owner}}]}}
+"""
+
+
+class Watched:
+    """The monitor and the engine, which is a user of its own, at work on the host of the guests."""
+
+    def __init__(self, host):
+        self.host, self.place, self.processes = host, host.place, []
+        self.conf = host.seen / "script.conf"
+        text = host.conf.read_text() + f'DRE_MONITOR_PIPES="{host.seen}/run/script"\n'
+        rules = (ROOT / "sec-monitor/rules/shop.sec").read_text()
+        for path, octets in ((self.conf, text), ("etc/rules.d/shop.sec", rules), ("intruder.yaml", INTRUDER)):
+            host.call("install", "-D", "-m", "644", "/dev/stdin", host.seen / path, stdin=octets.encode())
+
+    def __enter__(self):
+        self.begin("dre-monitor", "run", "--without", "watch")
+        self.wait((self.place / "run/events.sock").exists, "the intake")
+        self.begin("dscript", "run", "--user", "daemon", self.host.seen / "intruder.yaml")
+        self.wait(lambda: self.records("start"), "the engine")
+        return self
+
+    def __exit__(self, *error):
+        for process in self.processes:
+            children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")  # of nsenter, which waits
+            with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
+                os.kill(int(children.read_text()), 15)
+        for process in self.processes:
+            process.wait(60)
+
+    def begin(self, name, *words):
+        env = environment()
+        env["PATH"] = ":".join(
+            sorted({str(pathlib.Path(program(p)).parent) for p in ("dre-sys", "dre-lms")}) + [env["PATH"]]
+        )
+        argv = [*self.host.inside, program(name), "--config", self.conf, *words]
+        log = (self.place / f"{name}.log").open("wb")
+        self.processes.append(subprocess.Popen(list(map(str, argv)), env=env, stderr=log))
+
+    def wait(self, condition, what, timeout=60):
+        deadline = time.monotonic() + timeout
+        while not (found := condition()):
+            assert time.monotonic() < deadline, f"{what}: not within {timeout} s: {self.said()}"
+            time.sleep(0.1)
+        return found
+
+    def said(self):
+        return [path.read_text()[-2000:] for path in self.place.glob("d*.log")] + self.records("outcome")
+
+    def records(self, kind):
+        found = []
+        for path in sorted((self.place / "state/script/journal").glob("*.log")):
+            whole = path.read_bytes()
+            found += [json.loads(line[9:]) for line in whole[: whole.rfind(b"\n") + 1].splitlines()]
+        return [record for record in found if record["kind"] == kind]
+
+    def told(self, type):
+        return [data for one in self.records("tell") if f'"type":"{type}"' in one["line"]
+                for data in [json.loads(one["line"])["data"]]]  # fmt: skip
+
+    def ends(self):
+        return [(end["response"], end["outcome"]) for end in self.told("script.response.done")]
+
+    def look(self, number):
+        """Have a script look into the guest; whether it found something."""
+        self.host.call(program("dre-event"), "--config", self.conf, "--send", "shop.look")
+        return self.wait(lambda: self.told("script.scan")[number - 1 :], "the look", 300)[0]["result"]
+
+
+def test_a_script_has_it_look_and_what_is_found_is_cut_off_kept_and_undone(guest, ground, kit):
+    """By the real monitor, engine, dre-lms and dre-sys; the guest, its disk and libvirt tell what was done."""
+    port = ground.virsh("domiflist", "guest1").split()[0]
+    guest.ok("touch /root/mark")
+    with Watched(ground) as watched:
+        assert watched.look(1) == "clean"
+        hidden = guest.ok(HIDE).split()[1]
+        assert watched.look(2) == "finding"
+        watched.wait(lambda: ("clean", "done") in watched.ends(), "the response", 600)
+        outcomes = [one for one in watched.records("outcome") if one["response"] == "clean"]
+        assert [one["error"] for one in outcomes] == [None] * 5
+        assert [outcomes[0][when]["isolated"] for when in ("before", "after")] == [False, True]
+        raised = [one for one in watched.records("event") if '"sysmon.hidden.process"' in one["line"]]
+        assert hidden in [str(json.loads(one["line"])["data"]["pid"]) for one in raised if one["proven"]]
+        assert set(ground.virsh("snapshot-list", "guest1", "--name").split()) == {READY, "found"}
+        assert ground.virsh("domif-getlink", "guest1", port).split()[-1] == "up"
+        assert guest.call("ls /root/mark").returncode != 0  # it is as it was before all this
+        assert watched.look(3) == "clean"
+    ground.dre("checkpoint", "delete", "guest1", "found")
+    assert "guest1 had a hidden process" in (ground.place / "log/notify.log").read_text()

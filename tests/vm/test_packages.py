@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our packages and their services on a Debian with systemd: installed, started, still there, and evidence taken."""
 
+import json
 import re
 import subprocess
 
@@ -119,3 +120,124 @@ def test_apps_start_and_stop_with_the_system_and_are_kept(guest, tmp_path):
     """One test with the module's, for a guest of its own is dear."""
     guest.ok(APPS, timeout=240)
     the_module_that_this_kernel_does_not_have_is_no_failure(guest, tmp_path)
+
+
+WAIT = 90  # seconds that nobody answers the question; it is asked before an upgrade and over after it
+GREEDY = f"""\
+dscript: 1
+name: greedy
+agreed: {{case: guest, goal: G1, by: [owner]}}
+monitors:
+  - {{id: busy, watch: cpu, of: v-busy, above: 30%, clear: 10%, for: 1s}}
+responses:
+  - id: hold-back
+    when: busy
+    steps:
+      - {{action: limit, of: v-busy, cpu: 20%, pids: 50, timeout: 60s}}
+      - {{action: ask, to: owner, text: "may v-busy be stopped?", default: approve, timeout: {WAIT}s}}
+      - {{action: stop, of: v-busy, timeout: 60s}}
+    at-most: {{attempts: 1, per: 1d}}
+    then: call-owner
+  - {{id: call-owner, steps: [{{action: notify, to: owner}}]}}
+"""
+
+# Until the app that takes all it can get is held back; then who is there.
+ENGINE = r"""
+set -eu
+dre-app create v-busy --ip none -- sh -c 'while :; do :; done'
+dre-app start v-busy
+cp /usr/share/sec-monitor/rules/shop.sec /etc/dre/rules.d
+mkdir -p /run/systemd/system/dscript.service.d
+printf '[Service]\nWatchdogSec=10\n' >/run/systemd/system/dscript.service.d/quick.conf
+systemctl daemon-reload
+dscript deploy /root/greedy.yaml >/dev/null
+systemctl start dscript dre-monitor
+group=/sys/fs/cgroup$(cut -d: -f3 /proc/$(dre-app pid v-busy 1 | cut -d' ' -f1)/cgroup)
+until [ "$(cat $group/cpu.max $group/pids.max | xargs)" = '20000 100000 50' ] && [ -s /var/log/dre/notify.log ]; do
+    sleep 0.2
+done
+main=$(systemctl show -P MainPID dscript)
+grep -E '^Cap(Prm|Eff|Inh)' /proc/$main/status >&2
+systemctl show -P WatchdogUSec dscript >&2
+stat -c '%U %n' /var/lib/dre/script/journal /var/lib/dre/script/deployed/greedy.yaml >&2
+ps -o pid=,ppid=,user=,args= -e
+"""
+
+# What must be the same after an upgrade, and the journal, which may only grow.
+KEPT = r"""
+cd /var/lib/dre/script
+find deployed versions history watch.d -type f | sort | xargs sha256sum
+cat journal/*.log | head -c ${OCTETS:-1000000000} | sha256sum
+"""
+
+HANG = """
+set -eu
+kill -STOP $(systemctl show -P MainPID dscript)
+until [ "$(systemctl show -P NRestarts dscript)" = 1 ] && systemctl is-active dscript; do sleep 0.2; done
+ps -o user= -p $(systemctl show -P MainPID dscript)
+journalctl -b --no-pager -u dscript | grep -c 'Watchdog timeout'
+"""
+
+
+def newer(name, place):
+    """The package *name* of dist/ once more, as the version after it."""
+    tree = place / "tree"
+    subprocess.run(["dpkg-deb", "-R", ROOT / "dist" / name, tree], check=True)
+    control = tree / "DEBIAN/control"
+    control.write_text(re.sub("^(Version: .*)$", r"\1+next", control.read_text(), flags=re.M))
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-Zgzip", "-b", tree, place / "next.deb"], check=True)
+    return place / "next.deb"
+
+
+def journal(guest):
+    """Its records."""
+    lines = guest.ok("cat /var/lib/dre/script/journal/*.log").splitlines()
+    return [json.loads(line[9:]) for line in lines]
+
+
+def test_the_engine_is_a_user_of_its_own_and_an_upgrade_and_a_hang_lose_nothing(guest, state, tmp_path):
+    """By its service, with the real monitor and dre-app; the kernel, ps and systemd tell."""
+    guest.ok("cat >/root/greedy.yaml", stdin=GREEDY.encode())
+    done = guest.call(ENGINE, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall(r"^Cap...:\t(\w+)$", done.stderr, re.M) == ["0" * 16] * 3
+    watchdog, log, deployed = done.stderr.splitlines()[-3:]
+    assert (watchdog, log.split()[0], deployed.split()[0]) == ("10s", "dscript", "root")
+    main = guest.ok("systemctl show -P MainPID dscript").strip()
+    rows = [line.split(None, 3) for line in done.stdout.splitlines()]
+    assert [user for pid, _, user, _ in rows if pid == main] == ["dscript"]
+    ((hands, acts),) = [(pid, user) for pid, parent, user, _ in rows if parent == main]
+    ((served, words),) = [(user, args.split()) for _, parent, user, args in rows if parent == hands]
+    assert (acts, served) == ("root", "root") and "--serve" in words
+    allowed = set(words[words.index("--allow") + 1].split(","))
+    assert (allowed, words[words.index("--names") + 1]) == ({"limit", "stop", "start"}, "v-busy")
+
+    name = next(line for line in (state.place / "packages").read_text().split() if line.startswith("dscript_"))
+    guest.push(newer(name, tmp_path), "/root/next.deb")
+    octets = guest.ok("cat /var/lib/dre/script/journal/*.log | wc -c").strip()
+    before = guest.ok(KEPT, OCTETS=octets)
+    guest.ok("dpkg -i /root/next.deb >/root/log 2>&1 || { cat /root/log; exit 1; }")
+    assert guest.ok("dpkg-query -W -f '${Version}' dscript").endswith("+next")
+    assert guest.ok(KEPT, OCTETS=octets) == before
+    assert guest.ok("systemctl is-active dscript").strip() == "active"
+    assert guest.ok("systemctl show -P MainPID dscript").strip() != main
+    restarted = [record for record in journal(guest) if record["kind"] == "start"]
+    assert len(restarted) == 2
+
+    # The question is over when it was to be; the attempt that it belongs to still counts, so the owner is told.
+    guest.ok("until grep -q call-owner /var/log/dre/notify.log; do sleep 0.5; done", timeout=WAIT + 60)
+    steps = [record for record in journal(guest) if record["kind"] in ("intent", "outcome")]
+    (asked,) = [one["time"] for one in steps if (one["kind"], one["step"]) == ("outcome", 2)]
+    (stopped,) = [
+        one["time"] for one in steps if (one["kind"], one["response"], one["step"]) == ("intent", "hold-back", 3)
+    ]
+    late = guest.ok(["sh", "-c", 'echo $(($(date -d "$1" +%s) - $(date -d "$0" +%s)))', asked, stopped])
+    assert WAIT - 1 <= int(late) <= WAIT + 15
+    assert guest.ok("lxc-info -n v-busy -sH").strip() == "STOPPED"
+    told = guest.ok("cat /var/log/dre/notify.log").splitlines()
+    assert len(told) == 2 and "may v-busy be stopped?" in told[0] and " greedy/call-owner: " in told[1]
+    refused = guest.ok("cat /var/lib/dre/spool/dbox/dscript/records-1").count("1 attempts within 86400 s are used up")
+    assert refused == 1
+
+    active, user, timeouts = guest.ok(HANG, timeout=120).split()
+    assert (active, user, timeouts) == ("active", "dscript", "1")
