@@ -38,8 +38,6 @@ CHOSEN = {
     "checkpoint": (
         "app_checkpoint.py::test_memory_file_offset_disk_and_socket_go_on_from_the_checkpoint_twice",
         "app_checkpoint_refuses.py::test_an_unprivileged_app",
-        "dscript_containers.py::test_memory_goes_back_to_the_checkpoint_that_a_script_has_saved",
-        "dscript_containers.py::test_an_app_moves_to_another_host_with_its_memory",
     ),
 }
 RARELY = {

@@ -2,10 +2,14 @@
 """Our packages and their services on a Debian with systemd: installed, started, still there, and evidence taken."""
 
 import json
+import os
 import re
 import subprocess
 
+import pytest
 from guests import ROOT
+
+FULL = os.environ.get("DRE_FULL") == "1"
 
 # "active" is not enough: each must still be there, not restarted, after it had time to fail.
 UNITS = """
@@ -122,7 +126,7 @@ def test_apps_start_and_stop_with_the_system_and_are_kept(guest, tmp_path):
     the_module_that_this_kernel_does_not_have_is_no_failure(guest, tmp_path)
 
 
-WAIT = 90  # seconds that nobody answers the question; it is asked before an upgrade and over after it
+WAIT = 240  # seconds that nobody answers the question; it is asked before an upgrade and over after it
 GREEDY = f"""\
 dscript: 1
 name: greedy
@@ -154,7 +158,7 @@ dscript deploy /root/greedy.yaml >/dev/null
 systemctl start dscript dre-monitor
 group=/sys/fs/cgroup$(cut -d: -f3 /proc/$(dre-app pid v-busy 1 | cut -d' ' -f1)/cgroup)
 until [ "$(cat $group/cpu.max $group/pids.max | xargs)" = '20000 100000 50' ] && [ -s /var/log/dre/notify.log ]; do
-    sleep 0.2
+    sleep 1
 done
 main=$(systemctl show -P MainPID dscript)
 grep -E '^Cap(Prm|Eff|Inh)' /proc/$main/status >&2
@@ -173,7 +177,7 @@ cat journal/*.log | head -c ${OCTETS:-1000000000} | sha256sum
 HANG = """
 set -eu
 kill -STOP $(systemctl show -P MainPID dscript)
-until [ "$(systemctl show -P NRestarts dscript)" = 1 ] && systemctl is-active dscript; do sleep 0.2; done
+until [ "$(systemctl show -P NRestarts dscript)" = 1 ] && systemctl is-active dscript; do sleep 0.5; done
 ps -o user= -p $(systemctl show -P MainPID dscript)
 journalctl -b --no-pager -u dscript | grep -c 'Watchdog timeout'
 """
@@ -195,10 +199,11 @@ def journal(guest):
     return [json.loads(line[9:]) for line in lines]
 
 
+@pytest.mark.skipif(not FULL, reason="takes some minutes: DRE_FULL=1, as before a release")
 def test_the_engine_is_a_user_of_its_own_and_an_upgrade_and_a_hang_lose_nothing(guest, state, tmp_path):
     """By its service, with the real monitor and dre-app; the kernel, ps and systemd tell."""
     guest.ok("cat >/root/greedy.yaml", stdin=GREEDY.encode())
-    done = guest.call(ENGINE, timeout=240)
+    done = guest.call(ENGINE, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.findall(r"^Cap...:\t(\w+)$", done.stderr, re.M) == ["0" * 16] * 3
     watchdog, log, deployed = done.stderr.splitlines()[-3:]
@@ -216,7 +221,7 @@ def test_the_engine_is_a_user_of_its_own_and_an_upgrade_and_a_hang_lose_nothing(
     guest.push(newer(name, tmp_path), "/root/next.deb")
     octets = guest.ok("cat /var/lib/dre/script/journal/*.log | wc -c").strip()
     before = guest.ok(KEPT, OCTETS=octets)
-    guest.ok("dpkg -i /root/next.deb >/root/log 2>&1 || { cat /root/log; exit 1; }")
+    guest.ok("dpkg -i /root/next.deb >/root/log 2>&1 || { cat /root/log; exit 1; }", timeout=200)
     assert guest.ok("dpkg-query -W -f '${Version}' dscript").endswith("+next")
     assert guest.ok(KEPT, OCTETS=octets) == before
     assert guest.ok("systemctl is-active dscript").strip() == "active"
@@ -239,5 +244,5 @@ def test_the_engine_is_a_user_of_its_own_and_an_upgrade_and_a_hang_lose_nothing(
     refused = guest.ok("cat /var/lib/dre/spool/dbox/dscript/records-1").count("1 attempts within 86400 s are used up")
     assert refused == 1
 
-    active, user, timeouts = guest.ok(HANG, timeout=120).split()
+    active, user, timeouts = guest.ok(HANG, timeout=300).split()
     assert (active, user, timeouts) == ("active", "dscript", "1")
