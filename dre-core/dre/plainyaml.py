@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""YAML tamed to mappings, lists and strings, each with its place. Needs python3-yaml, which those want who use it.
+"""YAML tamed to mappings, lists and strings, each with its place, and these as typed values.
+
+Needs python3-yaml, which those want who use it.
 
 Plain YAML would turn `on` into True, `1:30` into 90 and 271 octets with aliases into gigabytes; none of that exists
 here.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
 
 import yaml  # type: ignore[import]
 
+from dre.errors import UsageError
+
 LIMIT = 256 * 1024  # octets of a file
 DEPTH = 12
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, order=True)
@@ -39,6 +45,12 @@ class Refused(Exception):
     def __init__(self, at: Place, text: str) -> None:
         super().__init__(text)
         self.at = at
+
+
+def read(path: Path) -> bytes:
+    """The octets of the file *path*, one more than LIMIT at most. Raises OSError."""
+    with path.open("rb") as stream:
+        return stream.read(LIMIT + 1)
 
 
 def tree(octets: bytes) -> Node:
@@ -111,3 +123,47 @@ def _entries(events: Iterator[Any], depth: int) -> list[tuple[Node, Node]]:
         seen.add(key.text)
         entries.append((key, _node(next(events), events, depth + 1)))
     return entries
+
+
+@dataclass
+class Reader:
+    """Reads nodes as typed values and collects what is wrong, so that one run shows all of it."""
+
+    errors: list[tuple[Place, str]] = field(default_factory=list)
+
+    def error(self, at: Place, text: str) -> None:
+        self.errors.append((at, text))
+
+    def mapping(self, node: Node, what: str, known: Collection[str], needed: Collection[str]) -> dict[str, Node]:
+        """The entries of *node* that have a value; keys that are not *known*, and missing ones, are errors."""
+        if node.entries is None:
+            self.error(node.at, f"{what} must be a mapping of keys to values")
+            return {}
+        found = {}
+        for key, value in node.entries:
+            if key.text not in known:
+                self.error(key.at, f"unknown key {key.text!r} in {what}; known: {', '.join(known)}")
+            elif value.text == "":
+                self.error(value.at, f"{key.text}: the value is missing")
+            else:
+                found[str(key.text)] = value
+        present = {key.text for key, _ in node.entries}
+        for name in needed:
+            if name not in present:
+                self.error(node.at, f"{what} lacks the key {name!r}")
+        return found
+
+    def value(self, entries: Mapping[str, Node], key: str, convert: Callable[[str], _T]) -> _T | None:
+        """The typed value of *key*; None when it is absent or, with an error, wrong."""
+        return self.typed(entries[key], key, convert) if key in entries else None
+
+    def typed(self, node: Node, key: str, convert: Callable[[str], _T]) -> _T | None:
+        """The typed value of *node*, which stands at *key*; None when it is, with an error, wrong."""
+        if node.text is None:
+            self.error(node.at, f"{key}: expected one value, not a list or a mapping")
+            return None
+        try:
+            return convert(node.text)
+        except UsageError as error:
+            self.error(node.at, f"{key}: {error}")
+            return None

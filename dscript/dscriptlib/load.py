@@ -2,14 +2,12 @@
 """Read a script: its nodes, typed by the tables of the language. Whether the parts fit is the business of check."""
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from dre import units
 from dre.errors import UsageError
-from dre.plainyaml import DEPTH, LIMIT, Node, Place, Refused, tree
+from dre.plainyaml import DEPTH, LIMIT, Node, Reader, Refused, read, tree
 
 from dscriptlib import tables, words
 from dscriptlib.model import AtMost, Expect, Finding, Monitor, Response, Script, Step, Trigger
@@ -17,56 +15,28 @@ from dscriptlib.steps import KINDS, nested, word
 from dscriptlib.tables import Table
 
 __all__ = ["DEPTH", "LIMIT", "load", "read"]
-T = TypeVar("T")
-
-
-def read(path: Path) -> bytes:
-    """The octets of the file *path*, one more than LIMIT at most. Raises OSError."""
-    with path.open("rb") as stream:
-        return stream.read(LIMIT + 1)
 
 
 def load(octets: bytes, file: str) -> tuple[Script | None, list[Finding]]:
     """The script in *octets* and what is wrong with it; None when there is an error. *file* is for the messages."""
-    reader = _Reader(file)
+    reader = _Reader()
     try:
         root = tree(octets)
         _fill(reader, root)
         script = _script(reader, root, hashlib.sha256(octets).hexdigest())
     except Refused as refusal:
         return None, [Finding(file, refusal.at, "error", str(refusal))]
-    return (None if reader.findings else script), reader.findings
+    findings = [Finding(file, at, "error", text) for at, text in reader.errors]
+    return (None if findings else script), findings
 
 
-@dataclass
-class _Reader:
-    """Collects findings while values are read, so that one run shows all of them."""
+class _Reader(Reader):
+    """Reads by the tables of the language."""
 
-    file: str
-    findings: list[Finding] = field(default_factory=list)
-
-    def error(self, at: Place, text: str) -> None:
-        self.findings.append(Finding(self.file, at, "error", text))
-
-    def mapping(self, node: Node, what: str, table: Table) -> dict[str, Node]:
-        """The entries of *node*; keys that *table* has not, and missing ones, are findings."""
-        if node.entries is None:
-            self.error(node.at, f"{what} must be a mapping of keys to values")
-            return {}
-        known = sorted(table, key=lambda key: not table[key].required)
-        found = {}
-        for key, value in node.entries:
-            if key.text not in known:
-                self.error(key.at, f"unknown key {key.text!r} in {what}; known: {', '.join(known)}")
-            elif value.text == "":
-                self.error(value.at, f"{key.text}: the value is missing")
-            else:
-                found[str(key.text)] = value
-        present = {key.text for key, _ in node.entries}
-        for name in table:
-            if table[name].required and name not in present:
-                self.error(node.at, f"{what} lacks the key {name!r}")
-        return found
+    def table(self, node: Node, what: str, table: Table) -> dict[str, Node]:
+        """The entries of *node*; keys that *table* has not, and missing ones, are errors."""
+        needed = [key for key in table if table[key].required]
+        return self.mapping(node, what, sorted(table, key=lambda key: not table[key].required), needed)
 
     def items(self, node: Node | None, what: str) -> list[Node]:
         if node is None:
@@ -80,20 +50,6 @@ class _Reader:
         """The typed values of all keys that hold one value and are there."""
         found = {key: self.value(entries, key, of.type) for key, of in table.items() if of.type is not nested}
         return {key: value for key, value in found.items() if value is not None}
-
-    def value(self, entries: Mapping[str, Node], key: str, convert: Callable[[str], T]) -> T | None:
-        """The typed value of *key*; None when it is absent or, with a finding, wrong."""
-        node = entries.get(key)
-        if node is None:
-            return None
-        if node.text is None:
-            self.error(node.at, f"{key}: expected one value, not a list or a mapping")
-            return None
-        try:
-            return convert(node.text)
-        except UsageError as error:
-            self.error(node.at, f"{key}: {error}")
-            return None
 
     def unique(self, things: list[Any], what: str) -> None:
         seen: set[str] = set()
@@ -143,7 +99,7 @@ def _fill(reader: _Reader, root: Node) -> None:
 
 
 def _script(reader: _Reader, root: Node, sha256: str) -> Script:
-    entries = reader.mapping(root, "a script", tables.SCRIPT)
+    entries = reader.table(root, "a script", tables.SCRIPT)
     values = reader.values(entries, tables.SCRIPT)
     monitors = [_monitor(reader, node) for node in reader.items(entries.get("monitors"), "monitors")]
     responses = [_response(reader, node) for node in reader.items(entries.get("responses"), "responses")]
@@ -156,9 +112,9 @@ def _script(reader: _Reader, root: Node, sha256: str) -> Script:
 def _agreed(reader: _Reader, node: Node | None) -> dict[str, Any]:
     if node is None:
         return {}
-    entries = reader.mapping(node, "agreed", tables.AGREED)
+    entries = reader.table(node, "agreed", tables.AGREED)
     agreed = reader.values(entries, tables.AGREED)
-    agreed["by"] = [reader.value({"by": item}, "by", words.word) for item in reader.items(entries.get("by"), "by")]
+    agreed["by"] = [reader.typed(item, "by", words.word) for item in reader.items(entries.get("by"), "by")]
     if "parameters" in entries:
         agreed["parameters"] = _parameters(reader, entries["parameters"])
     return agreed
@@ -169,8 +125,8 @@ def _parameters(reader: _Reader, node: Node) -> dict[str, str]:
         reader.error(node.at, "parameters must be a mapping of names to values")
     found = {}
     for key, value in node.entries or ():
-        name = reader.value({"parameters": key}, "parameters", units.name)
-        said = reader.value({"parameters": value}, "parameters", words.agreed_value)
+        name = reader.typed(key, "parameters", units.name)
+        said = reader.typed(value, "parameters", words.agreed_value)
         if name is not None and said is not None:
             found[name] = said
     return found
@@ -180,15 +136,15 @@ def _monitor(reader: _Reader, node: Node) -> Monitor:
     kind = None
     for key, value in node.entries or []:
         if key.text == "watch":
-            kind = reader.value({"watch": value}, "watch", word(*tables.WATCHES))
+            kind = reader.typed(value, "watch", word(*tables.WATCHES))
     if kind is None:
-        if not any(finding.at >= node.at for finding in reader.findings):
+        if not any(at >= node.at for at, _ in reader.errors):
             reader.error(node.at, f"a monitor needs 'watch': one of {', '.join(tables.WATCHES)}")
         return Monitor("", "", at=node.at)
     given = {key.text for key, _ in node.entries or []} & {"above", "below", "clear"}
     usual = dict(zip(("above", "clear"), tables.USUAL.get(kind, ()), strict=False)) if not given else {}
     table = tables.monitor(kind, None if usual else "below" if "below" in given else "above")
-    entries = reader.mapping(node, f"a monitor of {kind}", table)
+    entries = reader.table(node, f"a monitor of {kind}", table)
     if {"above", "below"} <= entries.keys():
         reader.error(node.at, "a monitor is raised 'above' a value or 'below' one, not both")
     if kind == "liveness" and ("of" in entries) == ("system" in entries):
@@ -208,7 +164,7 @@ def _monitor(reader: _Reader, node: Node) -> Monitor:
 
 def _argv(reader: _Reader, entries: Mapping[str, Node]) -> tuple[str, ...]:
     items = reader.items(entries.get("argv"), "argv")
-    argv = tuple(reader.value({"argv": item}, "argv", words.argument) or "" for item in items)
+    argv = tuple(reader.typed(item, "argv", words.argument) or "" for item in items)
     if argv and not ("system" in entries or words.PROGRAM.fullmatch(argv[0])):
         reader.error(entries["argv"].at, f"argv: {argv[0]!r} is not the name of a program in actions.d")
     if argv and "system" in entries and not argv[0].startswith("/"):
@@ -222,14 +178,12 @@ def _fields(reader: _Reader, node: Node | None) -> tuple[tuple[str, str], ...]:
     if not node.entries:
         reader.error(node.at, "fields must be a mapping of fields of the event to what they are equal to")
         return ()
-    found = [
-        (str(key.text), reader.value({"fields": value}, "fields", words.field_value)) for key, value in node.entries
-    ]
+    found = [(str(key.text), reader.typed(value, "fields", words.field_value)) for key, value in node.entries]
     return tuple((key, value) for key, value in found if value is not None)
 
 
 def _response(reader: _Reader, node: Node) -> Response:
-    entries = reader.mapping(node, "a response", tables.RESPONSE)
+    entries = reader.table(node, "a response", tables.RESPONSE)
     values = reader.values(entries, tables.RESPONSE)
     when = entries.get("when")
     triggers = [when] if when is not None and when.items is None else reader.items(when, "when")
@@ -248,8 +202,8 @@ def _response(reader: _Reader, node: Node) -> Response:
 
 def _trigger(reader: _Reader, node: Node) -> Trigger:
     if node.text is not None:
-        return Trigger(monitor=reader.value({"when": node}, "when", units.name), at=node.at)
-    entries = reader.mapping(node, "a trigger", tables.TRIGGER)
+        return Trigger(monitor=reader.typed(node, "when", units.name), at=node.at)
+    entries = reader.table(node, "a trigger", tables.TRIGGER)
     if ("after" in entries) != ("within" in entries):
         reader.error(node.at, "'after' and 'within' belong together")
     return Trigger(**reader.values(entries, tables.TRIGGER), at=node.at)
@@ -258,7 +212,7 @@ def _trigger(reader: _Reader, node: Node) -> Trigger:
 def _at_most(reader: _Reader, node: Node | None) -> AtMost | None:
     if node is None:
         return None
-    values = reader.values(reader.mapping(node, "at-most", tables.AT_MOST), tables.AT_MOST)
+    values = reader.values(reader.table(node, "at-most", tables.AT_MOST), tables.AT_MOST)
     return AtMost(values.get("attempts", 1), values.get("per", 1.0), values.get("cooldown", 0.0))
 
 
@@ -266,14 +220,14 @@ def _step(reader: _Reader, node: Node) -> Step:
     action = None
     for key, value in node.entries or []:
         if key.text == "action":
-            action = reader.value({"action": value}, "action", _action)
+            action = reader.typed(value, "action", _action)
             if action is None:
                 return Step("", {}, 1.0, at=node.at)
     if action is None:
         reader.error(node.at, "a step needs 'action': one of " + ", ".join(KINDS))
         return Step("", {}, 1.0, at=node.at)
     kind = KINDS[action]
-    entries = reader.mapping(node, f"a step {action}", tables.step(action))
+    entries = reader.table(node, f"a step {action}", tables.step(action))
     values = reader.values(entries, kind.keys)
     if "argv" in kind.keys:
         values["argv"] = _argv(reader, {"argv": entries["argv"]} if "argv" in entries else {})
@@ -295,5 +249,5 @@ def _action(text: str) -> str:
 def _expect(reader: _Reader, node: Node | None) -> Expect | None:
     if node is None:
         return None
-    values = reader.values(reader.mapping(node, "expect", tables.EXPECT), tables.EXPECT)
+    values = reader.values(reader.table(node, "expect", tables.EXPECT), tables.EXPECT)
     return Expect(values.get("watch", ""), values.get("within", 1.0), node.at)

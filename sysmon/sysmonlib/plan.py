@@ -4,13 +4,13 @@
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from dre import units
+from dre import plainyaml, units
 from dre.errors import NotFoundError, UsageError
-from dre.plainyaml import LIMIT, Node, Place, Refused, tree
+from dre.plainyaml import Node, Reader, Refused, tree
 
 LMS, LIBRA, FOXY = "lms", "libra", "foxykbd"
 KINDS = (LMS, LIBRA, FOXY)
@@ -68,8 +68,7 @@ class Look:
 def read(path: Path) -> tuple[list[Look], list[str]]:
     """The looks that the file *path* has, and what is wrong with it. Raises NotFoundError, UsageError."""
     try:
-        with path.open("rb") as stream:
-            octets = stream.read(LIMIT + 1)
+        octets = plainyaml.read(path)
     except FileNotFoundError:
         raise NotFoundError(f"{path}: no such file") from None
     except OSError as error:
@@ -79,7 +78,7 @@ def read(path: Path) -> tuple[list[Look], list[str]]:
 
 def parse(octets: bytes, file: str) -> tuple[list[Look], list[str]]:
     """The looks in *octets*, and each thing that is wrong as FILE:LINE:COLUMN: error: SENTENCE."""
-    reader = _Reader(file)
+    reader = _Reader()
     try:
         looks = _plan(reader, tree(octets))
     except Refused as refusal:
@@ -88,49 +87,8 @@ def parse(octets: bytes, file: str) -> tuple[list[Look], list[str]]:
     return looks, [f"{file}:{at.line}:{at.column}: error: {text}" for at, text in sorted(reader.errors)]
 
 
-@dataclass
-class _Reader:
-    """Collects what is wrong, so that one run shows all of it."""
-
-    file: str
-    errors: list[tuple[Place, str]] = field(default_factory=list)
-
-    def error(self, at: Place, text: str) -> None:
-        self.errors.append((at, text))
-
-    def mapping(self, node: Node, what: str, known: tuple[str, ...], needed: tuple[str, ...]) -> dict[str, Node]:
-        """The entries of *node*."""
-        if node.entries is None:
-            self.error(node.at, f"{what} must be a mapping of keys to values")
-            return {}
-        found: dict[str, Node] = {}
-        for key, value in node.entries:
-            if key.text not in known:
-                self.error(key.at, f"unknown key {key.text!r} in {what}; known: {', '.join(known)}")
-            elif value.text == "":
-                self.error(value.at, f"{key.text}: the value is missing")
-            found[str(key.text)] = value
-        for name in needed:
-            if name not in found:
-                self.error(node.at, f"{what} lacks the key {name!r}")
-        return {key: value for key, value in found.items() if key in known and value.text != ""}
-
-    def value(self, entries: dict[str, Node], key: str, convert: Callable[[str], _T]) -> _T | None:
-        """The typed value of *key*; None when it is absent or wrong."""
-        if key not in entries:
-            return None
-        return self.typed(entries[key], key, convert)
-
-    def typed(self, node: Node, key: str, convert: Callable[[str], _T]) -> _T | None:
-        """The typed value of *node*, or None."""
-        if node.text is None:
-            self.error(node.at, f"{key}: expected one value, not a list or a mapping")
-            return None
-        try:
-            return convert(node.text)
-        except UsageError as error:
-            self.error(node.at, f"{key}: {error}")
-            return None
+class _Reader(Reader):
+    """Reads lists of values, too."""
 
     def values(self, entries: dict[str, Node], key: str, convert: Callable[[str], _T]) -> tuple[_T, ...]:
         """The typed values of *key*: a list of them, or one."""
