@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dre import event, trust
+from dre import event, privilege, trust
 from dre.conf import Conf
 from dre.errors import DreError, MissingError, UsageError
 
@@ -198,9 +198,7 @@ def _drop() -> None:
         sys.stderr.write(f"dbox-sequencer: no user {places.USER} on this host: going on as root\n")
         return
     uid, gid = user
-    os.initgroups(places.USER, gid)
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
+    privilege.become(uid, gid, os.getgrouplist(places.USER, gid))
 
 
 # --- Started by a server in front ---

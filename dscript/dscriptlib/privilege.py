@@ -10,19 +10,14 @@ import pwd
 import stat
 from pathlib import Path
 
-from dre.errors import MissingError, NotPermittedError
+from dre import privilege
 
 ENGINE, PAGE = "dscript", "dscript-page"
 
 
 def account(name: str) -> pwd.struct_passwd:
     """The user *name*, whom we can become. Raises DreError."""
-    if os.geteuid() != 0:
-        raise NotPermittedError("--user: only root can become another user")
-    try:
-        return pwd.getpwnam(name)
-    except KeyError:
-        raise MissingError(f"no user {name} on this host; the package dscript makes {ENGINE}") from None
+    return privilege.account(name, "dscript", ENGINE)
 
 
 def drop(user: pwd.struct_passwd, journal: Path, answers: Path) -> None:
@@ -33,7 +28,7 @@ def drop(user: pwd.struct_passwd, journal: Path, answers: Path) -> None:
     for entry in journal.iterdir():
         _own(entry, user.pw_uid, user.pw_gid)
     _share(answers, user.pw_gid)
-    _become(user, os.getgrouplist(user.pw_name, user.pw_gid))
+    privilege.become(user.pw_uid, user.pw_gid, os.getgrouplist(user.pw_name, user.pw_gid))
 
 
 def become_page(place: Path, journal: Path, answers: Path) -> None:
@@ -47,7 +42,7 @@ def become_page(place: Path, journal: Path, answers: Path) -> None:
     for entry in journal.glob("[0-9]*.log"):
         _own(entry, -1, group)
     _share(answers, group)
-    _become(user, [user.pw_gid, group])
+    privilege.become(user.pw_uid, user.pw_gid, [user.pw_gid, group])
 
 
 def _share(answers: Path, group: int) -> None:
@@ -65,9 +60,3 @@ def _own(path: Path, uid: int, gid: int) -> None:
             os.fchown(fd, uid, gid)
     finally:
         os.close(fd)
-
-
-def _become(user: pwd.struct_passwd, groups: list[int]) -> None:
-    os.setgroups(groups)
-    os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
-    os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)

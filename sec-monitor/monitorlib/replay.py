@@ -15,7 +15,7 @@ import signal
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager
 
-from dre import run
+from dre import privilege, run
 from dre.errors import DreError, MissingError, TimedOutError
 
 from monitorlib.correlate import Correlator
@@ -104,9 +104,7 @@ def _confine(user: pwd.struct_passwd | None, seconds: int, octets: int) -> None:
         resource.setrlimit(limit, (most, most))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # SIGXCPU at the first tells it from other ends
     if user:
-        os.setgroups([])
-        os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
-        os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+        privilege.become(user.pw_uid, user.pw_gid)
 
 
 def _replay(correlator: Correlator) -> None:

@@ -6,6 +6,7 @@ import os
 import pwd
 from xml.etree import ElementTree
 
+from dre import privilege
 from dre.conf import Conf
 from dre.errors import MissingError, NotPermittedError
 from dre.system import hypervisor, model
@@ -40,12 +41,7 @@ def memory(conf: Conf, name: str) -> Memory:
 
 def account(name: str) -> pwd.struct_passwd:
     """The user *name*, whom we can become. Raises NotPermittedError, MissingError."""
-    if os.geteuid() != 0:
-        raise NotPermittedError("--user: only root can become another user")
-    try:
-        return pwd.getpwnam(name)
-    except KeyError:
-        raise MissingError(f"no user {name} on this host; the package sysmon makes dre-sysmon") from None
+    return privilege.account(name, "sysmon", "dre-sysmon")
 
 
 def become(user: pwd.struct_passwd) -> None:
@@ -55,9 +51,7 @@ def become(user: pwd.struct_passwd) -> None:
     """
     libc, number, parent = ctypes.CDLL(None, use_errno=True), ctypes.c_int(0), os.getppid()
     libc.prctl(_GET_PDEATHSIG, ctypes.byref(number))
-    os.setgroups([])
-    os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
-    os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+    privilege.become(user.pw_uid, user.pw_gid)
     libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0)
     if number.value:
         libc.prctl(_SET_PDEATHSIG, number.value)

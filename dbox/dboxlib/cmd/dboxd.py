@@ -15,7 +15,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from dre import cli, files
+from dre import cli, files, privilege
 from dre.errors import DreError, MissingError, UsageError
 
 from dboxlib import front, intake, places, redirect, sequencer_process
@@ -129,9 +129,7 @@ def _drop() -> None:
         sys.stderr.write(f"dboxd: no user {places.WEB} on this host: going on as root\n")
         return
     uid, gid = user
-    os.initgroups(name, gid)
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
+    privilege.become(uid, gid, os.getgrouplist(name, gid))
 
 
 def address(listen: tuple[str, int]) -> str:
