@@ -32,8 +32,7 @@ class Batch(Facts):
         return self.stopped is not None
 
     def harm(self) -> Check:
-        bad = self.bad is not None
-        return Check("the batch job slowed the shop down", bad, "" if bad else "no request became slow")
+        return self.slowed("the batch job slowed the shop down")
 
     def promises(self) -> Sequence[Promise]:
         return [

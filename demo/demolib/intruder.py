@@ -8,7 +8,6 @@ minutes for the image the first time.
 import time
 from collections.abc import Mapping, Sequence
 
-from demolib import answers
 from demolib.journal import Event
 from demolib.places import CONF, HERE, PAY, PAY_ADDRESS, SCRIPTS, SHOP, TREES
 from demolib.programs import call, dre, listens, start, status, wait
@@ -59,7 +58,7 @@ class Intruder(Facts):
     @property
     def green(self) -> float | None:
         """When the first 10 s of good answers began after it was connected again."""
-        return answers.restored(list(self.requests), at(self.rejoined)) if self.rejoined else None
+        return self.green_after(at(self.rejoined))
 
     def answered(self) -> bool:
         return self.rejoined is not None

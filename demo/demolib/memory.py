@@ -4,7 +4,7 @@
 import time
 from collections.abc import Mapping, Sequence
 
-from demolib import answers, shop
+from demolib import shop
 from demolib.journal import Event
 from demolib.places import APP, SCRIPTS, WEB
 from demolib.programs import dre
@@ -37,7 +37,7 @@ class Memory(Facts):
     @property
     def green(self) -> float | None:
         """When the first 10 s of good answers began after both restarts."""
-        return answers.restored(list(self.requests), at(self.restarted(WEB))) if self.restarted(WEB) else None
+        return self.green_after(at(self.restarted(WEB)))
 
     def _samples(self) -> list[Usage]:
         return [one for one in self.usage if one.name == APP and one.full is not None]

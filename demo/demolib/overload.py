@@ -44,8 +44,7 @@ class Overload(Facts):
         return self.accepted is not None
 
     def harm(self) -> Check:
-        bad = self.bad is not None
-        return Check("the release overloaded the shop", bad, "" if bad else "no request became slow")
+        return self.slowed("the release overloaded the shop")
 
     def promises(self) -> Sequence[Promise]:
         return [

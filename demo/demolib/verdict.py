@@ -110,7 +110,15 @@ class Facts:
     @property
     def green(self) -> float | None:
         """When the first 10 s began in which all requests were answered well, after it went wrong."""
-        return answers.restored(list(self.requests), self.bad.due) if self.bad else None
+        return self.green_after(self.bad and self.bad.due)
+
+    def green_after(self, moment: float | None) -> float | None:
+        """When the first 10 s of good answers began after *moment*, if that has come."""
+        return None if moment is None else answers.restored(list(self.requests), moment)
+
+    def slowed(self, name: str) -> Check:
+        """The accident, called *name*, really made a request slow."""
+        return Check(name, self.bad is not None, "" if self.bad else "no request became slow")
 
     @property
     def restored(self) -> Event | None:
