@@ -109,6 +109,7 @@ def create(
             usage.refuse_image(store, name)
         disk.check_tools()
         epoch = source_date_epoch()
+        sources.look_up(wish.wish)
         with store.making(name) as new:
             new.mkdir(mode=0o700)
             _build(store, new, name, wish, epoch, progress)

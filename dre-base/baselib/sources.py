@@ -8,8 +8,10 @@ does not tell the key of an entry; that alone is read from the entry's file.
 import re
 from pathlib import Path
 
-from dre.errors import UsageError
+from dre.errors import DreError, UsageError
 from dre.run import run
+
+from baselib.wish import Wish
 
 OS_RELEASE = Path("/etc/os-release")
 _FIELDS = "$(SOURCESENTRY)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)"
@@ -48,6 +50,25 @@ def of_host(suite: str) -> str:
         f"Types: deb\nURIs: {uri}\nSuites: {release}\nComponents: {' '.join(names)}\n{_signed_by(file, uri, release)}"
         for (file, uri, release), names in components.items()
     )
+
+
+def look_up(wish: Wish) -> None:
+    """Raise DreError where the host's lists have the suite of *wish*, but no word of a package; else nothing is known.
+
+    A name that another package only provides or asks for is taken: what that comes to is apt's business.
+    """
+    if wish.mirror or not wish.wanted:
+        return
+    origin = os_release().get("ID", "").lower()
+    rows = _ask("--format", "$(ORIGIN)|$(RELEASE)|$(FILENAME)", "Created-By: Packages")
+    held = [Path(file).is_file() for vendor, release, file in rows if (vendor.lower(), release) == (origin, wish.suite)]
+    if not held or not all(held):
+        return
+    names = set(run(["apt-cache", "--all-names", "pkgnames"]).stdout.decode().split())
+    unknown = [package for package in wish.wanted if re.split("[:=]", package)[0] not in names]
+    if unknown:
+        where = f"the host's package lists of {wish.suite}, which apt-get update brings up to date"
+        raise DreError(f"{', '.join(unknown)}: not in {where}")
 
 
 def _targets(origin: str) -> list[tuple[str, str, str, str]]:

@@ -12,7 +12,7 @@ from dre import event, files
 from dre.errors import DreError, UsageError
 from dre.run import run
 
-from baselib import debian, packages
+from baselib import debian, packages, sources
 from baselib.store import BUILD_TIMEOUT, MARKS, Store, octets
 from baselib.wish import Wish
 
@@ -46,6 +46,7 @@ def create(store: Store, name: str, wish: Wish, replace: bool, progress: debian.
                     return False
                 raise DreError(f"{name}: already there, made with other options; use --replace")
             refuse_used(store, name)
+        sources.look_up(wish)
         with store.making(name) as new:
             debian.bootstrap(new, wish, progress)
             _seal(new, name, wish)

@@ -12,7 +12,7 @@ SHARE = "/usr/share/dre-base" if os.environ.get("DRE_TEST_INSTALLED") == "1" els
 sys.path.insert(0, SHARE)
 from baselib import sources  # noqa: E402
 from baselib.wish import Wish  # noqa: E402
-from dre.errors import UsageError  # noqa: E402
+from dre.errors import DreError, UsageError  # noqa: E402
 
 DEBIAN = """\
 Types: deb
@@ -48,7 +48,7 @@ def host(tmp_path, monkeypatch):
         config = tmp_path / "apt.conf"
         config.write_text(
             f'Dir::Etc::sourcelist "{tmp_path}/none";\nDir::Etc::sourceparts "{parts}";\n'
-            f'Dir::State::lists "{tmp_path}/lists";\nDir::Cache "{tmp_path}";\n'
+            f'Dir::State::lists "{tmp_path}/lists";\nDir::State::status "/dev/null";\nDir::Cache "{tmp_path}";\n'
             f'Acquire::http::Proxy "http://127.0.0.1:3142";\nAcquire::Retries "4";\n'
         )
         monkeypatch.setenv("APT_CONFIG", str(config))
@@ -58,6 +58,17 @@ def host(tmp_path, monkeypatch):
         return tmp_path
 
     return make
+
+
+def fetched(directory, name, origin, packages=""):
+    """Have the lists of bookworm from there, as `apt-get update` leaves them."""
+    start = directory / "lists" / f"{name}_dists_bookworm"
+    arch = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, check=True).stdout.decode().strip()
+    start.with_name(f"{start.name}_Release").write_text(
+        f"Origin: {origin}\nSuite: bookworm\nCodename: bookworm\nArchitectures: {arch}\nComponents: main contrib\n"
+        f"SHA256:\n {'0' * 64} 0 main/binary-{arch}/Packages\n"
+    )
+    start.with_name(f"{start.name}_main_binary-{arch}_Packages").write_text(packages.format(arch=arch))
 
 
 def test_suite_is_the_hosts(host):
@@ -117,16 +128,46 @@ def test_nothing_for_another_suite_and_nothing_from_a_local_repository(host):
 def test_other_vendors_are_left_out_once_apt_knows_who_they_are(host):
     vendor = "deb [trusted=yes] http://vendor.example/apt bookworm main\n"
     directory = host("debian", "bookworm", debian_sources=DEBIAN, vendor_list=vendor)
-    for name, origin in (("deb.debian.org_debian", "Debian"), ("vendor.example_apt", "Vendor")):
-        start = directory / "lists" / f"{name}_dists_bookworm"
-        arch = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, check=True).stdout.decode().strip()
-        start.with_name(f"{start.name}_Release").write_text(
-            f"Origin: {origin}\nSuite: bookworm\nCodename: bookworm\nArchitectures: {arch}\nComponents: main contrib\n"
-            f"SHA256:\n {'0' * 64} 0 main/binary-{arch}/Packages\n"
-        )
-        start.with_name(f"{start.name}_main_binary-{arch}_Packages").write_text("")
+    fetched(directory, "deb.debian.org_debian", "Debian")
+    fetched(directory, "vendor.example_apt", "Vendor")
     text = sources.of_host("bookworm")
     assert "deb.debian.org" in text and "vendor.example" not in text
+
+
+PACKAGES = """\
+Package: hello
+Version: 2.10-3
+Architecture: {arch}
+Provides: greeting
+Filename: pool/hello.deb
+Size: 1
+
+"""
+LIST = "deb [trusted=yes] http://deb.debian.org/debian bookworm main\n"
+
+
+def test_a_package_in_no_list_is_refused_while_nothing_is_made(host):
+    directory = host("debian", "bookworm", debian_list=LIST)
+    fetched(directory, "deb.debian.org_debian", "Debian", PACKAGES)
+    sources.look_up(Wish("bookworm", packages=("hello:amd64", "hello=2.10-3", "greeting")))
+    with pytest.raises(DreError, match="^helo=1.0: not in the host's package lists of bookworm"):
+        sources.look_up(Wish("bookworm", packages=("hello", "helo=1.0")))
+
+
+@pytest.mark.parametrize(
+    ("suite", "mirror", "origin"),
+    [
+        ("bookworm", None, None),
+        ("trixie", None, "Debian"),
+        ("bookworm", None, "Vendor"),
+        ("bookworm", "http://x", "Debian"),
+    ],
+)
+def test_where_the_lists_are_not_at_hand_the_archive_is_asked(host, suite, mirror, origin):
+    directory = host("debian", "bookworm", debian_list=LIST)
+    if origin:
+        fetched(directory, "deb.debian.org_debian", origin, PACKAGES)
+    sources.look_up(Wish(suite, mirror, ("helo",)))
 
 
 def test_proxy_and_retries_are_carried_over_and_nothing_that_runs(host):
