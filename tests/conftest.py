@@ -108,6 +108,12 @@ def run():
     return call
 
 
+@pytest.fixture(scope="module")
+def module_path(tmp_path_factory):
+    """Like tmp_path, but one for all tests of a module."""
+    return tmp_path_factory.mktemp("module")
+
+
 @pytest.fixture
 def public_path():
     """Like tmp_path, but any user gets to what lies in it; those of pytest are root's alone, made so again by any."""
@@ -154,8 +160,8 @@ def app_settings(settings, tmp_path):
 def app(run, app_settings):
     """dre-app on them: what it printed, or said when it failed."""
 
-    def call(*argv, code=0, stderr=False):
-        done = run("dre-app", "--config", app_settings, *argv)
+    def call(*argv, code=0, stderr=False, prefix=()):
+        done = run("dre-app", "--config", app_settings, *argv, prefix=prefix)
         said = done.stderr.decode()
         assert done.returncode == code and "Traceback" not in said, f"{argv}: {done.returncode}: {said}"
         return said if code or stderr else done.stdout.decode()

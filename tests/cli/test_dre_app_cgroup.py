@@ -9,16 +9,6 @@ from conftest import nobody
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
-@pytest.fixture
-def app(run, settings):
-    def call(*argv, code, prefix=()):
-        done = run("dre-app", "--config", settings(), *argv, prefix=prefix)
-        assert done.returncode == code, done.stderr
-        return done.stderr.decode()
-
-    return call
-
-
 @pytest.mark.parametrize(
     "argv",
     [

@@ -36,15 +36,10 @@ class Apps:
         return sorted(os.listdir(self.place / "lxc")), sorted(os.listdir(self.place / "state/app/state"))
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("apps")
-
-
 @pytest.fixture
-def tmp_path(place):
-    """One for all tests, for what each begins with is made once and brought back."""
-    return place
+def tmp_path(module_path):
+    """What each test begins with is made once and brought back."""
+    return module_path
 
 
 @pytest.fixture

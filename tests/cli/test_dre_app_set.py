@@ -11,31 +11,18 @@ from conftest import restored
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: dre-app makes overlays and devices")
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("apps")
+@pytest.fixture
+def tmp_path(module_path):
+    """What each test begins with is made once and brought back."""
+    return module_path
 
 
 @pytest.fixture
-def tmp_path(place):
-    """One for all tests, for what each begins with is made once and brought back."""
-    return place
-
-
-@pytest.fixture
-def app(run, settings, tmp_path):
-    for name in ("lxc", "data"):
-        (tmp_path / name).mkdir(exist_ok=True)
-    config = settings(DRE_APP_LXC_PATH=tmp_path / "lxc", DRE_BRIDGE_ADDRESS="10.231.101.1/24")
-
-    def call(*argv, code=0):
-        done = run("dre-app", "--config", config, *argv)
-        assert done.returncode == code, f"{argv}: {done.returncode}: {done.stderr.decode()}"
-        return (done.stderr if code else done.stdout).decode()
-
+def app(app, tmp_path):
+    (tmp_path / "data").mkdir(exist_ok=True)
     words = ("--env", "A=1", "--env", "B=two words", "--", "httpd", "-f", "a b")
-    restored(tmp_path, lambda: call("create", "web1", *words))
-    return call
+    restored(tmp_path, lambda: app("create", "web1", *words))
+    return app
 
 
 def lines(text, key):
