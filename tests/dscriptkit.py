@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dscript called in the test's own process: a test that calls it often need not start Python as often."""
+"""dscript called in the test's own process, which saves a start of Python each time, and what its journal holds."""
 
 import contextlib
 import importlib
 import io
+import json
 import pathlib
 import subprocess
 import sys
@@ -21,3 +22,12 @@ def call(*argv):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as said:
         status = main(words)
     return subprocess.CompletedProcess(["dscript", *words], status, out.getvalue().encode(), said.getvalue().encode())
+
+
+def records(place, kind=None):
+    """The records, of one *kind* or all, that an engine whose state is below *place* has written to the end."""
+    found = []
+    for path in sorted((place / "state/script/journal").glob("*.log")):
+        octets = path.read_bytes()
+        found += [json.loads(line[9:]) for line in octets[: octets.rfind(b"\n") + 1].splitlines()]
+    return [record for record in found if kind in (None, record["kind"])]

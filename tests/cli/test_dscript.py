@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """dscript as a user calls it; a fake dre-app notes how it was called (tests/system uses the real one)."""
 
-import contextlib
 import json
 import os
 import select
@@ -107,12 +106,7 @@ class Engine:
         return [line.removeprefix(f"--config {self.config} ") for line in self.calls_file.read_text().splitlines()]
 
     def records(self, kind):
-        found = []
-        for path in sorted((self.tmp_path / "state/script/journal").glob("*.log")):
-            for line in path.read_text().splitlines():
-                with contextlib.suppress(ValueError):  # half written
-                    found.append(json.loads(line[9:]))
-        return [record for record in found if record["kind"] == kind]
+        return dscriptkit.records(self.tmp_path, kind)
 
     def evidence(self):
         """The octets that wait in the client's spool of the D-Box, without their frames."""

@@ -183,11 +183,7 @@ class Engine:
         return found
 
     def records(self, kind):
-        found = []
-        for path in sorted((self.tmp_path / "state/script/journal").glob("*.log")):
-            whole = path.read_bytes()
-            found += [json.loads(line[9:]) for line in whole[: whole.rfind(b"\n") + 1].splitlines()]
-        return [record for record in found if record["kind"] == kind]
+        return dscriptkit.records(self.tmp_path, kind)
 
     def send(self, name):
         line = event.format(event.Event(event.stamp(), "/host:h/x", "t.go", 5, {}, {"id": name}))

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 
+import dscriptkit
 import pytest
 from conftest import environment, program
 from dre import event
@@ -133,11 +134,7 @@ class World:
         return self.curl(link, *(word for one in words for word in ("--data-urlencode", one)), who=who)[0]
 
     def records(self, kind):
-        found = []
-        for path in sorted((self.place / "state/script/journal").glob("*.log")):
-            whole = path.read_bytes()
-            found += [json.loads(line[9:]) for line in whole[: whole.rfind(b"\n") + 1].splitlines()]
-        return [record for record in found if record["kind"] == kind]
+        return dscriptkit.records(self.place, kind)
 
     def outcomes(self):
         return [(record["response"], record["step"]) for record in self.records("outcome")]

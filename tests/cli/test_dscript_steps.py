@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steps that wait for a person, and those that run a program, as a user sees them; and what kill -9 makes of both."""
 
-import contextlib
 import email.policy
 import http.server
 import json
@@ -14,6 +13,7 @@ import subprocess
 import threading
 import time
 
+import dscriptkit
 import pytest
 from conftest import ROOT, environment, program
 from dre import event
@@ -85,12 +85,7 @@ class World:
         (self.place / "run/script").write_bytes(line)
 
     def records(self, kind):
-        found = []
-        for path in sorted((self.place / "state/script/journal").glob("*.log")):
-            for line in path.read_text().splitlines():
-                with contextlib.suppress(ValueError):  # half written
-                    found.append(json.loads(line[9:]))
-        return [record for record in found if record["kind"] == kind]
+        return dscriptkit.records(self.place, kind)
 
     def told(self, type):
         every = [record for kind in ("tell", "answer") for record in self.records(kind)]
