@@ -7,7 +7,8 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from dre.errors import TimedOutError, UsageError
@@ -153,3 +154,19 @@ def lock(path: str | os.PathLike[str], timeout: float = 60.0) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def locks(needed: Callable[[], set[str]], lock: Callable[[str], AbstractContextManager[object]]) -> Iterator[None]:
+    """Hold `lock(name)` of all names that are *needed* once they are held, for those may change until then.
+
+    Always in one order, so that none waits for another that waits for it. Raises what *lock* raises.
+    """
+    while True:
+        names = needed()
+        with contextlib.ExitStack() as held:
+            for name in sorted(names):
+                held.enter_context(lock(name))
+            if needed() <= names:
+                yield
+                return

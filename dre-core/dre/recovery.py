@@ -9,9 +9,11 @@ import contextlib
 import importlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from dre import app as apps
+from dre import files
 from dre.app import App
 from dre.conf import Conf
 from dre.errors import DreError, TimedOutError
@@ -37,22 +39,11 @@ def held_all(conf: Conf, names: Sequence[str], doomed: bool = False, timeout: fl
         yield found
 
 
-@contextlib.contextmanager
-def _locked(wanted: Sequence[App], timeout: float = 60.0) -> Iterator[None]:
-    """The locks of the apps, and of the other names of unfinished renames; always in one order, so that none waits
-    for another that waits for it."""
-
-    def needed() -> set[str]:
-        return set().union(*map(_partners, wanted))
-
-    while True:
-        names = needed()
-        with contextlib.ExitStack() as locks:
-            for name in sorted(names):
-                locks.enter_context(App(wanted[0].conf, name).locked(timeout))
-            if needed() <= names:
-                yield
-                return
+def _locked(wanted: Sequence[App], timeout: float = 60.0) -> AbstractContextManager[None]:
+    """The locks of the apps, and of the other names of unfinished renames."""
+    return files.locks(
+        lambda: set().union(*map(_partners, wanted)), lambda name: App(wanted[0].conf, name).locked(timeout)
+    )
 
 
 def _partners(app: App) -> set[str]:

@@ -7,8 +7,10 @@ Create and save are undone; destroy, load, undo, restart, isolate, limit, rename
 import contextlib
 import importlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
+from dre import files
 from dre.conf import Conf
 from dre.errors import DreError, TimedOutError
 from dre.system import copying, isolation, lifecycle, limits, model, saved
@@ -36,21 +38,12 @@ def held_all(conf: Conf, names: Sequence[str], doomed: bool = False, timeout: fl
         yield found
 
 
-@contextlib.contextmanager
-def _locked(wanted: Sequence[System], timeout: float) -> Iterator[None]:
-    """The locks of the systems, and of the other names of unfinished renames, always in one order."""
-
-    def needed() -> set[str]:
-        return {name for system in wanted for name in (system.name, *copying.partners(system))}
-
-    while True:
-        names = needed()
-        with contextlib.ExitStack() as locks:
-            for name in sorted(names):
-                locks.enter_context(System(wanted[0].conf, name).locked(timeout))
-            if needed() <= names:
-                yield
-                return
+def _locked(wanted: Sequence[System], timeout: float) -> AbstractContextManager[None]:
+    """The locks of the systems, and of the other names of unfinished renames."""
+    return files.locks(
+        lambda: {name for system in wanted for name in (system.name, *copying.partners(system))},
+        lambda name: System(wanted[0].conf, name).locked(timeout),
+    )
 
 
 def look(conf: Conf, name: str) -> System:
