@@ -35,6 +35,7 @@ OPTIONAL: dict[str, Any] = {
 }
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 _TYPE = re.compile(r"[a-z][a-z0-9-]*(\.[a-z0-9][a-z0-9-]*)+")
+_KEY = re.compile(r"[^A-Z0-9]")  # what of the name of a datum cannot be in that of a variable
 _SOURCE = re.compile(r"(/[A-Za-z0-9_.:@+-]+)+")
 
 
@@ -148,6 +149,22 @@ def parse(line: bytes | str) -> Event:
     )
     format(event)
     return event
+
+
+def environment(event: Event) -> dict[str, str]:
+    """*event* as a program is told it: DRE_EVENT_TIME and so on, and DRE_EVENT_DATA_<KEY> for each of its data."""
+    told = {
+        "TIME": event.time,
+        "SOURCE": event.source,
+        "TYPE": event.type,
+        "SEV": str(event.sev),
+        "ID": str(event.optional.get("id", "")),
+    }
+    for key, value in event.data.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        if "\0" not in text:  # none can be in an environment
+            told.setdefault(f"DATA_{_KEY.sub('_', key.upper())}", text)
+    return {f"DRE_EVENT_{key}": value for key, value in told.items()}
 
 
 def host() -> str:

@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import pwd
-import re
 import stat
 import subprocess
 import sys
@@ -28,7 +27,6 @@ from dscriptlib.steps import FailedStep, Setting, Told
 GRACE = 10.0  # seconds that the supervisor may need beyond the time of the program
 KEPT = 30 * 86400.0  # seconds until a note is removed; no request is asked again so late
 NOTHING: Mapping[str, str] = {}
-_KEY = re.compile(r"[^A-Z0-9]")
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 
 
@@ -126,19 +124,7 @@ def environment(setting: Setting) -> dict[str, str]:
     told["DRE_SCRIPT_REQUEST"] = setting.request
     if setting.about is None:
         return {**_ENVIRONMENT, **told, "DRE_EVENT_ID": next(iter(setting.events), "")}
-    about = event.parse(setting.about)
-    values = {
-        "TIME": about.time,
-        "SOURCE": about.source,
-        "TYPE": about.type,
-        "SEV": str(about.sev),
-        "ID": str(about.optional.get("id", "")),
-    }
-    for key, value in about.data.items():
-        words = value if isinstance(value, str) else json.dumps(value)
-        if "\0" not in words:  # none can be in an environment
-            values.setdefault(f"DATA_{_KEY.sub('_', key.upper())}", words)
-    return {**_ENVIRONMENT, **told, **{f"DRE_EVENT_{key}": value for key, value in values.items()}}
+    return {**_ENVIRONMENT, **told, **event.environment(event.parse(setting.about))}
 
 
 def _program(directory: Path, name: str) -> Path:

@@ -10,7 +10,6 @@ requests into rules.
 
 import contextlib
 import fcntl
-import json
 import os
 import pwd
 import re
@@ -50,7 +49,6 @@ _WORDS = {
     "+": re.compile(r"[A-Za-z0-9_.:@/+=,-]{1,256}"),
     "?": re.compile(r"[\w.:@/+=,][\w.:@/+=,-]{0,255}", re.ASCII),
 }
-_KEY = re.compile(r"[^A-Z0-9]")
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 
 
@@ -93,19 +91,8 @@ def _word(text: str) -> str:
 
 def environment(about: event.Event) -> dict[str, str]:
     """What a program is told of the event: DRE_EVENT_TIME and so on, and DRE_EVENT_DATA_<KEY> for each of its data."""
-    told = {
-        "TIME": about.time,
-        "SOURCE": about.source,
-        "TYPE": about.type,
-        "SEV": str(about.sev),
-        "ID": str(about.optional.get("id", "")),
-        "CLAIMED": "yes" if about.optional.get("claimed") else "no",
-    }
-    for key, value in about.data.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        if "\0" not in text:  # none can be in an environment
-            told.setdefault(f"DATA_{_KEY.sub('_', key.upper())}", text)
-    return {**_ENVIRONMENT, **{f"DRE_EVENT_{key}": value for key, value in told.items()}}
+    claimed = "yes" if about.optional.get("claimed") else "no"
+    return {**_ENVIRONMENT, **event.environment(about), "DRE_EVENT_CLAIMED": claimed}
 
 
 def program(directory: Path, name: str) -> Path:
