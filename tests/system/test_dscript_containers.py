@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import time
 
+import dscriptkit
 import pytest
 from app_ground import LXC, Ground, kernel, make_tree, wait_for
 from checkpoint_ground import Counting, need_criu
@@ -89,11 +90,7 @@ class World:
         self.process.wait()
 
     def records(self, kind):
-        found = []
-        for path in sorted((self.place / "state/script/journal").glob("*.log")):
-            whole = path.read_bytes()
-            found += [json.loads(line[9:]) for line in whole[: whole.rfind(b"\n") + 1].splitlines()]
-        return [record for record in found if record["kind"] == kind]
+        return dscriptkit.records(self.place, kind)
 
     def done(self):
         return [one for one in self.records("tell") if '"type":"script.response.done"' in one["line"]]

@@ -8,6 +8,7 @@ import subprocess
 import time
 
 import dboxkit
+import dscriptkit
 import pytest
 from conftest import environment, program
 from dre import event
@@ -46,11 +47,7 @@ class World:
             time.sleep(0.02)
 
     def records(self):
-        found = []
-        for path in sorted((self.box.path / "state/script/journal").glob("*.log")):
-            whole = path.read_bytes()
-            found += [json.loads(line[9:]) for line in whole[: whole.rfind(b"\n") + 1].splitlines()]
-        return found
+        return dscriptkit.records(self.box.path)
 
     def lines(self):
         return [record["line"].encode() for record in self.records() if "line" in record]

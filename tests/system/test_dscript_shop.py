@@ -16,6 +16,7 @@ import time
 
 import app_ground
 import dboxkit
+import dscriptkit
 import pytest
 from app_ground import Ground, kernel, make_tree, wait_for
 from conftest import ROOT, environment, program
@@ -71,11 +72,7 @@ class Story:
                 process.wait(30)
 
     def records(self, kind):
-        found = []
-        for path in sorted((self.place / "state/script/journal").glob("*.log")):
-            whole = path.read_bytes()
-            found += [json.loads(line[9:]) for line in whole[: whole.rfind(b"\n") + 1].splitlines()]
-        return [record for record in found if record["kind"] == kind]
+        return dscriptkit.records(self.place, kind)
 
     def ends(self, response):
         """How the runs of *response* ended."""

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """With the real dre-app: an event limits an app and puts it back to its good snapshot, once, also across kill -9."""
 
-import contextlib
 import json
 import pathlib
 import re
 import subprocess
 import time
 
+import dscriptkit
 import pytest
 from app_ground import LXC, Ground, make_tree, wait_for
 from conftest import environment, program
@@ -75,12 +75,7 @@ class World:
         self.process.wait()
 
     def records(self):
-        found = []
-        for path in sorted((self.place / "state/script/journal").glob("*.log")):
-            for line in path.read_text().splitlines():
-                with contextlib.suppress(ValueError):  # half written
-                    found.append(json.loads(line[9:]))
-        return found
+        return dscriptkit.records(self.place)
 
     def kinds(self):
         return [record["kind"] for record in self.records()]

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import time
 
+import dscriptkit
 import pytest
 from conftest import environment, program
 from dre import event
@@ -74,11 +75,7 @@ class World:
             time.sleep(0.05)
 
     def records(self, kind):
-        found = []
-        for path in sorted((self.place / "state/script/journal").glob("*.log")):
-            whole = path.read_bytes()
-            found += [json.loads(line[9:]) for line in whole[: whole.rfind(b"\n") + 1].splitlines()]
-        return [record for record in found if record["kind"] == kind]
+        return dscriptkit.records(self.place, kind)
 
     def do(self, name):
         """Let the engine do it; the state before and after, as the evidence has it."""
