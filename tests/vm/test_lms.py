@@ -10,6 +10,7 @@ import subprocess
 import time
 
 import dboxkit
+import dscriptkit
 import pytest
 from guests import READY
 from module_guest import give
@@ -322,11 +323,7 @@ class Watched:
         return [path.read_text()[-2000:] for path in self.place.glob("d*.log")] + self.records("outcome")
 
     def records(self, kind):
-        found = []
-        for path in sorted((self.place / "state/script/journal").glob("*.log")):
-            whole = path.read_bytes()
-            found += [json.loads(line[9:]) for line in whole[: whole.rfind(b"\n") + 1].splitlines()]
-        return [record for record in found if record["kind"] == kind]
+        return dscriptkit.records(self.place, kind)
 
     def told(self, type):
         return [data for one in self.records("tell") if f'"type":"{type}"' in one["line"]
