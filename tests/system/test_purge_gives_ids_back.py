@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A purge of dre-core leaves /etc/subuid and /etc/subgid as they were: exactly what dre-app added goes.
 
+And of what it keeps itself only containers stay, with what they stand on.
+
 The script of the package runs in a mount namespace with an /etc, /var/lib/dre and /var/lib/lxc of its own.
 """
 
@@ -30,6 +32,7 @@ echo --
 cat /etc/subgid
 echo --
 ls /var/lib/dre
+cd /var/lib/dre && [ ! -e sys ] || echo sys/*
 """
 
 
@@ -41,6 +44,8 @@ ls /var/lib/dre
         (OTHERS + OURS, "rm /var/lib/dre/app/ids", OTHERS + OURS, ""),
         (OTHERS, "", OTHERS, ""),
         (OTHERS + OURS, "mkdir /var/lib/dre/app/state/web1", OTHERS + OURS, "app\n"),
+        (OURS, "mkdir -p /var/lib/dre/app/incoming/1 /var/lib/dre/sys/warm/1", "", ""),
+        (OURS, "mkdir -p /var/lib/dre/sys/state/v1 /var/lib/dre/sys/warm/1", "", "sys\nsys/state sys/warm\n"),
         (OURS, "echo 'lxc.idmap = u 0 1879113728 65536' >/var/lib/lxc/other/config", OURS, ""),
         (OURS, "echo 'lxc.idmap = u 0 100000 65536' >/var/lib/lxc/other/config", "", ""),
     ],
