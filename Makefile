@@ -6,7 +6,7 @@ DIRECTORIES = dre-core dre-base dbox sec-monitor dscript sysmon libdre libdaware
 
 include packaging/environment.mk
 
-.PHONY: installed demo demo-stop check-fast repo bench lint release-check pypi-deb distclean
+.PHONY: installed demo demo-stop check-fast source repo bench lint release-check pypi-deb distclean
 # One thing at a time: the rings of tests share the host, and the packages one directory.
 .NOTPARALLEL:
 
@@ -29,6 +29,10 @@ lint:
 
 deb:
 	packaging/build-deb
+
+# RELEASE=noble, say: what a build of that release elsewhere wants, in dist/noble/.
+source:
+	packaging/build-deb --source $(RELEASE)
 
 repo: deb
 	packaging/make-repo

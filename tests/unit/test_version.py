@@ -9,4 +9,4 @@ from conftest import ROOT
 
 def test_changelog_has_the_version_of_the_programs():
     first = (ROOT / "debian/changelog").read_text().partition("\n")[0]
-    assert re.sub(r"\+local\..*", "", re.search(r"\((.*)\)", first)[1]) == dre.__version__
+    assert re.sub(r"(\+local\.|~).*", "", re.search(r"\((.*)\)", first)[1]) == dre.__version__
