@@ -44,7 +44,7 @@ def test_command_runs_without_privilege_from_anywhere(command, path, section):
 
 
 def test_users_exist_and_cannot_log_in():
-    for user in ("dre-sec", "dscript", "dbox"):
+    for user in ("dre-sec", "dre-sysmon", "dscript", "dbox"):
         assert pwd.getpwnam(user).pw_shell in ("/usr/sbin/nologin", "/bin/false")
 
 
