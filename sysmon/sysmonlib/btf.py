@@ -10,13 +10,14 @@ from dre.errors import MissingError
 
 _HEADER = struct.Struct("<HBBIIIII")
 _TYPE, _MEMBER = struct.Struct("<III"), struct.Struct("<III")
-_ARRAY = struct.Struct("<III")
+_INFO = struct.Struct("<IHxB")  # of a type: its name, how many follow, its kind
 _MAGIC = 0xEB9F
 # What follows the three words of a type, by its kind: (octets, octets for each of its `vlen`).
 _TAIL = {
     1: (4, 0), 2: (0, 0), 3: (12, 0), 4: (0, 12), 5: (0, 12), 6: (0, 8), 7: (0, 0), 8: (0, 0), 9: (0, 0), 10: (0, 0),
     11: (0, 0), 12: (0, 0), 13: (0, 8), 14: (4, 0), 15: (0, 12), 16: (0, 0), 17: (4, 0), 18: (0, 0), 19: (0, 12),
 }  # fmt: skip
+_STEPS = {kind: (12 + fixed, each) for kind, (fixed, each) in _TAIL.items()}
 _STRUCTS = (4, 5)
 _ANONYMOUS_DEPTH = 8
 _MEMBERS_MOST = 1 << 14  # of one structure, those of anonymous ones within included
@@ -69,15 +70,14 @@ def _read(octets: bytes, wanted: frozenset[str]) -> Types:
 def _index(octets: bytes, place: int, end: int, names: dict[int, str]) -> tuple[list[int], dict[str, int]]:
     """Where each type is, by its number, and where the structures of *names* are."""
     places, structs = [0], dict[str, int]()
-    add, unpack, tails = places.append, _TYPE.unpack_from, _TAIL
+    add, unpack, steps = places.append, _INFO.unpack_from, _STEPS
     while place < end:
-        name, info, _ = unpack(octets, place)
+        name, info, kind = unpack(octets, place)
         add(place)
-        kind = info >> 24 & 31
-        if kind in _STRUCTS and name in names:
+        fixed, each = steps[kind & 31]
+        if name in names and kind & 31 in _STRUCTS:
             structs.setdefault(names[name], place)
-        fixed, each = tails[kind]
-        place += 12 + fixed + each * (info & 0xFFFF)
+        place += fixed + each * info
     return places, structs
 
 

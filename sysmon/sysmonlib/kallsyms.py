@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The symbols of a guest's kernel, from the table it keeps for itself: see scripts/kallsyms.c of Linux."""
 
+import functools
 import sys
 from array import array
 from bisect import bisect_right
@@ -18,6 +19,7 @@ _MOST = 1 << 20  # symbols; kernels of distributions have 100,000 to 300,000
 _NAMES_MOST = 1 << 24  # octets of all names as they are kept
 _NAME_MOST = 512  # octets of one of them
 _TOKEN_MOST = 64
+_HEAD = 3  # octets of a name as it is kept that are looked at first
 _FAMILY_MOST = 1 << 14  # symbols that begin as asked for
 _SHOWN = 100  # characters of a name that is told
 
@@ -35,23 +37,28 @@ class Table:
     _names: bytes
     _tokens: list[bytes]
 
+    @functools.cached_property
+    def _ordered(self) -> list[int]:
+        return sorted(set(self._addresses))
+
     def end(self, address: int) -> int | None:
         """Where the next symbol behind *address* is; None where none is."""
-        return min((other for other in self._addresses if other > address), default=None)
+        number = bisect_right(self._ordered, address)
+        return self._ordered[number] if number < len(self._ordered) else None
 
     def places(self, addresses: Iterable[int]) -> dict[int, str]:
         """`function+0x10` for each of *addresses* that lies in or behind a symbol; of several symbols the first."""
-        ordered = sorted(set(self._addresses))
         begins = {}
         for address in addresses:
-            number = bisect_right(ordered, address)
+            number = bisect_right(self._ordered, address)
             if number:
-                begins[address] = ordered[number - 1]
+                begins[address] = self._ordered[number - 1]
         wanted = {self._addresses.index(begin): begin for begin in set(begins.values())}
         last, found = max(wanted, default=-1), dict[int, str]()
-        for number, name in enumerate(_each(self._names, last + 1, self._tokens)):
+        for number, packed in enumerate(_packed(self._names, last + 1)):
             if number in wanted:
-                found[wanted[number]] = "".join(chr(octet) if 0x20 < octet < 0x7F else "?" for octet in name[:_SHOWN])
+                name = _unpacked(packed, self._tokens)[:_SHOWN]
+                found[wanted[number]] = "".join(chr(octet) if 0x20 < octet < 0x7F else "?" for octet in name)
         return {
             address: found[begin] + (f"+{address - begin:#x}" if address > begin else "")
             for address, begin in begins.items()
@@ -106,9 +113,9 @@ def _tokens(space: "Space", place: dict[str, int]) -> list[bytes]:
     return [table[index : index + _TOKEN_MOST].split(b"\0", 1)[0] for index in indexes]
 
 
-def _each(names: bytes, count: int, tokens: list[bytes]) -> Iterator[bytes]:
-    """The names of the first *count* symbols, in order. Raises MissingError where *names* ends too soon."""
-    expand, place = tokens.__getitem__, 0
+def _packed(names: bytes, count: int) -> Iterator[bytes]:
+    """The names of the first *count* symbols, in order, as they are kept. Raises MissingError where not whole."""
+    place = 0
     try:
         for _ in range(count):
             length = names[place]
@@ -119,10 +126,15 @@ def _each(names: bytes, count: int, tokens: list[bytes]) -> Iterator[bytes]:
             if length > _NAME_MOST:
                 raise MissingError("the symbols of its kernel are not whole")
             end = place + length
-            yield b"".join(map(expand, names[place:end]))[1:]  # the first character is its type
+            yield names[place:end]
             place = end
     except IndexError:
         raise MissingError("the symbols of its kernel are not whole") from None
+
+
+def _unpacked(name: bytes, tokens: list[bytes]) -> bytes:
+    """What is kept as *name*, without its first character, which is its type."""
+    return b"".join(map(tokens.__getitem__, name))[1:]
 
 
 def _numbers(
@@ -132,9 +144,18 @@ def _numbers(
     found: dict[bytes, int] = {}
     alike: dict[int, bytes] = {}
     family = tuple(begin.encode() for begin in begins)
-    for number, name in enumerate(_each(names, count, tokens)):
-        if name in wanted:
-            found.setdefault(name, number)
-        if name.startswith(family) and len(alike) < _FAMILY_MOST:
-            alike[number] = name
+    # Whether it may be one, by how its name begins, for to unpack all of them is dear.
+    likely: dict[bytes, bool] = {}
+    prefixes = {word[:length] for word in (*wanted, *family) for length in range(len(word) + 1)}
+    for number, packed in enumerate(_packed(names, count)):
+        head = packed[:_HEAD]
+        if head not in likely:
+            begin = _unpacked(head, tokens)
+            likely[head] = begin in prefixes or begin.startswith(family)
+        if likely[head]:
+            name = _unpacked(packed, tokens)
+            if name in wanted:
+                found.setdefault(name, number)
+            if name.startswith(family) and len(alike) < _FAMILY_MOST:
+                alike[number] = name
     return found, alike

@@ -60,6 +60,7 @@ class Memory:
     def __init__(self, fd: int, layout: Layout, start: int = 0, mapped: bool = True, owner: int = -1) -> None:
         """Takes *fd* over, and *owner*, the process whose it is (pidfd). Raises OSError where it cannot be mapped."""
         self.fd, self.layout, self._start, self._owner = fd, layout, start, owner
+        self._plain = layout.low - 8  # up to where an address is an offset
         try:
             self._map = mmap.mmap(fd, layout.size, mmap.MAP_SHARED, mmap.PROT_READ, offset=start) if mapped else None
             self._view = memoryview(self._map) if self._map is not None else None
@@ -88,7 +89,7 @@ class Memory:
 
     def u64(self, address: int) -> int:
         """The 64 bit number at *address*. Raises BadAddress."""
-        offset = self.layout.offset(address, 8)
+        offset = address if 0 <= address <= self._plain else self.layout.offset(address, 8)
         number: int
         (number,) = _U64.unpack_from(self._map, offset) if self._map is not None else _U64.unpack(self._at(offset, 8))
         return number
