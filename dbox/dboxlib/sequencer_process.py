@@ -205,14 +205,16 @@ def _drop() -> None:
 
 
 @contextlib.contextmanager
-def start(conf: Conf) -> Iterator[None]:
+def start(conf: Conf) -> Iterator[int | None]:
     """Have a sequencer answer for as long as this is entered. As root, or as the user of it all; before any thread.
+
+    Yields the process that starts it again when it ends, a child; None where that is not ours to do.
 
     One that is there already, as a service of its own, is left alone. Raises DreError with the reason of one that
     does not start.
     """
     if _served(message.place(conf)):
-        yield
+        yield None
         return
     life, ours = os.pipe()
     told, tell = os.pipe()
@@ -223,7 +225,7 @@ def start(conf: Conf) -> Iterator[None]:
     os.close(tell)
     try:
         _await(told)
-        yield
+        yield pid
     finally:
         os.close(ours)
         os.waitpid(pid, 0)

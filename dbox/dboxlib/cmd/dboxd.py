@@ -2,7 +2,8 @@
 """dboxd: serve one log by HTTPS and on the local socket, in the foreground, until SIGTERM.
 
 This process has no key but that of its TLS server and cannot write the database: entries go to the sequencer, a
-process of its own. Where none answers, dboxd starts one and ends it with itself.
+process of its own. Where none answers, dboxd starts one and ends it with itself. It ends, too, when one of its own
+processes has been killed: only root could start that again, and so who started dboxd has to.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def _serve(ctx: cli.Context) -> None:
     run = ctx.conf.core_run_dir / "dbox"
     with files.lock(run / "dboxd.lock", timeout=2.0), contextlib.ExitStack() as undo:
         # All that needs root, and all that forks, comes before the first thread.
-        undo.enter_context(sequencer_process.start(ctx.conf))
+        keeper = undo.enter_context(sequencer_process.start(ctx.conf))
         handed_over = intake.start(intake.listen(run / "intake.sock"))
         undo.callback(handed_over.close)
         application = _Late()
@@ -56,7 +57,7 @@ def _serve(ctx: cli.Context) -> None:
             accounts.prepare(ctx.conf)
         _drop()
         application.ready = undo.enter_context(front.application(ctx.conf))
-        _work(ctx, servers, handed_over)
+        _work(ctx, servers, handed_over, keeper)
 
 
 class _Late:
@@ -97,23 +98,45 @@ def _servers(ctx: cli.Context, where: Places, application: _Late, undo: contextl
     return bound
 
 
-def _work(ctx: cli.Context, servers: list[Any], handed_over: socket.socket) -> None:
+def _work(ctx: cli.Context, servers: list[Any], handed_over: socket.socket, keeper: int | None) -> None:
+    """Serve until SIGTERM. Raises DreError when a process of ours has ended before that."""
+    lost: list[str] = []
+
+    def lose(what: str) -> None:
+        lost.append(what)
+        signal.pthread_kill(ours, signal.SIGTERM)
+
     def take(connection: socket.socket, peer: Peer | None) -> None:
         servers[0].take(connection, peer)
 
+    def receive() -> None:
+        intake.receive(handed_over, take)
+        lose("the doorkeeper of the local socket")
+
+    def watch(pid: int) -> None:
+        with contextlib.suppress(ChildProcessError):  # we end, and have waited for it already
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            if ended and ended.si_code != os.CLD_EXITED:  # else another sequencer has taken over, and we only read
+                lose("the keeper of the sequencer")
+
+    ours = threading.get_ident()
     threads = [threading.Thread(target=one.serve, name="front", daemon=True) for one in servers[1:]]
-    threads.append(threading.Thread(target=intake.receive, args=(handed_over, take), name="intake", daemon=True))
-    for thread in threads:
-        thread.start()
-    # Handlers come last: before this point nothing is lost by ending at once.
+    threads.append(threading.Thread(target=receive, name="intake", daemon=True))
+    if keeper is not None:
+        threads.append(threading.Thread(target=watch, args=(keeper,), name="keeper", daemon=True))
+    # Handlers come late: before this point nothing is lost by ending at once.
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, _end)
-    listens = f"https://{address(ctx.conf.dbox_listen)}" if ctx.conf.dbox_listen else "the local socket"
-    sys.stderr.write(f"dboxd: listening on {listens}\n")
     with contextlib.suppress(_Ended):
+        for thread in threads:
+            thread.start()
+        listens = f"https://{address(ctx.conf.dbox_listen)}" if ctx.conf.dbox_listen else "the local socket"
+        sys.stderr.write(f"dboxd: listening on {listens}\n")
         servers[0].serve()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if lost:
+        raise DreError(f"{lost[0]} has ended, and dboxd with it")
 
 
 def _drop() -> None:
