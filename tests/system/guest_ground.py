@@ -82,17 +82,26 @@ def _archive(files):
     return found
 
 
-def image(host, name="tiny"):
-    """The name of an image of that guest on *host*, as dre-base makes them."""
+def busybox():
+    """That of the host, which needs no library, as a file of an image."""
+    return "busybox", 0o100755, pathlib.Path("/bin/busybox").read_bytes()
+
+
+def image(host, name="tiny", kernel=None, files=None):
+    """The name of an image of that guest on *host*, as dre-base makes them.
+
+    With *kernel* that one, and *files* are all there is in it: names, modes and octets, `init` among them.
+    """
     place = host.place / "state/base" / name
     if place.exists():
         return name
-    kept = _kernel()
+    kept = None if kernel else _kernel()
     place.mkdir(parents=True)
-    shutil.copy(kept / "vmlinuz", place / "vmlinuz")
-    files = [("init", 0o100755, INIT.replace("MODULES", " ".join(MODULES)).encode())]
-    files += [("answer", 0o100755, ANSWER.encode()), ("busybox", 0o100755, pathlib.Path("/bin/busybox").read_bytes())]
-    files += [(f"{module}.ko", 0o100644, (kept / f"{module}.ko").read_bytes()) for module in MODULES]
+    shutil.copy(kernel or kept / "vmlinuz", place / "vmlinuz")
+    if kept:
+        files = [("init", 0o100755, INIT.replace("MODULES", " ".join(MODULES)).encode())]
+        files += [("answer", 0o100755, ANSWER.encode()), busybox()]
+        files += [(f"{module}.ko", 0o100644, (kept / f"{module}.ko").read_bytes()) for module in MODULES]
     (place / "initrd.img").write_bytes(gzip.compress(_archive(files), 1))
     shutil.copy(host.small(), place / "image.qcow2")
     digest = hashlib.sha256((place / "image.qcow2").read_bytes()).hexdigest()

@@ -86,6 +86,11 @@ def built(kernel, place):
     return _modules(SOURCE, release_of(kernel), place)[0]
 
 
+def built_from(name, kernel, place):
+    """The modules of the directory *name* here for *kernel*, made in the new directory *place*."""
+    return _modules(HERE / name, release_of(kernel), place)
+
+
 def give(guest, name, scratch):
     """Let *guest* have, in /root, the modules of the directory *name* here, for the kernel that runs in it.
 
