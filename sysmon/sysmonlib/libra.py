@@ -8,6 +8,7 @@ with nothing on the wire that would explain it. What was not seen on the wire is
 import os
 import stat
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,6 +81,7 @@ class Libra:
         Raises MissingError where something was not seen on the wire, and what *see* raises.
         """
         suspects: dict[_Key, _Suspect] = {}
+        times = Counter[_Key]()  # looks in which something was suspect, in a row or not
         forced = False
         for number in range(LOOKS):
             if number:
@@ -90,6 +92,7 @@ class Libra:
                 return self._new([self._rogue(str(error))])
             self.aside = []
             suspects = _carried(suspects, self._differences(sight))
+            times.update({key for suspect in suspects.values() for key in (suspect.key, suspect.alias)})
             forced = any(suspect.type == _UNSEEN for suspect in suspects.values())
             if all(suspect.certain for suspect in suspects.values()):
                 break
@@ -100,7 +103,7 @@ class Libra:
             more = f", and {len(unseen) - 1} more" if len(unseen) > 1 else ""
             raise MissingError(f"{self._system}: {unseen[0]}{more}")
         if not found and suspects:
-            found = [self._unsettled(list(suspects.values()))]
+            found = [self._unsettled(list(suspects.values()), times)]
         self.aside += unseen
         return self._new(found)
 
@@ -124,10 +127,13 @@ class Libra:
         key = (INCONSISTENT, "agent")
         return _Suspect(key, key, INCONSISTENT, {"views": ["agent"], "reason": cli.harmless(reason)[:PATH]})
 
-    def _unsettled(self, suspects: list[_Suspect]) -> _Suspect:
-        """Each look had a difference, though never the same: somebody may know how to hide."""
+    def _unsettled(self, suspects: list[_Suspect], times: Counter[_Key]) -> _Suspect:
+        """Each look had a difference, though never the same: somebody may know how to hide. Raises MissingError."""
         if any(suspect.type == _UNSEEN for suspect in suspects):
             raise MissingError(f"{self._system}: it changes too fast: not all was seen in any of {LOOKS} looks")
+        # What the wire shows to come or go just then, and is another file in each look, may be honest work.
+        if all(one.needs == PERSIST and max(times[one.key], times[one.alias]) < CONFIRM for one in suspects):
+            raise MissingError(f"{self._system}: it changes too fast: other files came or went in all {LOOKS} looks")
         key = (INCONSISTENT, "unsettled")
         reason = f"the views differ in each of {LOOKS} looks, though not by the same"
         return _Suspect(key, key, INCONSISTENT, {"views": ["getdents", "stat"], "reason": reason})

@@ -329,6 +329,27 @@ def test_one_that_is_made_anew_each_time_is_not_clean(disk, version):
 
 
 @both
+def test_one_that_comes_and_goes_on_the_wire_in_each_look_is_neither_found_nor_clean(disk, version):
+    client = Client(disk, version)
+
+    def before(look):
+        if look > 1:
+            client.remove(disk.root, b"evil%d" % (look - 1))
+        disk.make(disk.root, b"new")
+        client.rename(disk.root, b"new", b"evil%d" % look)
+
+    def lie(told):
+        name = next(name for name in told.names[TOP] if name.startswith(b"evil") and name != b"evil")
+        told.names[TOP].remove(name)
+        del told.files[TOP + b"/" + name]
+
+    guest = Guest(client, lie, before)
+    with pytest.raises(MissingError, match="changes too fast: other files came or went"):
+        guest.scan()
+    assert guest.looks == libra.LOOKS
+
+
+@both
 def test_what_the_server_does_not_have_is_inconsistent(disk, version):
     def lie(told):
         told.names[TOP].add(b"invented")
