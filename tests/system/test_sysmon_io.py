@@ -92,6 +92,15 @@ def packets(host, device):
     return [int(host.call("cat", f"{place}/{way}_packets").stdout) for way in ("tx", "rx")]
 
 
+def settled(host, device):
+    """The same, once neither has grown for two seconds: the guest's kernel acknowledges when it comes to it."""
+    before, now = None, packets(host, device)
+    while now != before:
+        time.sleep(2)
+        before, now = now, packets(host, device)
+    return now
+
+
 def test_each_frame_is_told_once_with_its_direction(host):
     device, mac = tap(host, "io-net")
     with Talk(ADDRESS, space(host)) as talk, Streamed(host, "io-net", "--net", "--head", "1000") as io:
@@ -102,15 +111,13 @@ def test_each_frame_is_told_once_with_its_direction(host):
         assert first["from"] == f"{HOST}:{port}" and first["target"] == mac
         for _ in range(3):
             talk.ask()
-        time.sleep(1)
-        counted = packets(host, device)
+        counted = settled(host, device)
         marker = b"after this all is counted"
         talk.peer.sendall(marker + b"\n")
         assert talk.lines.readline().split(b" ", 1)[1] == marker + b"\n"
         for _ in range(20):
             talk.ask()
-        time.sleep(1)
-        more = [now - before for now, before in zip(packets(host, device), counted, strict=True)]
+        more = [now - before for now, before in zip(settled(host, device), counted, strict=True)]
         rest = io.end()
     begin = next(number for number, one in enumerate(rest) if marker.hex() in one["head"])
     seen = rest[begin:]
