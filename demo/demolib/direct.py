@@ -6,7 +6,6 @@ host could not be cleared. With a part left out 1 is what should come: the shop 
 """
 
 import argparse
-import fcntl
 import os
 import signal
 import sys
@@ -35,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         stage.need_root()
         with LOCK.open("w") as lock:
-            _only_one(lock.fileno())
+            stage.only_one(lock.fileno())
             return _stop() if args.stop else _demonstrate(args)
     except Failed as failure:
         print(f"demo: {failure}", file=sys.stderr)
@@ -76,13 +75,6 @@ def _interrupted(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _only_one(fd: int) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise Failed("another demo/run is at work on this host") from None
-
-
 def _say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')}  {text}")
 
@@ -91,12 +83,19 @@ def _stop() -> int:
     if not HOME.exists():
         print("demo: nothing is left running")
         return 0
+    _not_of_a_soak()
     return _report(stage.clear(_say))
+
+
+def _not_of_a_soak() -> None:
+    if stage.SOAK.exists():
+        raise Failed("a soak was killed and has left much; soak/run --stop removes it")
 
 
 def _demonstrate(args: argparse.Namespace) -> int:
     if stage.KEPT.exists():
         raise Failed("an earlier demonstration was left running (KEEP=1); end it with `make demo-stop`")
+    _not_of_a_soak()
     if HOME.exists():
         _say("clearing away what a killed demonstration left")
         if _report(stage.clear(_say)):

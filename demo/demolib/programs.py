@@ -14,7 +14,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from demolib.places import CONF, HOME, LOG
@@ -52,10 +52,22 @@ def dre(program: str, *argv: str, **how: object) -> bytes:
     return call(program, "--config", str(CONF), *argv, **how)
 
 
-def start(name: str, *argv: str, output: Path | None = None) -> "subprocess.Popen[bytes]":
-    """Start a program that stays up; what it says goes to LOG/<name>.log, its stdout to *output* where given."""
+def start(
+    name: str, *argv: str, output: Path | None = None, more: Mapping[str, str] | None = None
+) -> "subprocess.Popen[bytes]":
+    """Start a program that stays up, with *more* in its environment.
+
+    What it says goes to LOG/<name>.log, its stdout to *output* where given.
+    """
     with (LOG / f"{name}.log").open("ab") as log, (output or LOG / f"{name}.log").open("ab") as data:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=data, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=data,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, **(more or {})},
+        )
     NOTES.mkdir(exist_ok=True)
     (NOTES / name).write_text(json.dumps({"pid": process.pid, "began": began(process.pid)}))
     return process

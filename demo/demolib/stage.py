@@ -5,10 +5,11 @@ Clearing works from what lies on the disk, so that it also removes what a killed
 """
 
 import contextlib
+import fcntl
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from demolib.programs import Failed, dre, end, listens, running, start, wait
 from demolib.story import Say, Story
 
 KEPT = HOME / "kept"  # left running on purpose, for a person to look at
+SOAK = HOME / "soak"  # it is not the demonstration's: soak/run, which adds disks and networks to it, made it
 MADE_RUN = HOME / "made-run"  # /run/dre was not there before us
 PROGRAMS = ("dre-app", "dre-bridge", "dre-base", "dre-event", "dre-monitor", "dre-rules", "dscript")
 PROGRAMS += ("dbox-init", "dboxd", "dbox-get", "dbox-verify", "lxc-start", "mmdebstrap", "sec", "unshare")
@@ -68,8 +70,9 @@ def prepare(story: Story, without: str, say: Say) -> None:
     if not RUN.exists():
         MADE_RUN.touch()
     LOG.mkdir(mode=0o755)
-    CONF.write_text(SETTINGS)
+    CONF.write_text(SETTINGS + story.settings)
     CONF.chmod(0o644)
+    story.lay()
     dre("dre-bridge", "up")
     with ThreadPoolExecutor() as pool:
         made, recorder = pool.submit(story.make, say), pool.submit(_dbox)
@@ -115,8 +118,11 @@ def _beside(program: str, directory: str) -> Path:
     return Path(shutil.which(program)).resolve().parent / directory
 
 
-def clear(say: Say) -> list[str]:
-    """End and remove everything of the demonstration; what could not be removed is returned as sentences."""
+def clear(say: Say, last: Callable[[], None] = lambda: None) -> list[str]:
+    """End and remove everything of the demonstration; what could not be removed is returned as sentences.
+
+    *last* is called once nothing runs any more, before the files go. It may raise Failed.
+    """
     if not HOME.exists():
         return []
     troubles: list[str] = []
@@ -134,6 +140,8 @@ def clear(say: Say) -> list[str]:
         if Path(f"/sys/class/net/{BRIDGE}").exists():
             with _noting(troubles):
                 dre("dre-bridge", "down")
+    with _noting(troubles):
+        last()
     if not troubles:
         if MADE_RUN.exists() and not any(RUN.glob("app/*.json")):  # nobody else has begun to use it
             shutil.rmtree(RUN, ignore_errors=True)
@@ -170,3 +178,11 @@ def need_root() -> None:
     """Raise Failed unless root started us."""
     if os.geteuid() != 0:
         raise Failed("the demonstration makes containers and a bridge: run it as root")
+
+
+def only_one(fd: int) -> None:
+    """Take the lock. Raises Failed when another demonstration, or a soak, has it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Failed("another demo/run or soak/run is at work on this host") from None

@@ -24,7 +24,11 @@ class Story:
     patience = 15.0  # seconds in which D-RE must have done what was agreed
     apps: tuple[str, ...] = (*ADDRESSES,)  # whose use is measured
     watched = APP  # the one that tells most
+    settings = ""  # more lines of dre.conf; a later one wins
     again: str  # how a person makes the accident happen once more; {conf} stands for the option
+
+    def lay(self) -> None:
+        """Make what all stands on; there is nothing yet but the settings."""
 
     def make(self, say: Say) -> None:
         """Bring the service into being, while the D-Box is."""
