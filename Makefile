@@ -6,7 +6,7 @@ DIRECTORIES = dre-core dre-base dbox sec-monitor dscript sysmon libdre libdaware
 
 include packaging/environment.mk
 
-.PHONY: installed demo demo-stop check-fast source repo bench lint release-check pypi-deb distclean
+.PHONY: installed demo demo-stop check-fast source repo bench lint release-check pypi-deb distclean soak
 # One thing at a time: the rings of tests share the host, and the packages one directory.
 .NOTPARALLEL:
 
@@ -51,6 +51,11 @@ demo: installed
 demo-stop:
 	demo/run --stop
 
+# HOURS=n, or a part of one such as 0.1; SEED=n has the same faults come again. `soak/run --stop` clears up after a kill.
+soak: installed
+	packaging/install-tools soak
+	HOURS=$(HOURS) SEED=$(SEED) soak/run
+
 # What it prints is kept in build/bench, with pictures; BENCH="life many" measures those alone.
 bench:
 	bench/table $(BENCH)
@@ -63,7 +68,7 @@ clean:
 	for directory in $(DIRECTORIES); do $(MAKE) -C $$directory clean || exit 1; done
 	rm -rf dist repo
 	[ ! -d build ] || find build -mindepth 1 -maxdepth 1 ! -name archive-key -exec rm -rf {} +
-	find tests demo bench -name __pycache__ -prune -exec rm -rf {} +
+	find tests demo soak bench -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean
 	rm -rf build
