@@ -32,6 +32,7 @@ CHOSEN = {
     "limits": (
         "app_limits.py::test_live_and_persistent",
         "app_limits_stop_hogs.py::test_memory_hog_is_ended_and_the_app_lives",
+        "app_limits_stop_hogs.py::test_fork_bomb_is_stopped_and_the_app_lives",
         "app_groups.py::test_quota_holds_for_all_of_it_together",
     ),
     "checkpoint": (
