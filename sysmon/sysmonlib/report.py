@@ -33,6 +33,7 @@ MADE = "sysmon.report"
 _PIECE = 8 << 20  # octets of a report that are an entry of the D-Box
 _TASKS_MOST, _MODULES_MOST = 16, 16
 _MODULE_MOST = 8 << 20
+_ROUNDS = 5  # how often the memory of a process is read that the guest moves meanwhile
 _SEVERITY = 5  # notice
 _DRAIN = 10.0  # seconds that the D-Box may take; then the report waits in the spool
 
@@ -118,11 +119,8 @@ def _fill(place: Path, cross: Cross, told: Mapping[str, Any], most: int) -> None
         except BadAddress:  # it has ended meanwhile
             continue
         name = _free(place, f"{task.pid}")
-        runs, whole = processes.memory(address, left)
-        octets = sum(len(run.places) for run in runs) * PAGE
+        octets, whole = _memory(place / f"memory-{name}.core", cross, processes, address, left)
         left -= octets
-        if runs:
-            _put(place / f"memory-{name}.core", _pages(cross, runs))
         opened, sockets, all_of_them = processes.files(address)
         described = {
             **{key: getattr(task, key) for key in ("pid", "tgid", "ppid", "uid", "state", "comm", "kernel")},
@@ -152,6 +150,25 @@ def _fill(place: Path, cross: Cross, told: Mapping[str, Any], most: int) -> None
         "modules": modules,
     }
     _put(place / "report.json", [_json(about)])
+
+
+def _memory(path: Path, cross: Cross, processes: Processes, task: int, most: int) -> tuple[int, bool]:
+    """Write the memory of *task* to *path*, at most *most* octets; how many these are, and whether they are all.
+
+    The guest's kernel moves pages as it likes (compaction, huge pages: admin-guide/mm of Linux), and what is read where
+    one was may be another's by then. So they are read until each is found in its place afterwards.
+    """
+    runs, whole = processes.memory(task, most)
+    for _ in range(_ROUNDS):
+        path.unlink(missing_ok=True)
+        if runs:
+            _put(path, _pages(cross, runs))
+        before, (runs, whole) = runs, processes.memory(task, most)
+        if runs == before:
+            break
+    else:
+        runs, whole = before, False
+    return sum(len(run.places) for run in runs) * PAGE, whole
 
 
 def _told(told: Mapping[str, str], key: str) -> str | None:

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import os
 import random
 import socket
 import struct
@@ -54,6 +55,7 @@ class Made(Guest):
         page = self.alloc(PAGE, PAGE)
         self.write(page, content)
         self.set(table + 8 * (address >> 12 & 511), page - DIRECT | entry)
+        return table + 8 * (address >> 12 & 511)
 
     def dentry(self, name, parent=None, kind="ext4", inode=0):
         place = self.alloc(128)
@@ -92,7 +94,7 @@ class Made(Guest):
         table = self.alloc(PAGE, PAGE)
         self.page(table, PROGRAM, b"\x7fELF program", 5)
         self.page(table, LIBRARY, b"library", 5)
-        self.page(table, LIBRARY + PAGE, b"its data", 1 << 63 | 7)
+        self.entry_of_data = self.page(table, LIBRARY + PAGE, b"its data", 1 << 63 | 7)
         self.page(table, STACK, b"/usr/sbin/evil\0--quiet\0", 1 << 63 | 7)
         root, slash = None, self.dentry("/")
         root = self.mounted(slash)
@@ -233,6 +235,35 @@ def test_memory_is_bounded_and_that_it_was_is_told(made, tmp_path):
     task = json.loads((tmp_path / "one/task-31.json").read_text())
     assert (task["memory"]["octets"], task["memory"]["complete"]) == (2 * PAGE, False)
     assert sum(len(octets) for _, octets in segments(tmp_path / "one/memory-31.core").values()) == 2 * PAGE
+
+
+def moving(made, monkeypatch, times):
+    """Let the guest move the page with the data, and use the place where it was, *times* times while it is read."""
+    pages, left = report._pages, list(range(times))
+    places = [made.alloc(PAGE, PAGE) for _ in left]
+
+    def moved(seen, runs):
+        if left and len(runs) > 1:  # not the module's
+            left.pop()
+            fd, slot = seen.kernel.space.memory.fd, made.place(made.entry_of_data)
+            (entry,) = struct.unpack("<Q", os.pread(fd, 8, slot))
+            old, new = entry & 0xF_FFFF_F000, places.pop() - DIRECT
+            os.pwrite(fd, os.pread(fd, PAGE, old), new)
+            os.pwrite(fd, struct.pack("<Q", entry - old + new), slot)
+            os.pwrite(fd, b"of another", old)
+        return pages(seen, runs)
+
+    monkeypatch.setattr(report, "_pages", moved)
+
+
+@pytest.mark.parametrize(("times", "complete"), [(1, True), (2, True), (4, True), (5, False)])
+def test_what_is_moved_while_it_is_read_is_read_again(made, tmp_path, monkeypatch, times, complete):
+    moving(made, monkeypatch, times)
+    reported(made, tmp_path / "one")
+    _, octets = segments(tmp_path / "one/memory-31.core")[LIBRARY + PAGE]
+    assert octets.rstrip(b"\0") == (b"its data" if complete else b"of another")
+    told = json.loads((tmp_path / "one/task-31.json").read_text())["memory"]
+    assert (told["octets"], told["complete"]) == (4 * PAGE, complete)
 
 
 def test_digests_are_those_of_the_files(made, tmp_path):
