@@ -107,7 +107,8 @@ static void *logs(void *number)
 	return NULL;
 }
 
-#ifdef __SANITIZE_THREAD__ /* cannot begin a thread in a child of a process that has some */
+/* They cannot begin a thread in a child of a process that has some: one may have held a lock of theirs. */
+#if defined __SANITIZE_THREAD__ || defined __SANITIZE_ADDRESS__
 #define IN_CHILD DAWARE_LOOP
 #else
 #define IN_CHILD 0
