@@ -20,6 +20,8 @@ from dre.errors import DreError, MissingError
 PAGE = 4096
 _FOUR_GIB = 1 << 32
 _CHUNK = 1 << 22  # octets that a search takes at once
+# Of the last octets of entries: bit 63 (in memory) or 62 (swapped) is set; see admin-guide/mm/pagemap of Linux.
+_USED = re.compile(rb"[\x40-\xff]+")
 _U64, _U32 = struct.Struct("<Q"), struct.Struct("<I")
 
 
@@ -57,9 +59,14 @@ class Layout:
 class Memory:
     """The RAM behind *fd*, at *start* of it: mapped where that shows the guest's pages, else read piece by piece."""
 
-    def __init__(self, fd: int, layout: Layout, start: int = 0, mapped: bool = True, owner: int = -1) -> None:
-        """Takes *fd* over, and *owner*, the process whose it is (pidfd). Raises OSError where it cannot be mapped."""
-        self.fd, self.layout, self._start, self._owner = fd, layout, start, owner
+    def __init__(
+        self, fd: int, layout: Layout, start: int = 0, mapped: bool = True, owner: int = -1, pages: int = -1
+    ) -> None:
+        """Takes *fd* over, *owner*, the process whose it is (pidfd), and *pages*, which tells of its pages (pagemap).
+
+        Raises OSError where it cannot be mapped.
+        """
+        self.fd, self.layout, self._start, self._owner, self._pages = fd, layout, start, owner, pages
         self._plain = layout.low - 8  # up to where an address is an offset
         try:
             self._map = mmap.mmap(fd, layout.size, mmap.MAP_SHARED, mmap.PROT_READ, offset=start) if mapped else None
@@ -76,8 +83,9 @@ class Memory:
             self._view.release()
             self._map.close()
         os.close(self.fd)
-        if self._owner >= 0:
-            os.close(self._owner)
+        for fd in (self._owner, self._pages):
+            if fd >= 0:
+                os.close(fd)
 
     def ended(self) -> bool:
         """Whether the process whose memory it is has ended: then nothing changes in it any more."""
@@ -147,10 +155,16 @@ class Memory:
 
     def _touched(self) -> Iterator[tuple[int, int]]:
         """The pieces of the back-end that hold data, as offsets."""
-        if self._map is None:
-            yield 0, self.layout.size
-            return
         end, last = 0, self.layout.size
+        if self._pages >= 0:
+            size = last // PAGE * 8
+            entries = os.pread(self._pages, size, self._start // PAGE * 8).ljust(size, b"\xff")
+            for run in _USED.finditer(entries[7::8]):
+                yield run.start() * PAGE, run.end() * PAGE
+            return
+        if self._map is None:
+            yield 0, last
+            return
         while end < last:
             try:
                 begin = os.lseek(self.fd, self._start + end, os.SEEK_DATA) - self._start
@@ -178,13 +192,13 @@ def attach(pid: int, layout: Layout) -> Memory:
 
 
 def _attached(place: Path, layout: Layout, owner: int) -> Memory:
-    private = None
+    private: tuple[int, bool] | None = None  # where, and whether nothing is in a page that was not touched
     for line in (place / "maps").read_text().splitlines():
         found = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw-([sp]) ([0-9a-f]+) (\S+) (\d+)", line)
         if found is None or int(found[2], 16) - int(found[1], 16) != layout.size:
             continue
         if found[3] == "p":
-            private = private or int(found[1], 16)
+            private = private or (int(found[1], 16), found[6] == "0")
             continue
         for name in (place / "fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
@@ -195,4 +209,9 @@ def _attached(place: Path, layout: Layout, owner: int) -> Memory:
                     return Memory(fd, layout, int(found[4], 16), owner=owner)
     if private is None:
         raise MissingError(f"{place} has no memory of {layout.size} octets")
-    return Memory(os.open(place / "mem", os.O_RDONLY | os.O_CLOEXEC), layout, private, mapped=False, owner=owner)
+    begin, anonymous = private
+    memory, pages = os.open(place / "mem", os.O_RDONLY | os.O_CLOEXEC), -1
+    if anonymous:
+        with contextlib.suppress(FileNotFoundError):  # a kernel without
+            pages = os.open(place / "pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    return Memory(memory, layout, begin, mapped=False, owner=owner, pages=pages)

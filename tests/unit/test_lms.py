@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """dre-lms on memory made for it: what is hidden is named, and what is made to mislead it ends soon and is told."""
 
+import mmap
 import os
 import random
 import struct
 import subprocess
+import tempfile
 import time
 
 import pytest
 from dre.errors import MissingError
 from lmskit import DIRECT, IMAGE, LAYOUTS, NOTE, SIZE, VMALLOC, Guest, at
-from sysmonlib import cross, guest
+from sysmonlib import cross, guest, memory
 from sysmonlib.cmd import dre_lms
-from sysmonlib.memory import BadAddress, Layout
+from sysmonlib.memory import PAGE, BadAddress, Layout
 
 CASES = int(os.environ.get("DRE_CASES", "30"))
 BOUND = 20.0  # seconds for one look at whatever memory; it takes some hundredths
@@ -253,6 +255,28 @@ def test_addresses_are_those_of_qemu_and_none_wraps():
     for layout, address in ((small, (1 << 30) - 7), (small, -8), (large, 2 << 30), (large, 6 << 30)):
         with pytest.raises(BadAddress):
             layout.offset(address, 8)
+
+
+@pytest.mark.parametrize("kind", ["anonymous", "file"])
+def test_memory_of_another_process_is_found_and_of_it_what_was_touched_is_searched(kind):
+    """Of a file that is mapped for it alone, what was not touched is searched, too: that is in the file."""
+    size, text = 64 << 20, b"OSRELEASE=it"
+    with tempfile.TemporaryFile() as stream:
+        stream.truncate(size)
+        os.pwrite(stream.fileno(), text, 5 * PAGE)
+        fd = -1 if kind == "anonymous" else stream.fileno()
+        with mmap.mmap(fd, size, mmap.MAP_PRIVATE | (mmap.MAP_ANONYMOUS if fd < 0 else 0)) as ram:
+            ram.madvise(mmap.MADV_DONTDUMP)  # so that it is no part of a larger mapping
+            for page in (0, 3, 9000, size // PAGE - 1):
+                ram[page * PAGE : page * PAGE + len(text)] = text
+            ram[100 * PAGE + 1 : 100 * PAGE + len(text)] = text[1:]
+            with memory.attach(os.getpid(), Layout(size, size)) as found:
+                pages = list(found.pages_with(text))
+                searched = sum(end - begin for begin, end in found._touched())
+                assert found.read(3 * PAGE, 4) == b"OSRE" and not found.ended()
+    expected = [0, 3, 9000, size // PAGE - 1]
+    assert pages == [page * PAGE for page in sorted([*expected, *([5] if kind == "file" else [])])]
+    assert searched == size if kind == "file" else 5 * PAGE <= searched <= size // 2  # huge pages are whole ones
 
 
 @pytest.mark.parametrize(
