@@ -26,6 +26,14 @@ for name in one two; do
 done
 setsid sh -c 'while :; do unshare --fork --pid true; modprobe dummy; rmmod dummy; done' </dev/null >/dev/null 2>&1 &
 """
+# Containers come and go, too; each is counted.
+CONTAINERS = """
+setsid sh -c 'n=0
+while :; do
+    dre-app create storm --ip none -- /bin/sleep 1000 && dre-app start storm && dre-app destroy --force storm &&
+        n=$((n + 1)) && echo $n >/root/containers
+done' </dev/null >/root/containers.log 2>&1 &
+"""
 # A task for each level of tests/vm/lms_rootkit; at the end the root-kit itself is hidden, too.
 HIDE = """
 for level in 1 2 3; do
@@ -129,9 +137,11 @@ def private(host):
 
 
 def test_what_is_hidden_is_named_and_a_busy_guest_is_not_accused(guest, ground, kit):
-    guest.ok(STORM)
+    guest.ok(STORM + (CONTAINERS if FULL else ""))
     done = lms(ground, "--interval", "20ms", "--count", SCANS, timeout=3600)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    if FULL:
+        assert int(guest.ok("cat /root/containers")) >= 3, guest.ok("tail /root/containers.log")
     first, second, third = map(int, guest.ok(HIDE).split())
     assert guest.call(f"ps -p {second},{third}").returncode == 1  # inside there is no trace of them
     assert guest.call("grep hider /proc/modules || ls /sys/module/hider").returncode != 0
@@ -189,7 +199,8 @@ def test_a_report_has_what_a_hidden_process_has(guest, ground, kit):
     assert "/root/held" in [file["path"] for file in told["files"]]
     (door,) = told["sockets"]
     assert (door["family"], door["state"], door["local"]) == ("inet", "LISTEN", "127.0.0.1:4444")
-    assert SECRET not in EVIL.encode() and SECRET in (place / f"memory-{pid}.core").read_bytes()
+    core, held = (place / f"memory-{pid}.core").read_bytes(), told["memory"]["octets"]
+    assert SECRET not in EVIL.encode() and SECRET in core, f"{core.count(SECRET[:14])} words in {held} octets"
     check = subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=place, capture_output=True)
     assert check.returncode == 0, check.stdout
     areas = [(area["begin"], area["end"], area["file"]) for area in told["memory"]["areas"]]
