@@ -25,6 +25,7 @@ BLOCK = 256 << 10
 TRIES, PAUSE = 6, 1.0  # connections, one after the other, and seconds between the first two; then twice as long each
 WAIT = 3600.0  # seconds for an answer: the other side unpacks; a dead connection is noticed by ssh
 LOCAL = "localhost"
+RECEIVE = "dre-app receive"  # what is asked for there, by whatever forced command
 _SSH = (
     "ssh",
     "-Tax",
@@ -59,7 +60,7 @@ class Way:
             config = ["--config", self.config] if self.config else []
             return [sys.executable, sys.argv[0], *config, "receive", "--allow-all"]
         ssh_config = ["-F", self.ssh_config] if self.ssh_config else []
-        return [*_SSH, *ssh_config, "--", self.host, "dre-app receive"]
+        return [*_SSH, *ssh_config, "--", self.host, RECEIVE]
 
 
 def host(text: str) -> str:

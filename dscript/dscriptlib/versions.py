@@ -89,6 +89,14 @@ def require(conf: Conf, script: Script) -> None:
     agreement.verify(made, people)
 
 
+def _agreed(conf: Conf, script: Script) -> bool:
+    try:
+        require(conf, script)
+    except DreError:
+        return False
+    return True
+
+
 def deploy(conf: Conf, script: Script, octets: bytes, note: str) -> Switch | None:
     """Put *script* in force where nobody need sign; None when it is. Raises DreError."""
     with _locked(conf, script.name) as done:
@@ -107,7 +115,7 @@ def propose(conf: Conf, script: Script, octets: bytes, key: Private, note: str) 
         if len(proposals(conf)) >= WAITING:
             raise DreError(f"{WAITING} proposals wait already: approve or refuse some first")
         before = done[-1].sha256 if done else None
-        if before == script.sha256:
+        if before == script.sha256 and _agreed(conf, script):
             raise DreError(f"{script.name}: this version is in force already")
         store.keep(conf, script, octets)
         made = Agreement(script.name, script.sha256, before, os.urandom(6).hex(), event.stamp(), note)
@@ -127,13 +135,18 @@ def approve(conf: Conf, identity: str, key: Private) -> Switch:
     _may_approve(made, person)
     with _locked(conf, script.name) as done:
         agreement.verify(made, people, (PROPOSE,))
-        if not done or done[-1].sha256 != script.sha256:  # else we were killed when that was done
+        # Else we were killed when that was done. What root alone had put in force may be signed as it is.
+        if not done or done[-1].sha256 != script.sha256 or done[-1].time <= made.time:
             if (done[-1].sha256 if done else None) != made.before:
                 raise DreError(f"{identity}: another version came in force since; propose it anew")
             made = agreement.sign(made, APPROVE, person, key)
             _write(_home(conf) / "agreed" / script.sha256, made)
             signed = tuple(one.person for one in made.signatures)
             done = [*done, _switch_to(conf, done, script, "approve", person.name, signed, made.note)]
+            if made.before == script.sha256:
+                _tell(conf, done[-1], script)  # it was in force, so nothing else came of it
+        elif made.before == script.sha256:
+            _tell(conf, done[-1], script)
         (_home(conf) / "proposed" / identity).unlink(missing_ok=True)
     return done[-1]
 
@@ -161,7 +174,7 @@ def rollback(conf: Conf, name: str, number: int | None, note: str) -> Switch:
         if not done:
             raise NotFoundError(f"{name}: no such script was ever deployed")
         if number is None:
-            wanted = done[-1].before
+            wanted = next((one.sha256 for one in reversed(done) if one.sha256 != done[-1].sha256), None)
             if wanted is None:
                 raise NotFoundError(f"{name}: there is no earlier version")
         else:
@@ -210,16 +223,21 @@ def _settle(conf: Conf, made: Switch) -> None:
     script = store.version(conf, made.sha256)
     if script is None:
         raise DreError(f"{made.script}: version {made.sha256[:12]} is not there any more, or was changed")
+    _tell(conf, made, script)
+    store.put(conf, script)
+    told = {key: vars(made)[key] for key in ("sha256", "number", "how", "by")}
+    with contextlib.suppress(DreError):  # it is recorded already
+        event.emit(conf, "script.deployed", f"{event.host()}/script:{script.name}", {"script": script.name, **told}, 5)
+
+
+def _tell(conf: Conf, made: Switch, script: Script) -> None:
+    """Record the switch in the D-Box, once."""
     data: dict[str, Any] = {key: value for key, value in vars(made).items() if key not in ("script", "time") and value}
     data.update({"signed": list(made.signed)} if made.signed else {})
     path = _home(conf) / "agreed" / made.sha256
     if made.how == "approve" and path.is_file():
         data["agreement"] = path.read_text()
     _record(conf, "deployed", script, made.time, data, f"deployed-{made.script}-{made.number}")
-    store.put(conf, script)
-    told = {key: data[key] for key in ("sha256", "number", "how", "by")}
-    with contextlib.suppress(DreError):  # it is recorded already
-        event.emit(conf, "script.deployed", f"{event.host()}/script:{script.name}", {"script": script.name, **told}, 5)
 
 
 def _record(conf: Conf, word: str, script: Script, time: str, data: dict[str, Any], request: str = "") -> None:

@@ -152,6 +152,15 @@ def test_lines_that_are_no_requests(host):
     assert (done.returncode, done.stdout) == (0, b"")
 
 
+def test_a_key_that_is_used_for_something_else(host):
+    """Else libvirt, which asks for a shell of its own by the same key, and the receiver wait for each other."""
+    words = ("dre-app", "--config", host.config, "receive", "--allow-privileged")
+    done = host.run(*words, prefix=("env", "SSH_ORIGINAL_COMMAND=sh -c 'which virt-ssh-helper'"))
+    assert (done.returncode, done.stdout) == (4, b"")
+    assert b"is for dre-app receive alone, and not for" in done.stderr
+    assert host.run(*words, prefix=("env", "SSH_ORIGINAL_COMMAND=dre-app receive")).returncode == 0
+
+
 def test_what_the_administrator_allows_is_taken(run, settings, tmp_path):
     shared = tmp_path / "shared"
     shared.mkdir()

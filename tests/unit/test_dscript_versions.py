@@ -5,6 +5,7 @@ import datetime
 import json
 import os
 import pathlib
+import shutil
 import sys
 
 import pytest
@@ -114,6 +115,32 @@ def test_an_approval_that_is_killed_is_finished_or_not_begun(place):
             break
         number += 1
     assert number >= 3  # the agreement, the history, the file in force
+
+
+def test_what_root_alone_put_in_force_is_signed_as_it_is(place):
+    """It may be killed then, too; and the version before it is still the one to go back to."""
+    script, octets = version("second")
+    number, ended = 0, False
+    while not ended:
+        shutil.rmtree(place.core_state_dir, ignore_errors=True)
+        versions.deploy(place, *version("first"), "")
+        versions.deploy(place, script, octets, "")
+        ann, bob = person(place, "ann", "author"), person(place, "bob", "approver")
+        made = versions.propose(place, script, octets, ann, "why")
+        ended = until(number, lambda made=made, bob=bob: versions.approve(place, made.id, bob))
+        if versions.proposals(place):
+            versions.approve(place, made.id, bob)
+        versions.require(place, script)
+        assert versions.proposals(place) == []
+        assert [one.how for one in versions.history(place, "shop")] == ["deploy", "deploy", "approve"]
+        told = [(one["how"], one.get("signed")) for one in recorded(place)]
+        assert told == [("deploy", None), ("deploy", None), ("approve", ["ann", "bob"])]
+        with pytest.raises(DreError, match="in force already"):
+            versions.propose(place, script, octets, ann, "why")
+        with pytest.raises(DreError, match=f"{version('first')[0].sha256[:12]}: is not signed by two"):
+            versions.rollback(place, "shop", None, "")
+        number += 1
+    assert number >= 3  # the agreement, the history, the record
 
 
 def test_a_rollback_takes_what_was_there(place):

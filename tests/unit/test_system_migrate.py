@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 
 import libvirt
 import pytest
-from dre.errors import DreError, TimedOutError, UsageError
-from dre.system import carrying, hypervisor, migrate, remote, transit
+from dre.errors import DreError, MissingError, TimedOutError, UsageError
+from dre.system import carrying, hypervisor, live, migrate, remote, transit
 
 
 @pytest.mark.parametrize(
@@ -155,3 +155,37 @@ def test_a_move_under_way_has_a_connection_that_nobody_else_calls():
     with pytest.raises(libvirt.libvirtError):  # and it is closed
         used[1].getHostname()
     hypervisor._connected.cache_clear()  # libvirt's objects complain when they outlive the modules
+
+
+@pytest.mark.parametrize("key", ["default", "migrate"])
+def test_where_qemu_has_no_certificates_it_is_told_before(tmp_path, monkeypatch, key):
+    """libvirt tells it when all else is done, as an end of file."""
+    conf = tmp_path / "qemu.conf"
+    monkeypatch.setattr(live, "_QEMU_CONF", conf)
+    lines = f'#migrate_tls_x509_cert_dir = "/nowhere"\ndefault_tls_x509_cert_dir = "{tmp_path}"\n'
+    conf.write_text(lines if key == "default" else f'{lines}migrate_tls_x509_cert_dir = "{tmp_path}/more"\n')
+    place = tmp_path if key == "default" else tmp_path / "more"
+    with pytest.raises(MissingError, match=f"{place}/ca-cert.pem: no such file"):
+        live._need_certificate()
+    place.mkdir(exist_ok=True)
+    (place / "ca-cert.pem").touch()
+    live._need_certificate()
+
+
+@pytest.mark.parametrize(
+    ("there", "told"),
+    [
+        (["/run/systemd/system/", "/lib/systemd/system/libvirtd.socket", "/usr/sbin/libvirtd"], "systemctl start"),
+        (["/run/systemd/system/", "/usr/sbin/libvirtd"], "apt-get install libvirt-daemon-system"),
+        (["/etc/init.d/libvirtd", "/usr/sbin/libvirtd"], "service libvirtd start"),
+        (["/usr/sbin/libvirtd"], "libvirtd -d"),
+        ([], "apt-get install libvirt-daemon-system"),
+    ],
+)
+def test_what_to_type_where_libvirt_does_not_answer(tmp_path, monkeypatch, there, told):
+    for name in there:
+        path = tmp_path / name[1:]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir() if name.endswith("/") else path.touch()
+    monkeypatch.setattr(hypervisor, "Path", lambda name: tmp_path / name[1:])
+    assert told in hypervisor.remedy()

@@ -44,7 +44,11 @@ def _connected(uri: str, read_only: bool, _process: int) -> Any:
 def remedy() -> str:
     """The command to type where libvirt does not answer."""
     if Path("/run/systemd/system").is_dir():
-        return "try: systemctl start libvirtd.socket"
+        if Path("/lib/systemd/system/libvirtd.socket").exists():
+            return "try: systemctl start libvirtd.socket"
+        return (
+            "apt-get install libvirt-daemon-system"  # python3-libvirt recommends a libvirtd without units
+        )
     if Path("/etc/init.d/libvirtd").exists():
         return "try: service virtlogd start; service libvirtd start"
     if Path("/usr/sbin/libvirtd").exists():

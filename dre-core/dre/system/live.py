@@ -9,13 +9,14 @@ Stage `move` of the intent: libvirt may have been told, and does not list the sa
 """
 
 import contextlib
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import SubElement
 
-from dre.errors import DreError, TimedOutError
+from dre.errors import DreError, MissingError, TimedOutError
 from dre.system import carrying, copying, hypervisor, saved
 from dre.system import domain as definitions
 from dre.system import migrate as moves
@@ -27,6 +28,7 @@ from dre.system.saved import BEFORE
 from dre.system.spec import Spec
 from dre.system.transit import END, LOOK, Watch, asked, cancel, carry
 
+_QEMU_CONF = Path("/etc/libvirt/qemu.conf")
 _ANNOUNCE = {"initial": 50, "max": 550, "rounds": 5, "step": 100}  # milliseconds; QEMU's own, after a migration
 
 
@@ -42,6 +44,8 @@ def migrate(
     if wish.storage == COPY and not wish.without_snapshots and (count := len(saved.every(system))):
         text = "QEMU sends disks without them: --without-snapshots gives them up, a stopped system takes them along"
         raise DreError(f"{system.name}: its {count} snapshots and checkpoints would be lost; {text}")
+    if wish.tls:
+        _need_certificate()
     with Host(way, moves.CONNECT) as host:
         move = moves.begun(system, host, way, wish, request, progress)
         try:
@@ -99,6 +103,17 @@ def _prepared(move: Move, spec: Spec) -> tuple[dict[str, Any], int]:
     if wish.rate is not None:
         found[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] = max(wish.rate >> 20, 1)
     return found, _flags(move, whole)
+
+
+def _need_certificate() -> None:
+    """Raise MissingError where QEMU here has no certificates: libvirt would say so late, and not in these words."""
+    text = _QEMU_CONF.read_text(errors="replace") if _QEMU_CONF.exists() else ""
+    told = dict(re.findall(r'^\s*(migrate|default)_tls_x509_cert_dir\s*=\s*"(.*)"', text, re.MULTILINE))
+    path = Path(told.get("migrate") or told.get("default") or "/etc/pki/qemu", "ca-cert.pem")
+    if not path.exists():
+        raise MissingError(
+            f"--tls: {path}: no such file; QEMU needs certificates at both hosts, or --unencrypted"
+        )
 
 
 def _made_disks(move: Move, spec: Spec, top: Any, load: Load, image: tuple[Piece, ...]) -> tuple[list[str], bool]:

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """dre-app migrate and receive: apps move to another host, or come from one."""
 
+import os
 import sys
 from typing import Any
 
 from dre import cli, manifest, migrate, peer, receive, recovery, requests, units, verbs
 from dre.cli import Context
 from dre.cmd.app.running import STOP_WAIT
+from dre.errors import NotPermittedError
 
 
 def add(table: Any) -> None:
@@ -54,6 +56,9 @@ def _receive(ctx: Context) -> None:
     cli.need_root("dre-app receive")
     args = ctx.args
     every = args.allow_all
+    asked = os.environ.get("SSH_ORIGINAL_COMMAND", peer.RECEIVE)
+    if asked != peer.RECEIVE and not every:  # libvirt's, say: each would wait for the other
+        raise NotPermittedError(f"this key of ssh is for {peer.RECEIVE} alone, and not for {asked[:60]!r}")
     allowed = manifest.Allowed(
         privileged=args.allow_privileged or every,
         setuid=args.allow_setuid or every,
