@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What stands in the handbook and the README: fenced blocks, the commands in those of sh, and a reader who types them.
 
+A block `sh run` is typed by a test; `sh host1` and `sh host2` are typed as root, at the host of that name.
+
 The words are read as sh would read them, as far as the handbook's lines need it: pipes, lists, redirections,
 assignments and `$(...)`. What is beyond that is refused, so that no line is left out.
 """
@@ -20,8 +22,10 @@ _OPERATORS = {";", "|", "&", "&&", "||"}
 _BEFORE = {"sudo"}
 TYPED = (
     "dre-app",
+    "dre-bridge",
     "dre-event",
     "dre-rules",
+    "dre-sys",
     "dscript",
     "dbox-init",
     "dbox-put",
@@ -55,13 +59,13 @@ def lines(block):
     return [line for line in joined if line.strip() and not line.lstrip().startswith("#")]
 
 
-def commands(line):
-    """The commands in a line of sh, each a list of words; those within `$(...)`, too."""
+def commands(line, before=_BEFORE):
+    """The commands in a line of sh, each a list of words, without *before*; those within `$(...)`, too."""
     inner = re.findall(r"\$\(([^()]*)\)", line)
     if "`" in line or "<<" in line:
         raise ValueError(f"not read here: {line}")
     for part in inner:
-        yield from commands(part)
+        yield from commands(part, before)
     line = re.sub(r"(?<=\s)[0-9](?=[<>])", "", line)  # of which descriptor
     lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|<>")
     lexer.whitespace_split = True
@@ -71,7 +75,7 @@ def commands(line):
         if skip:
             skip = False
         elif word in _OPERATORS:
-            found = _bare(found)
+            found = _bare(found, before)
             if found:
                 yield found
             found = []
@@ -81,29 +85,30 @@ def commands(line):
             found.append(word)
 
 
-def _bare(words):
+def _bare(words, before):
     """Without assignments and what only says as whom it is run."""
-    while words and (words[0] in _BEFORE or re.match(r"[A-Za-z_]+=", words[0])):
+    while words and (words[0] in before or re.match(r"[A-Za-z_]+=", words[0])):
         words = words[1:]
     return words
 
 
-def marked(page):
-    """The blocks of *page* that are to be run, in order."""
-    return [block for block in blocks(HANDBOOK / page) if block.kind == "sh run"]
+def marked(page, *kinds):
+    """The blocks of *page* that are to be run, in order: those of *kinds*, `sh run` without."""
+    return [block for block in blocks(HANDBOOK / page) if block.kind in (kinds or ("sh run",))]
 
 
 class Reader:
     """Somebody at a shell in the directory *place*, with the settings *config*, who types lines as they stand here.
 
     Only what a test must not touch is replaced: the settings, by programs of the same names in front of PATH that add
-    --config; `sudo`, which root needs not; and `systemctl`, which notes what it was asked to start.
+    --config; `sudo`, which root needs not; and `systemctl`, which notes what it was asked to start. *inside* are the
+    words that run a program at the host where the shell is, when it is not this one.
     """
 
-    def __init__(self, place, config):
-        self.place = pathlib.Path(place)
+    def __init__(self, place, config, inside=()):
+        self.place, self.inside = pathlib.Path(place), inside
         self.bin = self.place / "bin"
-        self.bin.mkdir()
+        self.bin.mkdir(parents=True)
         for name in TYPED:
             self._script(name, f'exec {program(name)} --config {shlex.quote(str(config))} "$@"')
         self._script("sudo", 'exec "$@"')
@@ -123,7 +128,10 @@ class Reader:
         env = environment()
         env["PATH"] = f"{self.bin}:{env['PATH']}"
         done = subprocess.run(
-            ["bash", "-e", "-o", "pipefail", "-c", text], cwd=self.place, env=env, capture_output=True, timeout=120
+            [*self.inside, "bash", "-e", "-o", "pipefail", "-c", f"cd {shlex.quote(str(self.place))}\n{text}"],
+            env=env,
+            capture_output=True,
+            timeout=120,
         )
         assert done.returncode == 0, f"{block.where}: {done.stderr.decode()}"
         return done.stdout.decode()

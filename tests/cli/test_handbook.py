@@ -27,8 +27,8 @@ TOOLS = {path.stem for path in (ROOT / "libdaware/tools").glob("*.c")}
 # Of others; each belongs to a package that Debian has, and none is ours to check.
 OTHERS = {
     *("a2enconf", "a2enmod", "a2ensite", "add-apt-repository", "apt-get", "cat", "cp", "curl", "cut", "debsign", "df"),
-    *("dput", "echo", "grep", "install"),
-    *("journalctl", "make", "mv", "printf", "service", "ssh", "ssh-keygen", "ssh-keyscan"),
+    *("dput", "echo", "grep", "install", "ln"),
+    *("journalctl", "make", "mv", "openssl", "printf", "sed", "service", "ssh", "ssh-keygen", "ssh-keyscan"),
     *("systemctl", "tee", "test", "virsh"),
 }
 ALL = [block for page in PAGES for block in handbook.blocks(page)]
@@ -74,6 +74,18 @@ def test_lines_are_accepted(block, parsers):
                     pytest.fail(f"{block.where}: {line}: {error}")
             else:
                 assert command in OTHERS | TOOLS, f"{block.where}: {line}: what is {command}?"
+
+
+@pytest.mark.parametrize("block", [block for block in SHELL if not block.kind.startswith("sh host")], ids=ids)
+def test_who_is_not_root_finds_what_is_typed_without_sudo(block):
+    """/usr/sbin is in root's path alone."""
+    makefiles = [(ROOT / directory / "Makefile").read_text() for directory in DIRECTORIES]
+    words = [re.search(r"^SBIN = (.*)$", text, re.MULTILINE) for text in makefiles]
+    administrators = {name for found in words if found for name in found[1].split()}
+    assert {"dre-app", "dre-rules", "dbox-init"} <= administrators
+    for line in handbook.lines(block):
+        for command, *_ in handbook.commands(line, before=()):
+            assert command not in administrators, line
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,7 @@ def remedy() -> str:
     if Path("/run/systemd/system").is_dir():
         if Path("/lib/systemd/system/libvirtd.socket").exists():
             return "try: systemctl start libvirtd.socket"
-        return (
-            "apt-get install libvirt-daemon-system"  # python3-libvirt recommends a libvirtd without units
-        )
+        return "apt-get install libvirt-daemon-system"  # what python3-libvirt recommends is a libvirtd without units
     if Path("/etc/init.d/libvirtd").exists():
         return "try: service virtlogd start; service libvirtd start"
     if Path("/usr/sbin/libvirtd").exists():

@@ -111,9 +111,7 @@ def _need_certificate() -> None:
     told = dict(re.findall(r'^\s*(migrate|default)_tls_x509_cert_dir\s*=\s*"(.*)"', text, re.MULTILINE))
     path = Path(told.get("migrate") or told.get("default") or "/etc/pki/qemu", "ca-cert.pem")
     if not path.exists():
-        raise MissingError(
-            f"--tls: {path}: no such file; QEMU needs certificates at both hosts, or --unencrypted"
-        )
+        raise MissingError(f"--tls: {path}: no such file; QEMU needs certificates at both hosts, or --unencrypted")
 
 
 def _made_disks(move: Move, spec: Spec, top: Any, load: Load, image: tuple[Piece, ...]) -> tuple[list[str], bool]:
