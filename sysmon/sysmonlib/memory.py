@@ -11,6 +11,7 @@ import os
 import re
 import select
 import struct
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,13 +61,21 @@ class Memory:
     """The RAM behind *fd*, at *start* of it: mapped where that shows the guest's pages, else read piece by piece."""
 
     def __init__(
-        self, fd: int, layout: Layout, start: int = 0, mapped: bool = True, owner: int = -1, pages: int = -1
+        self,
+        fd: int,
+        layout: Layout,
+        start: int = 0,
+        mapped: bool = True,
+        owner: int = -1,
+        pages: int = -1,
+        pid: int = 0,
     ) -> None:
         """Takes *fd* over, *owner*, the process whose it is (pidfd), and *pages*, which tells of its pages (pagemap).
 
-        Raises OSError where it cannot be mapped.
+        *pid* is that process where *fd* is its memory. Raises OSError where it cannot be mapped.
         """
         self.fd, self.layout, self._start, self._owner, self._pages = fd, layout, start, owner, pages
+        self._pid = pid
         self._plain = layout.low - 8  # up to where an address is an offset
         try:
             self._map = mmap.mmap(fd, layout.size, mmap.MAP_SHARED, mmap.PROT_READ, offset=start) if mapped else None
@@ -145,13 +154,32 @@ class Memory:
         if self._view is not None:
             column = bytes(self._view[first + 1 : last : step])
         else:
-            column = self._at(first, last - first)[1::step]
+            column = (step == PAGE and self._seconds(first, last)) or self._at(first, last - first)[1::step]
         place = column.find(text[1:2])
         while place >= 0:
             offset = first + place * step
             if offset + len(text) <= last and self._at(offset, len(text)) == text:
                 yield offset
             place = column.find(text[1:2], place + 1)
+
+    def _seconds(self, first: int, last: int) -> bytes | None:
+        """The second octet of each page, which need not all be copied for it; None where we may not any more.
+
+        See process_vm_readv(2), which takes IOV_MAX, 1024, pages at once: those of a _CHUNK.
+        """
+        import ctypes
+
+        count = -(-(last - first) // PAGE)
+        if not self._pid or count > _CHUNK // PAGE:
+            return None
+        found, places = ctypes.create_string_buffer(count), array("Q", [1]) * (2 * count)
+        places[0::2] = array("Q", range(self._start + first + 1, self._start + last, PAGE))
+        into = (ctypes.c_uint64 * 2)(ctypes.addressof(found), count)
+        of = ctypes.c_void_p(places.buffer_info()[0])
+        read = ctypes.CDLL(None).process_vm_readv(
+            self._pid, into, ctypes.c_ulong(1), of, ctypes.c_ulong(count), ctypes.c_ulong(0)
+        )
+        return found.raw if read == count else None
 
     def _touched(self) -> Iterator[tuple[int, int]]:
         """The pieces of the back-end that hold data, as offsets."""
@@ -214,4 +242,4 @@ def _attached(place: Path, layout: Layout, owner: int) -> Memory:
     if anonymous:
         with contextlib.suppress(FileNotFoundError):  # a kernel without
             pages = os.open(place / "pagemap", os.O_RDONLY | os.O_CLOEXEC)
-    return Memory(memory, layout, begin, mapped=False, owner=owner, pages=pages)
+    return Memory(memory, layout, begin, mapped=False, owner=owner, pages=pages, pid=int(place.name))
