@@ -39,7 +39,7 @@ int main(int argc, char *argv[])
 		printf("snapshot %s\n", (*tag)->tag);
 	dre_sys_free(tags);
 
-	good("start", dre_sys_start(handle, name, 300)); /* until its agent answers */
+	good("start", dre_sys_start(handle, name, 600)); /* until its agent answers */
 	good("exec", dre_sys_exec(handle, name, kernel, NULL, 0, &output));
 	printf("it runs Linux %.*s", (int)output->out_length, output->out);
 	dre_sys_free(output);

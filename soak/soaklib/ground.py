@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from demolib import shop
-from demolib.places import ADDRESSES, BRIDGE, CONF, DBOX_PORT, HOME, STATE
+from demolib.places import ADDRESSES, APP, BRIDGE, CONF, DBOX_PORT, HOME, STATE
 from demolib.programs import Failed, call, dre, wait
 from demolib.stage import SOAK
 from demolib.story import Say, Story
@@ -87,6 +87,8 @@ def keep_apps() -> None:
         dre("dre-app", "set", name, "restart=on-failure:1000")
         dre("dre-app", "restart", name)
         shop.answers(name)
+    for verb in ("isolate", "rejoin"):  # the firewall's table that the bridge gets with the first stays as long as it
+        dre("dre-app", verb, APP)
 
 
 def check_host() -> None:

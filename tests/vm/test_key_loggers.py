@@ -139,6 +139,17 @@ def test_the_service_finds_one(guest, ground):
     assert [one["data"]["verdict"] for one in told if one["type"] == "sysmon.looked"] == ["found"]
 
 
+def test_what_keeps_keys_is_found_slowly(guest, ground, tap):
+    """4096 letters, which the kernel writes when it likes; and those of a minute, encrypted. Each is missed at once."""
+    with received(ground) as sent:
+        begin(guest, *DISK, "--keep", "4096", "--lazy")
+        guest.ok(["python3", "/root/key_logger.py", *SENT, *ENCRYPTED, "--keep", "100000", "--wait", "60"])
+        done, rows = look(ground, "--slow", timeout=3000)  # it takes 32 minutes
+        assert len(logged(guest, DISK, [])) > 4 * 4096 and len(sent) >= 4
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert {row["device"] for row in rows} == {"vda", tap()}
+
+
 # Whom keys are for, or what is at work meanwhile; what is seen of it on tty1.
 GETTY = "systemctl unmask getty@tty1 && systemctl start getty@tty1 && sleep 3 && systemctl is-active getty@tty1"
 EDITOR = """systemctl stop getty@tty1
