@@ -33,7 +33,6 @@ all: $(MANS) $(COMPLETIONS)
 
 man/%: man/%.rst
 	$(RST2MAN) --halt=warning $< $@
-	! grep -q '^\.TS' $@ || sed -i "1i '\\\\\" t" $@  # a page with tables tells so, that tbl is run
 
 completion/%: $(TOP)/packaging/completion $(SOURCES)
 	@mkdir -p completion

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our packages and their services on a Debian with systemd: installed, started, still there, and evidence taken."""
 
-import contextlib
 import json
 import os
 import re
 import subprocess
-import time
 
 import pytest
-from guests import AWAKE, ROOT
+from guests import ROOT
 
 FULL = os.environ.get("DRE_FULL") == "1"
 
@@ -106,84 +104,6 @@ systemctl stop dre-app
 test "$(dre-app list | grep -c ' stopped ')" = 2
 systemctl is-active dre-keep
 """
-
-
-BEFORE = """
-set -eux
-dbox-init
-dbox-init --client guest --role writer
-dbox-init --client auditor --role auditor
-cp /usr/share/sec-monitor/rules/shop.sec /etc/dre/rules.d
-systemctl enable --now dboxd dre-monitor dscript
-for _ in $(seq 120); do
-    ss -Hltn 'sport = :8443' | grep -q . && break
-    sleep 1
-done
-printf 'before the reboot' >/root/before
-dbox-put --client guest --stream script </root/before >/root/before.receipt
-dre-app create v-web --ip none --autostart --memory 64M --cpu 50 -- sh -c 'echo served >>/served; exec sleep infinity'
-dre-app create v-idle --ip none
-dre-app snapshot save v-web good
-dre-app start v-web v-idle
-dre-app isolate v-web
-sync
-"""
-AFTER = """
-set -eux
-for _ in $(seq 240); do
-    case $(systemctl is-system-running) in running | degraded) break ;; esac
-    sleep 1
-done
-for _ in $(seq 120); do
-    dre-monitor status && ss -Hltn 'sport = :8443' | grep -q . && break
-    sleep 1
-done
-dre-monitor status
-for unit in dboxd dre-monitor dscript dre-app dre-keep; do
-    systemctl is-active "$unit"
-done
-printf 'after the reboot' >/root/after
-dbox-put --client guest --stream script </root/after >/root/after.receipt
-for name in before after; do
-    unshare -n dbox-verify /root/$name.receipt /root/$name
-done
-dbox-audit --seen /root/before.receipt
-dre-app status v-web
-test "$(dre-app status v-idle)" = stopped
-"""
-
-
-def boot_of(guest):
-    """Which boot of the guest it is; empty while it does not answer."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        return guest.call("cat /proc/sys/kernel/random/boot_id", timeout=10).stdout
-    return ""
-
-
-def limits(guest):
-    """What confines the app."""
-    told = json.loads(guest.ok("dre-app status --json v-web"))
-    return {key: told[key] for key in ("memory_limit", "cpu_limit", "isolated")}
-
-
-@pytest.mark.skipif(os.environ.get("DRE_FULL") != "1", reason="boots it anew, which takes minutes: DRE_FULL=1")
-def test_a_reboot_brings_back_what_was_in_service(guest):
-    guest.ok(BEFORE, timeout=600)
-    boot = boot_of(guest)
-    told = limits(guest)
-    assert told["isolated"] is True
-    guest.ok("systemctl --no-block reboot")
-    deadline = time.monotonic() + 600
-    while boot_of(guest) in ("", boot):
-        assert time.monotonic() < deadline, guest.remains()
-        time.sleep(2)
-    guest.ok(["sh", "-euc", AWAKE, f"{time.time():.3f}"])
-    guest.ok(AFTER, timeout=600)
-    failed = guest.ok("systemctl --failed --no-legend --plain")
-    assert not re.search(r"dre|dbox|dscript|daware|modules-load", failed), failed
-    assert limits(guest) == told
-    assert guest.ok("dre-app exec v-web -- cat /served") == "served\n" * 2
-    guest.ok("dre-app undo v-web good && dre-app status v-web")
 
 
 def the_module_that_this_kernel_does_not_have_is_no_failure(guest, place):
