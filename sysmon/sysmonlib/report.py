@@ -166,6 +166,9 @@ def _memory(path: Path, cross: Cross, processes: Processes, task: int, most: int
         before, (runs, whole) = runs, processes.memory(task, most)
         if runs == before:
             break
+        if not runs:  # it has ended: what was read of it is all that there will be
+            runs, whole = before, False
+            break
     else:
         runs, whole = before, False
     return sum(len(run.places) for run in runs) * PAGE, whole

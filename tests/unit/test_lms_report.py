@@ -266,6 +266,21 @@ def test_what_is_moved_while_it_is_read_is_read_again(made, tmp_path, monkeypatc
     assert (told["octets"], told["complete"]) == (4 * PAGE, complete)
 
 
+def test_what_was_read_of_a_process_that_ends_meanwhile_is_kept(made, tmp_path, monkeypatch):
+    pages = report._pages
+
+    def ended(seen, runs):
+        if len(runs) > 1:  # not the module's
+            os.pwrite(seen.kernel.space.memory.fd, bytes(8), made.place(made.tasks[31] + at("task_struct", "mm")))
+        return pages(seen, runs)
+
+    monkeypatch.setattr(report, "_pages", ended)
+    reported(made, tmp_path / "one")
+    assert segments(tmp_path / "one/memory-31.core")[LIBRARY + PAGE][1].startswith(b"its data")
+    told = json.loads((tmp_path / "one/task-31.json").read_text())["memory"]
+    assert (told["octets"], told["complete"]) == (4 * PAGE, False)
+
+
 def test_digests_are_those_of_the_files(made, tmp_path):
     done = reported(made, tmp_path / "one")
     check = subprocess.run(["sha256sum", "--check", report.SUMS], cwd=tmp_path / "one", capture_output=True, text=True)
