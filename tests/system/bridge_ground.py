@@ -62,6 +62,7 @@ def spaces(settings):
         made.append(full)
         host = Host(full, conf)
         host.run("ip", "link", "set", "lo", "up")
+        host.run("sh", "-c", "echo 0 >/proc/sys/net/ipv4/ip_forward")  # a new namespace has it as the real host has
         return host
 
     try:

@@ -52,7 +52,7 @@ def test_down_twice_removes_all_of_it(router):
 
 
 def test_containers_reach_the_outside_by_nat_and_are_not_reached(router, space):
-    app, before = space("a"), router.forwarding("all")  # a new network namespace has it from the host
+    app, before = space("a"), router.forwarding("all")
     assert router.bridge("up").returncode == 0
     attach(router, app, 11)
     assert app.ping("10.231.102.1")
