@@ -27,7 +27,8 @@ def look() -> House:
     """Everything by kind, each once for each time it is there."""
     return {
         "control groups": sorted(path for path in _directories("/sys/fs/cgroup") if NAMES.search(path)),
-        "mounts": sorted(line for line in _lines("/proc/self/mounts") if NAMES.search(line)),
+        # By what, where and which kind: an overlay's options say whether its delta is a new one.
+        "mounts": sorted(" ".join(line.split()[:3]) for line in _lines("/proc/self/mounts") if NAMES.search(line)),
         "links": sorted(_links()),
         "networks": _ours(Path("/run/netns")),
         "FIFOs": sorted(path for top in ("/run", *_ours(LXC, Path("/tmp"), Path("/var/tmp"))) for path in _fifos(top)),
