@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ class App:
     @functools.cached_property
     def home(self) -> Path:
         """Our directory: app.json, intent.json, snapshot/TAG/."""
-        return state_dir(self.conf) / self.name
+        return self.conf.core_state_dir / f"app/state/{self.name}"
 
     @functools.cached_property
     def delta(self) -> Path:
@@ -76,7 +77,7 @@ class App:
     @functools.cached_property
     def record_file(self) -> Path:
         """The processes of the last start; in /run, because a reboot ends them."""
-        return self.conf.core_run_dir / "app" / f"{self.name}.json"
+        return self.conf.core_run_dir / f"app/{self.name}.json"
 
     @functools.cached_property
     def lease_file(self) -> Path:
@@ -94,7 +95,7 @@ class App:
 
     def exists(self) -> bool:
         """Whether the app was made, wholly: its LXC configuration is written last and removed first."""
-        return (self.home / "app.json").exists() and (self.directory / "config").exists()
+        return glance.there(f"{self.home}/app.json") and glance.there(f"{self.directory}/config")
 
     def need(self) -> Spec:
         """The Spec. Raises NotFoundError when there is no such app."""
@@ -104,9 +105,9 @@ class App:
 
     def spec(self) -> Spec:
         """The Spec as stored."""
-        path = self.home / "app.json"
+        path = f"{self.home}/app.json"
         try:
-            return Spec.from_json(path.read_text())
+            return Spec.from_json(glance.octets(path))
         except FileNotFoundError:
             raise NotFoundError(f"{self.name}: no such app") from None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -238,10 +239,10 @@ class App:
     def snapshots(self) -> list[str]:
         """The tags, oldest first."""
         try:
-            found = [entry for entry in (self.home / "snapshot").iterdir() if units.is_name(entry.name)]
+            found = [tag for tag in os.listdir(f"{self.home}/snapshot") if units.is_name(tag)]
         except FileNotFoundError:
             return []
-        return [path.name for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))]
+        return sorted(found, key=lambda tag: ((self.home / "snapshot" / tag).stat().st_mtime_ns, tag))
 
     def brief(self, host: Host | None = None, spec: Spec | None = None) -> dict[str, Any]:
         """The fields of a row that a person's list shows, without the many files that the others need."""
@@ -263,15 +264,18 @@ class App:
         except DreError:
             spec = None  # partial: what is known is the name
         brief = self.brief(host, spec)
-        used = self.usage(brief["pid"]) if brief["state"] in ("running", "frozen", "stopping") else IDLE
+        used = None
+        if brief["pid"] is not None and brief["state"] in ("running", "frozen", "stopping"):
+            with contextlib.suppress(OSError):  # it ended while we looked
+                used = cgroup.Group.of(brief["pid"]).size()
         limits = spec.limits if spec else cgroup.Limits()
         return {
             **brief,
             "cpu": None,
-            "memory": used.memory if used.running else None,
-            "memory_limit": used.memory_limit if used.running else limits.memory,
-            "cpu_limit": used.cpu_limit if used.running else limits.cpu,
-            "pids": used.pids if used.running else None,
+            "memory": used.memory if used else None,
+            "memory_limit": used.memory_limit if used else limits.memory,
+            "cpu_limit": used.cpu_limit if used else limits.cpu,
+            "pids": used.pids if used else None,
             "created": spec.created if spec else None,
             "base": spec.base if spec else None,
             "snapshots": self.snapshots(),

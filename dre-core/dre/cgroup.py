@@ -29,14 +29,20 @@ Pressure = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Usage:
-    """What a group uses now, and its limits; memory is without the file cache that the kernel could drop at once."""
+class Size:
+    """How large a group is now, and may be; memory is without the file cache that the kernel could drop at once."""
 
-    cpu_ns: int
     memory: int
     memory_limit: int | None
     cpu_limit: float | None
     pids: int
+
+
+@dataclass(frozen=True)
+class Usage(Size):
+    """What a group uses now, and its limits."""
+
+    cpu_ns: int
     running: bool
     pids_limit: int | None = None
     io_read: int | None = None
@@ -72,7 +78,19 @@ class Limits:
 
 def unified(root: Path = ROOT) -> bool:
     """Whether the host has version 2 alone; on a hybrid host the controllers are those of version 1."""
-    return (root / "cgroup.controllers").exists()
+    return glance.there(f"{root}/cgroup.controllers")
+
+
+@functools.lru_cache(maxsize=256)  # who serves looks at the same ones again and again
+def _places(membership: str, top: str, own: str) -> dict[str, str]:
+    """The directories below *top*, by controller; of version 2, below *own* in it."""
+    found = {}
+    for line in membership.splitlines():
+        _, controllers, path = line.split(":", 2)
+        group = freezer.group(path)
+        for controller in controllers.split(","):
+            found[controller] = f"{top}/{controller}/{group}" if controller else f"{top}{own}/{group}"
+    return found
 
 
 class Group:
@@ -92,13 +110,7 @@ class Group:
     @functools.cached_property
     def _places(self) -> dict[str, str]:
         """The same as text, which is quicker. Late: who lists many apps needs one file of each."""
-        found, top, own = {}, str(self.root), "" if self.v2 else "/unified"
-        for line in self._membership.splitlines():
-            _, controllers, path = line.split(":", 2)
-            group = freezer.group(path)
-            for controller in controllers.split(","):
-                found[controller] = f"{top}/{controller}/{group}" if controller else f"{top}{own}/{group}"
-        return found
+        return _places(self._membership, str(self.root), "" if self.v2 else "/unified")
 
     def is_same(self, other: "Group") -> bool:
         """Whether both are groups of one container."""
@@ -116,21 +128,25 @@ class Group:
             raise DreError(f"the kernel has no {controller} control group")
         return Path(place, name)
 
+    def size(self) -> Size:
+        """What a list shows of the group. Raises OSError when the group is gone."""
+        return Size(
+            memory=self.memory(),
+            memory_limit=self._number("memory", "memory.max" if self.v2 else "memory.limit_in_bytes"),
+            cpu_limit=self._cpu_limit(),
+            pids=self._number("pids", "pids.current") or 0,
+        )
+
     def usage(self) -> Usage:
         """What the group uses now. Raises OSError when the group is gone."""
         if self.v2:
             cpu = _field(self._text("cpu", "cpu.stat"), "usage_usec") * 1000
-            limit = self._number("memory", "memory.max")
         else:
             cpu = self._number("cpuacct", "cpuacct.usage") or 0
-            limit = self._number("memory", "memory.limit_in_bytes")
         read, written = self._io()
         return Usage(
+            **vars(self.size()),
             cpu_ns=cpu,
-            memory=self.memory(),
-            memory_limit=limit,
-            cpu_limit=self._cpu_limit(),
-            pids=self._number("pids", "pids.current") or 0,
             running=True,
             pids_limit=self._number("pids", "pids.max"),
             io_read=read,

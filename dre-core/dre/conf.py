@@ -410,10 +410,18 @@ def load(path: str | None = None) -> Conf:
     there = os.path.exists(main)  # noqa: PTH110 - see above of paths
     if path and not there:
         raise UsageError(f"{main}: no such file")
-    values: dict[str, Any] = {}
-    for file in [*([main] if there else []), *_drop_ins(f"{main}.d")]:
-        values.update(_read(file))
-    return Conf(**values)
+    texts = tuple((file, _read(file)) for file in [*([main] if there else []), *_drop_ins(f"{main}.d")])
+    if texts not in _KNOWN:
+        values: dict[str, Any] = {}
+        for file, text in texts:
+            values.update(_assignments(file, text))
+        if len(_KNOWN) >= 8:
+            _KNOWN.clear()
+        _KNOWN[texts] = Conf(**values)
+    return _KNOWN[texts]
+
+
+_KNOWN: dict[tuple[tuple[str, str], ...], Conf] = {}  # who serves reads the files for each request; they seldom change
 
 
 def _drop_ins(directory: str) -> list[str]:
@@ -423,35 +431,31 @@ def _drop_ins(directory: str) -> list[str]:
         return []
 
 
-def _read(file: str) -> dict[str, Any]:
+def _read(file: str) -> str:
     try:
         # Without waiting: what is given instead of a file may be a FIFO that nobody writes to.
-        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
-            trusted(file, os.fstat(stream.fileno()))
-            text = stream.read().decode()
+        fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            trusted(file, os.fstat(fd))
+            blocks = []
+            while block := os.read(fd, 1 << 16):
+                blocks.append(block)
+        finally:
+            os.close(fd)
+        return b"".join(blocks).decode()
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{file}: not UTF-8 text") from None
-    return _assignments(file, text)
-
-
-_KNOWN: dict[tuple[str, str], dict[str, Any]] = {}  # who serves reads the files for each request; they seldom change
 
 
 def _assignments(file: str, text: str) -> dict[str, Any]:
-    values = _KNOWN.get((file, text))
-    if values is not None:
-        return values
-    values = {}
+    values: dict[str, Any] = {}
     for number, line in enumerate(text.split("\n"), 1):
         line = line.strip(" \t")  # what sh skips, and no other blank
         if not line or line.startswith("#"):
             continue
         values.update([_assignment(f"{file}:{number}", line)])
-    if len(_KNOWN) >= 8:
-        _KNOWN.clear()
-    _KNOWN[file, text] = values
     return values
 
 

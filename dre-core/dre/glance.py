@@ -68,7 +68,7 @@ class Host:
     def holds(self, pid: int) -> bool:
         """Whether the container of process *pid* is frozen. Raises OSError when it is gone, DreError if none can be."""
         if self._unified is None:
-            self._unified = _there(f"{GROUPS}/cgroup.controllers")
+            self._unified = there(f"{GROUPS}/cgroup.controllers")
         path = freezer.file(text(f"/proc/{pid}/cgroup"), self._unified)
         return freezer.held(text(f"{GROUPS}/{path}"), self._unified)
 
@@ -85,14 +85,14 @@ def state(home: str, directory: str, init: Sequence[int] | None, wanted: bool, h
             return "frozen" if host.holds(pid) else "running", pid
         except (OSError, DreError):
             pass  # it ended while we looked; a kernel without that group
-    if _there(f"{directory}/config") and host.serves(directory):
+    if there(f"{directory}/config") and host.serves(directory):
         return UNKNOWN, None
     return at_rest(home, directory, wanted), None
 
 
 def at_rest(home: str, directory: str, wanted: bool) -> str:
     """The state of an app that no monitor serves."""
-    whole = _there(f"{home}/app.json") and _there(f"{directory}/config") and not _there(f"{home}/intent.json")
+    whole = there(f"{home}/app.json") and there(f"{directory}/config") and not there(f"{home}/intent.json")
     return "partial" if not whole else "crashed" if wanted else "stopped"
 
 
@@ -111,7 +111,12 @@ def started(pid: int) -> int | None:
 
 
 def text(path: str) -> str:
-    """The text of a file of the disk, or of one of the kernel's that it tells at once.
+    """As `octets`; what is not UTF-8 is replaced."""
+    return octets(path).decode(errors="replace")
+
+
+def octets(path: str) -> bytes:
+    """What is in a file of the disk, or in one of the kernel's that it tells at once.
 
     Not through Path or a stream: a list of many apps reads hundreds.
     """
@@ -122,7 +127,7 @@ def text(path: str) -> str:
             blocks.append(os.read(fd, BLOCK))
     finally:
         os.close(fd)
-    return b"".join(blocks).decode(errors="replace")
+    return b"".join(blocks)
 
 
 def _row(name: str, home: str, directory: str, notes: str, host: Host) -> dict[str, Any] | None:
@@ -166,5 +171,6 @@ def _address(home: str, notes: str) -> str | None:
         return None
 
 
-def _there(path: str) -> bool:
+def there(path: str) -> bool:
+    """Whether there is something at *path*: quicker than Path."""
     return os.access(path, os.F_OK)

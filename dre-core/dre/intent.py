@@ -9,15 +9,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dre import files
+from dre import files, glance
 from dre.errors import DreError
 
 
 def read(home: Path) -> dict[str, Any] | None:
     """The intent in *home*, or None. Raises DreError where it cannot be read."""
-    path = home / "intent.json"
+    path = f"{home}/intent.json"
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        found: dict[str, Any] = json.loads(glance.octets(path))
         str(found["verb"])
     except FileNotFoundError:
         return None

@@ -56,10 +56,10 @@ def _partners(app: App) -> set[str]:
 def look(conf: Conf, name: str) -> App:
     """The app *name* for reading: what is unfinished is ended first, unless its verb is still at work."""
     app = App(conf, name)
-    intent = app.intent() if app.home.exists() else None
+    intent = app.intent()
     if intent is not None and intent.get("stage") == "commit":
         return app  # only another host knows, and a look shall not wait for that
-    if app.home.exists() and (intent is not None or not app.exists()):
+    if (intent is not None or not app.exists()) and app.home.exists():
         with contextlib.suppress(TimedOutError), _locked([app], timeout=0):
             settle(app)
     return app

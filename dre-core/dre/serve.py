@@ -303,11 +303,11 @@ class Server:
             code, error = FAILED, f"{type(mistake).__name__}: {mistake}"
             traceback.print_exc()
         talk = said.getvalue()
-        if code == DONE:
-            sys.stderr.write(talk)
-        else:
+        if code != DONE:
             told = [line.removeprefix(f"{self.prog}: ") for line in talk.splitlines()]
             error = "\n".join(([error] if error else []) + told)
+        elif talk:
+            sys.stderr.write(talk)
         if rows.cut:
             more["truncated"] = True
         return _answer(request.id, code, self._shown(rows.lines), error, **more)
@@ -380,8 +380,11 @@ def _received(fd: int, deadline: float) -> bytes | None:
 def _answer(identity: int | str | None, code: int, rows: list[str], error: str, **more: Any) -> bytes:
     """The line of an answer."""
     ends = {"error": error[:ERROR], **more}
-    text = ",".join(f"{json.dumps(key)}:{json.dumps(value, ensure_ascii=False)}" for key, value in ends.items())
+    text = ",".join(f'"{key}":{_encode(value)}' for key, value in ends.items())
     return _octets(f'{{"id":{json.dumps(identity)},"code":{code},"rows":[{",".join(rows)}],{text}}}\n')
+
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def _octets(text: str) -> bytes:

@@ -91,7 +91,7 @@ class Spec:
         return json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "Spec":
+    def from_json(cls, text: str | bytes) -> "Spec":
         """The Spec of an app.json; raises ValueError, KeyError or TypeError when it is not one."""
         data: dict[str, Any] = json.loads(text)
         data["command"] = tuple(data["command"])
