@@ -190,6 +190,16 @@ def test_later_lines_and_drop_ins_win_in_order_of_names(write):
     assert (made.bridge_if, made.bridge_nat) == ("d", False)
 
 
+def test_who_serves_gets_the_same_settings_until_a_file_changes(write):
+    path = write('DRE_BRIDGE_IF="a"\n')
+    first = conf.load(path)
+    assert conf.load(path) is first
+    write('DRE_BRIDGE_IF="b"\n', "x.conf")
+    assert (conf.load(path).bridge_if, first.bridge_if) == ("b", "a")
+    os.chmod(path, 0o666)
+    assert "must not be writable by others" in refusal(path), "what is known is still looked at"
+
+
 def test_a_drop_in_is_as_strict(write):
     path = write("")
     drop_in = write('DRE_BRIDGE_IF="$(x)"\n', "x.conf")

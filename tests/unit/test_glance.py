@@ -9,6 +9,7 @@ from dre import cgroup, freezer, glance
 from dre.app import App
 from dre.cmd.app import listing
 from dre.conf import Conf
+from dre.errors import DreError
 from dre.spec import Spec
 
 ME = [os.getpid(), glance.started(os.getpid())]
@@ -149,3 +150,14 @@ def test_a_list_that_needs_no_parser(words, config):
 )
 def test_what_the_parser_is_to_read(words):
     assert not listing.is_plain(words.split())
+
+
+def test_what_is_not_utf_8_is_damaged(web1):
+    (web1.home / "intent.json").write_bytes(b'{"verb": "undo", "tag": "\xff"}')
+    with pytest.raises(DreError, match="intent.json: damaged"):
+        web1.intent()
+    (web1.home / "intent.json").unlink()
+    assert web1.intent() is None
+    (web1.home / "app.json").write_bytes(b'{"name": "\xff"}')
+    with pytest.raises(DreError, match="app.json: damaged"):
+        web1.spec()
