@@ -91,6 +91,14 @@ def built_from(name, kernel, place):
     return _modules(HERE / name, release_of(kernel), place)
 
 
+def compiled(name, place):
+    """The program of tests/vm/NAME.c in the directory *place*; it needs no library."""
+    program = place / name
+    source = pathlib.Path(__file__).with_name(f"{name}.c")
+    subprocess.run(["cc", "-Wall", "-Wextra", "-Werror", "-O1", "-static", "-o", program, source], check=True)
+    return program
+
+
 def give(guest, name, scratch):
     """Let *guest* have, in /root, the modules of the directory *name* here, for the kernel that runs in it.
 

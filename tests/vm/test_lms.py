@@ -13,7 +13,7 @@ import dboxkit
 import dscriptkit
 import pytest
 from guests import READY
-from module_guest import give
+from module_guest import compiled, give
 from programs import ROOT, environment, program
 
 FULL = os.environ.get("DRE_FULL") == "1"
@@ -171,10 +171,10 @@ def test_hooks_are_named_and_gone_when_they_are_put_back(guest, ground, kit):
 
 
 @pytest.mark.skipif(not FULL, reason="takes a guest of its own: DRE_FULL=1, as before a release")
-def test_what_the_kernel_hooks_itself_is_not_told(guest, ground):
+def test_what_the_kernel_hooks_itself_is_not_told(guest, ground, tmp_path):
     """Its tracer of functions, kprobes, optimised or not, events of system calls, and programs of BPF at functions."""
-    guest.push(os.path.join(os.path.dirname(__file__), "bpf_at.py"), "/root/bpf_at.py")
-    told = guest.ok("python3 /root/bpf_at.py __x64_sys_getdents64 __x64_sys_umask")
+    guest.push(compiled("bpf_at", tmp_path), "/root/bpf_at")
+    told = guest.ok("/root/bpf_at __x64_sys_getdents64 __x64_sys_umask")
     assert told.count("at __x64_sys_") == 2
     guest.ok(TRACE)
     done = lms(ground, "--interval", "100ms", "--count", "20")

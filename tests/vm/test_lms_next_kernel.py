@@ -14,7 +14,7 @@ import tty
 
 import guest_ground
 import pytest
-from module_guest import archived, built_from
+from module_guest import archived, built_from, compiled
 from programs import program
 from system_ground import Apart
 from test_lms import NAMES, TRACE, TRACING, WAYS
@@ -92,8 +92,10 @@ class Shell:
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
     kernel = archived("linux-image-6.12-cloud-amd64")
-    made = built_from("lms_rootkit", kernel, tmp_path_factory.mktemp("next") / "kit")
+    scratch = tmp_path_factory.mktemp("next")
+    made = built_from("lms_rootkit", kernel, scratch / "kit")
     files = [("init", 0o100755, INIT), guest_ground.busybox()]
+    files.append(("bpf_at", 0o100755, compiled("bpf_at", scratch).read_bytes()))
     files += [(module.name, 0o100644, module.read_bytes()) for module in made]
     with Apart() as place:
         image = guest_ground.image(place, "next", kernel, files)
@@ -146,7 +148,9 @@ def test_hooks_are_named_and_gone_when_they_are_put_back(host, shell):
 
 
 def test_what_the_kernel_hooks_itself_is_not_told(host, shell):
+    assert shell.ok("/bpf_at __x64_sys_getdents64 __x64_sys_umask").count("at __x64_sys_") == 2
     shell.ok(f"({TRACE})")
     done, _ = lms(host, "--interval", "100ms", "--count", "20")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    shell.ok("grep -q bpf_trampoline /proc/kallsyms")  # else it proves nothing, and without these
     shell.ok(f"grep -q __x64_sys_ {TRACING}/trace && grep -q OPTIMIZED /sys/kernel/debug/kprobes/list")
