@@ -107,7 +107,7 @@ class App:
         """The Spec as stored."""
         path = f"{self.home}/app.json"
         try:
-            return Spec.from_json(glance.octets(path))
+            return _spec(glance.octets(path))
         except FileNotFoundError:
             raise NotFoundError(f"{self.name}: no such app") from None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -263,11 +263,12 @@ class App:
             spec = self.spec()
         except DreError:
             spec = None  # partial: what is known is the name
+        host = host or Host()
         brief = self.brief(host, spec)
         used = None
         if brief["pid"] is not None and brief["state"] in ("running", "frozen", "stopping"):
             with contextlib.suppress(OSError):  # it ended while we looked
-                used = cgroup.Group.of(brief["pid"]).size()
+                used = cgroup.Group(host.groups(brief["pid"])).size()
         limits = spec.limits if spec else cgroup.Limits()
         return {
             **brief,
@@ -287,6 +288,9 @@ class App:
         from dre import event
 
         event.emit(self.conf, f"app.{what}", f"{event.host()}/app:{self.name}", {"name": self.name, **data}, sev)
+
+
+_spec = functools.lru_cache(maxsize=64)(Spec.from_json)  # who serves reads the same again and again
 
 
 def state_dir(conf: Conf) -> Path:

@@ -55,6 +55,7 @@ class Host:
     def __init__(self) -> None:
         self._sockets: str | None = None
         self._unified: bool | None = None
+        self._groups: tuple[int, str] = (0, "")  # of the process that was asked for last
 
     def serves(self, directory: str) -> bool:
         """Whether a monitor of LXC serves the container in *directory*: cheaper than to ask it."""
@@ -65,11 +66,17 @@ class Host:
         # LXC replaces a name that would not fit into a socket's address by a number.
         return len(name) > 100 or f"@{name}\n" in self._sockets
 
+    def groups(self, pid: int) -> str:
+        """The control groups of process *pid*, as the kernel has them. Raises OSError when it is gone."""
+        if self._groups[0] != pid:
+            self._groups = pid, text(f"/proc/{pid}/cgroup")
+        return self._groups[1]
+
     def holds(self, pid: int) -> bool:
         """Whether the container of process *pid* is frozen. Raises OSError when it is gone, DreError if none can be."""
         if self._unified is None:
             self._unified = there(f"{GROUPS}/cgroup.controllers")
-        path = freezer.file(text(f"/proc/{pid}/cgroup"), self._unified)
+        path = freezer.file(self.groups(pid), self._unified)
         return freezer.held(text(f"{GROUPS}/{path}"), self._unified)
 
 

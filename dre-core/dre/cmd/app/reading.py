@@ -42,7 +42,7 @@ def _status(ctx: Context) -> int:
 
     cli.need_root("dre-app status")
     app = recovery.look(ctx.conf, ctx.args.name)
-    if not app.home.exists():
+    if not glance.there(str(app.home)):
         raise NotFoundError(f"{app.name}: no such app")
     row = app.row()
     if ctx.out.as_json:
