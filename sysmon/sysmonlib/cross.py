@@ -155,7 +155,7 @@ class Cross:
     def _look(self) -> _Look | None:
         """The views, those that are broken empty; None where there is nothing to compare with."""
         first = self._whole("list", self.tasks.listed)
-        idle = self._whole("runqueue", self.tasks.idle)
+        idle = self._whole("runqueue", self.tasks.idle, "idle")
         if first is None or idle is None:
             return None
         numbered = self._whole("idr", self.tasks.numbered)
@@ -178,12 +178,16 @@ class Cross:
             idle,
         )
 
-    def _whole(self, view: str, read: Callable[[], _Value]) -> _Value | None:
-        """What *read* gives; None, and a note, where it fails however often it is tried."""
+    def _whole(self, view: str, read: Callable[[], _Value], look: str = "") -> _Value | None:
+        """What *read* gives; None, and a note, where it fails however often it is tried.
+
+        *look* is what the memory knows this by, where that is not the *view*.
+        """
         deadline, pause = time.monotonic() + PATIENCE, AGAIN / 10
         while True:
             try:
-                return read()
+                with self.kernel.space.memory.ahead(look or view):
+                    return read()
             except (Broken, BadAddress) as error:
                 if time.monotonic() > deadline:
                     self._broken[view] = str(error)

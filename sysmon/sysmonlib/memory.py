@@ -6,17 +6,22 @@ raises BadAddress, never wraps.
 """
 
 import contextlib
+import functools
 import mmap
 import os
 import re
 import select
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dre.errors import DreError, MissingError
+
+if TYPE_CHECKING:
+    import ctypes
 
 PAGE = 4096
 _FOUR_GIB = 1 << 32
@@ -24,6 +29,10 @@ _CHUNK = 1 << 22  # octets that a search takes at once
 # Of the last octets of entries: bit 63 (in memory) or 62 (swapped) is set; see admin-guide/mm/pagemap of Linux.
 _USED = re.compile(rb"[\x40-\xff]+")
 _U64, _U32 = struct.Struct("<Q"), struct.Struct("<I")
+_AT_ONCE = 1024  # IOV_MAX
+_PIECE_MOST, _PIECES_MOST = 2048, 1 << 16  # octets of a piece that is read ahead, and pieces of one look
+_AHEAD_MOST = 1 << 24  # octets of all of them
+_NEAR = 512  # octets between two pieces that are read as one
 
 
 class BadAddress(DreError):
@@ -57,6 +66,38 @@ class Layout:
         return offset if offset < self.low else offset - self.low + _FOUR_GIB
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """Pieces of memory that are read at once, as so many *runs*, begin and length of each, of *count* octets."""
+
+    places: dict[tuple[int, int], int]  # of each piece, an offset and a length, in what is read
+    runs: "array[int]"
+    count: int
+
+    @classmethod
+    def of(cls, pieces: Iterable[tuple[int, int]], start: int) -> "_Plan":
+        """That of *pieces* at offsets from *start*."""
+        places, runs, known, end = dict[tuple[int, int], int](), array("Q"), 0, -_NEAR - 1
+        for offset, count in sorted(pieces):
+            if offset > end + _NEAR:
+                runs.extend((start + offset, 0))
+                end = offset
+            more = max(0, offset + count - end)
+            end, known, runs[-1] = end + more, known + more, runs[-1] + more
+            places[offset, count] = known - (end - offset)
+        return cls(places, runs, known)
+
+
+_NOTHING = _Plan({}, array("Q"), 0)
+
+
+@functools.cache
+def _libc() -> "ctypes.CDLL":
+    import ctypes
+
+    return ctypes.CDLL(None)
+
+
 class Memory:
     """The RAM behind *fd*, at *start* of it: mapped where that shows the guest's pages, else read piece by piece."""
 
@@ -77,6 +118,9 @@ class Memory:
         self.fd, self.layout, self._start, self._owner, self._pages = fd, layout, start, owner, pages
         self._pid = pid
         self._plain = layout.low - 8  # up to where an address is an offset
+        self._plans: dict[str, _Plan] = {}
+        self._places, self._octets = _NOTHING.places, b""
+        self._used: set[tuple[int, int]] | None = None
         try:
             self._map = mmap.mmap(fd, layout.size, mmap.MAP_SHARED, mmap.PROT_READ, offset=start) if mapped else None
             self._view = memoryview(self._map) if self._map is not None else None
@@ -102,21 +146,70 @@ class Memory:
 
     def read(self, address: int, count: int) -> bytes:
         """*count* octets at *address*. Raises BadAddress."""
-        return self._at(self.layout.offset(address, count), count)
+        return self._get(self.layout.offset(address, count), count)
 
     def u64(self, address: int) -> int:
         """The 64 bit number at *address*. Raises BadAddress."""
         offset = address if 0 <= address <= self._plain else self.layout.offset(address, 8)
         number: int
-        (number,) = _U64.unpack_from(self._map, offset) if self._map is not None else _U64.unpack(self._at(offset, 8))
+        (number,) = _U64.unpack_from(self._map, offset) if self._map is not None else _U64.unpack(self._get(offset, 8))
         return number
 
     def u32(self, address: int) -> int:
         """The 32 bit number at *address*. Raises BadAddress."""
         offset = self.layout.offset(address, 4)
         number: int
-        (number,) = _U32.unpack_from(self._map, offset) if self._map is not None else _U32.unpack(self._at(offset, 4))
+        (number,) = _U32.unpack_from(self._map, offset) if self._map is not None else _U32.unpack(self._get(offset, 4))
         return number
+
+    @contextlib.contextmanager
+    def ahead(self, look: str) -> Iterator[None]:
+        """Meanwhile give what was read in the last *look* of this name as it is now, when all of it is read at once.
+
+        For memory that is not mapped: a call of the kernel for each word is dear. Nothing of it is known any more
+        afterwards, nor in the next look after one that failed.
+        """
+        if self._map is not None:
+            yield
+            return
+        plan = self._plans.pop(look, _NOTHING)
+        self._octets = self._gathered(plan)
+        self._places, self._used = (plan if self._octets else _NOTHING).places, set()
+        try:
+            yield
+            used = self._used
+            if not used <= plan.places.keys() or len(plan.places) > 2 * len(used):
+                plan = _Plan.of(used, self._start)
+            if len(used) <= _PIECES_MOST and plan.count <= _AHEAD_MOST:
+                self._plans[look] = plan
+        finally:
+            self._places, self._octets, self._used = _NOTHING.places, b"", None
+
+    def _get(self, offset: int, count: int) -> bytes:
+        """What was read ahead, or is now."""
+        used = self._used
+        if used is not None and count <= _PIECE_MOST:
+            piece = offset, count
+            place = self._places.get(piece)
+            if place is not None:
+                used.add(piece)
+                return self._octets[place : place + count]
+            if len(used) <= _PIECES_MOST:
+                used.add(piece)
+        return self._at(offset, count)
+
+    def _gathered(self, plan: "_Plan") -> bytes:
+        """The octets of *plan*; none where not all of them can be read."""
+        if not plan.places:
+            return b""
+        octets = self._scattered(plan.runs, plan.count)
+        if octets is not None:
+            return octets
+        begins, counts = plan.runs[0::2], plan.runs[1::2]
+        try:
+            return b"".join(self._at(begin - self._start, count) for begin, count in zip(begins, counts, strict=True))
+        except BadAddress:
+            return b""
 
     def _at(self, offset: int, count: int) -> bytes:
         if self._map is not None:
@@ -163,23 +256,31 @@ class Memory:
             place = column.find(text[1:2], place + 1)
 
     def _seconds(self, first: int, last: int) -> bytes | None:
-        """The second octet of each page, which need not all be copied for it; None where we may not any more.
+        """The second octet of each page, which need not all be copied for it; None where we may not any more."""
+        places = array("Q", [1]) * (2 * -(-(last - first) // PAGE))
+        places[0::2] = array("Q", range(self._start + first + 1, self._start + last, PAGE))
+        return self._scattered(places, len(places) // 2)
 
-        See process_vm_readv(2), which takes IOV_MAX, 1024, pages at once: those of a _CHUNK.
+    def _scattered(self, places: "array[int]", count: int) -> bytes | None:
+        """The *count* octets at *places* of the process, begin and length of each; None where we may not have them.
+
+        See process_vm_readv(2). Who has become another user may not call it; and of a process that has ended meanwhile
+        the number may be another's.
         """
         import ctypes
 
-        count = -(-(last - first) // PAGE)
-        if not self._pid or count > _CHUNK // PAGE:
+        if not self._pid:
             return None
-        found, places = ctypes.create_string_buffer(count), array("Q", [1]) * (2 * count)
-        places[0::2] = array("Q", range(self._start + first + 1, self._start + last, PAGE))
-        into = (ctypes.c_uint64 * 2)(ctypes.addressof(found), count)
-        of = ctypes.c_void_p(places.buffer_info()[0])
-        read = ctypes.CDLL(None).process_vm_readv(
-            self._pid, into, ctypes.c_ulong(1), of, ctypes.c_ulong(count), ctypes.c_ulong(0)
-        )
-        return found.raw if read == count else None
+        found, (begin, _), done = ctypes.create_string_buffer(count), places.buffer_info(), 0
+        for first in range(0, len(places) // 2, _AT_ONCE):
+            into = (ctypes.c_uint64 * 2)(ctypes.addressof(found) + done, count - done)
+            some = ctypes.c_ulong(min(_AT_ONCE, len(places) // 2 - first))
+            of = ctypes.c_void_p(begin + 16 * first)
+            read = _libc().process_vm_readv(self._pid, into, ctypes.c_ulong(1), of, some, ctypes.c_ulong(0))
+            if read < 0:
+                return None
+            done += read
+        return found.raw if done == count and not self.ended() else None
 
     def _touched(self) -> Iterator[tuple[int, int]]:
         """The pieces of the back-end that hold data, as offsets."""

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """dre-lms on memory made for it: what is hidden is named, and what is made to mislead it ends soon and is told."""
 
+import contextlib
+import ctypes
 import mmap
 import os
 import random
@@ -277,6 +279,71 @@ def test_memory_of_another_process_is_found_and_of_it_what_was_touched_is_search
     expected = [0, 3, 9000, size // PAGE - 1]
     assert pages == [page * PAGE for page in sorted([*expected, *([5] if kind == "file" else [])])]
     assert searched == size if kind == "file" else 5 * PAGE <= searched <= size // 2  # huge pages are whole ones
+
+
+@pytest.fixture(params=["at once", "one by one"])
+def ram(request):
+    """Private memory of 1 MiB, and what reads it: as who may read it all in one call, or who may not any more."""
+    size = 1 << 20
+    with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as octets:
+        octets[:] = random.Random(3).randbytes(size)
+        begin = ctypes.addressof(ctypes.c_char.from_buffer(octets))
+        own = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
+        pid = os.getpid() if request.param == "at once" else 0
+        with memory.Memory(own, Layout(size, size), begin, mapped=False, pid=pid) as found:
+            yield octets, found
+
+
+def test_what_is_read_ahead_is_of_the_begin_of_a_look_and_forgotten_at_its_end(ram, monkeypatch):
+    octets, found = ram
+    calls = []
+    plain = found._at
+    monkeypatch.setattr(found, "_at", lambda *piece: calls.append(piece) or plain(*piece))
+    with found.ahead("look"):
+        assert found.u64(5000) == int.from_bytes(octets[5000:5008], "little")
+        octets[6000:6004] = b"new1"  # nothing is known yet of what this look reads
+        assert found.read(6000, 4) == b"new1"
+    octets[6000:6004] = b"new2"
+    assert found.read(6000, 4) == b"new2"
+    with found.ahead("look"):
+        calls.clear()
+        octets[6000:6004] = b"new3"
+        assert found.read(6000, 4) == b"new2" and found.u64(5000) == int.from_bytes(octets[5000:5008], "little")
+        assert found.u64(7000) == int.from_bytes(octets[7000:7008], "little")
+        assert calls == [(7000, 8)]
+    assert found.read(6000, 4) == b"new3"
+    with found.ahead("another"):
+        octets[6000:6004] = b"new4"
+        assert found.read(6000, 4) == b"new4"
+
+
+def test_after_a_look_that_failed_all_is_read_when_it_is_wanted(ram):
+    octets, found = ram
+    with found.ahead("look"):
+        found.read(6000, 4)
+    with contextlib.suppress(BadAddress), found.ahead("look"):
+        found.read(-1, 1)
+    with found.ahead("look"):
+        octets[6000:6004] = b"new1"
+        assert found.read(6000, 4) == b"new1"
+
+
+def test_pieces_that_are_read_ahead_are_those_of_the_memory_however_they_lie(ram, monkeypatch):
+    octets, found = ram
+    chosen = random.Random(5)
+    pieces = [
+        (place, count)
+        for place in (chosen.randrange(len(octets) - 3000) for _ in range(300))
+        for count in chosen.sample((1, 4, 8, 16, 2000, 3000), 2)
+    ]
+    with found.ahead("look"):
+        assert all(found.read(place, count) == octets[place : place + count] for place, count in pieces)
+    octets[:] = chosen.randbytes(len(octets))
+    with found.ahead("look"):
+        monkeypatch.setattr(found, "_at", None)
+        for place, count in pieces:
+            if count < 3000:  # more than is read ahead
+                assert found.read(place, count) == octets[place : place + count]
 
 
 @pytest.mark.parametrize(

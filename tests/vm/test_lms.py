@@ -106,9 +106,9 @@ def lms(host, *argv, conf=None, **kwargs):
     return host.call(program("dre-lms"), "--config", conf or host.conf, "guest1", *argv, check=False, **kwargs)
 
 
-def found(host):
+def found(host, *argv):
     """What it finds, by number or name: what that is missing in."""
-    done = lms(host, "--json")
+    done = lms(host, "--json", *argv, timeout=3600)
     assert done.returncode == 1, done.stdout + done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     return {row.get("pid", row.get("name")): set(row["views_missing"]) for row in rows}
@@ -152,7 +152,7 @@ def test_what_is_hidden_is_named_and_a_busy_guest_is_not_accused(guest, ground, 
         (first, second, third), "sleep"
     )
     private(ground)
-    assert found(ground) == hidden
+    assert found(ground, "--interval", "20ms", "--count", SCANS) == hidden
 
 
 def test_hooks_are_named_and_gone_when_they_are_put_back(guest, ground, kit):
