@@ -46,6 +46,7 @@ installed:
 
 # SCENARIO=1|2|3|4 chooses one, KEEP=1 leaves it running, WITHOUT=sec|dscript|release|event leaves one part out.
 demo: installed
+	[ "$(SCENARIO)" != 4 ] || packaging/install-tools systems
 	SCENARIO=$(SCENARIO) KEEP=$(KEEP) WITHOUT=$(WITHOUT) demo/run
 
 demo-stop:

@@ -8,6 +8,7 @@ minutes for the image the first time.
 import time
 from collections.abc import Mapping, Sequence
 
+from demolib import hypervisor
 from demolib.journal import Event
 from demolib.places import CONF, HERE, PAY, PAY_ADDRESS, SCRIPTS, SHOP, TREES
 from demolib.programs import call, dre, listens, start, status, wait
@@ -107,6 +108,9 @@ class IntruderStory(Story):
 
     def __init__(self) -> None:
         self.number = ""  # of the process, inside
+
+    def lay(self) -> None:
+        hypervisor.need()
 
     def make(self, say: Say) -> None:
         TREES.mkdir(parents=True, exist_ok=True)

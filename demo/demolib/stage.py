@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from demolib import evidence, shop
+from demolib import evidence, hypervisor, shop
 from demolib.places import (
     ADDRESSES,
     BRIDGE,
@@ -126,7 +126,8 @@ def clear(say: Say, last: Callable[[], None] = lambda: None) -> list[str]:
     if not HOME.exists():
         return []
     troubles: list[str] = []
-    for name in ("load", "dscript", "dre-monitor", "dboxd", *running()):
+    others = (name for name in running() if name not in hypervisor.DAEMONS)  # these are wanted till the end
+    for name in ("load", "dscript", "dre-monitor", "dboxd", *others):
         with _noting(troubles):
             end(name)
     if CONF.exists():
@@ -137,6 +138,8 @@ def clear(say: Say, last: Callable[[], None] = lambda: None) -> list[str]:
         if (STATE / "sys").exists():
             with _noting(troubles):
                 dre("dre-sys", "destroy", PAY, "--force", ok=(0, 3), timeout=120)
+        with _noting(troubles):
+            hypervisor.leave()
         if Path(f"/sys/class/net/{BRIDGE}").exists():
             with _noting(troubles):
                 dre("dre-bridge", "down")
