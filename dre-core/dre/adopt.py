@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dre import cgroup, confine, files, foreign, lifecycle, lxcconfig, network, relimit
+from dre import cgroup, confine, existence, files, foreign, lxcconfig, network, relimit
 from dre.app import App
 from dre.errors import DreError, NotFoundError
 from dre.spec import Spec
@@ -39,7 +39,7 @@ def adopt(app: App, ip: str | None, command: tuple[str, ...], privileged: bool) 
     root = app.directory / came[0] if came else Path("/" if base == "host" else base)
     command, halt = _program(app, found, command, root)
     privileged = privileged or base == "host"
-    wanted = lifecycle.new_spec(
+    wanted = existence.new_spec(
         app,
         base=base,
         command=command,
@@ -141,8 +141,8 @@ def _layers(app: App, rootfs: str) -> tuple[str, list[list[str]]]:
     inside = _inside(app, lower)
     if inside is None:  # shared: a base like any other, which nobody moves and nobody removes
         path = os.path.realpath(lower)
-        return ("host", moves) if path == "/" else (lifecycle.base(app.conf, path), moves)
-    lifecycle.base(app.conf, str(app.directory / inside))
+        return ("host", moves) if path == "/" else (existence.base(app.conf, path), moves)
+    existence.base(app.conf, str(app.directory / inside))
     taken = [part for part in (BASE, "work", "delta") if os.path.lexists(app.directory / part) and part != inside]
     if [part for part in taken if part != "delta" or upper is None]:
         raise DreError(f"{app.name}: cannot adopt: {app.directory}/{taken[0]} is in the way")
@@ -191,7 +191,7 @@ def _address(app: App, found: foreign.Container, asked: str | None) -> str | Non
 def _make_home(app: App, spec: Spec, intent: dict[str, Any]) -> None:
     """Our directory, with the intent in it from the first moment: one without would be taken for a half-made create."""
     half = app.home.with_name(f".{app.name}.adopt")
-    lifecycle.remove_tree(half)
+    existence.remove_tree(half)
     half.mkdir(parents=True, mode=0o700)
     files.write_atomic(half / "app.json", spec.to_json(), 0o600)
     files.write_atomic(half / "intent.json", json.dumps(intent) + "\n", 0o600)

@@ -21,6 +21,7 @@ from dre import (
     archive,
     criu,
     event,
+    existence,
     files,
     identity,
     lifecycle,
@@ -33,7 +34,7 @@ from dre import (
 from dre.app import App
 from dre.cgroup import Group, Limits
 from dre.errors import DreError, NotFoundError
-from dre.run import run
+from dre.run import MORTAL, run
 from dre.spec import Spec
 
 _PACKED = re.compile(r"\./(?:images/[A-Za-z0-9._-]+|delta\.tar|log|meta\.json)")
@@ -141,7 +142,7 @@ def take(app: App, tag: str, stop: bool, meta: dict[str, Any]) -> None:
         _dump(app, tag, stop)
         _complete(app, tag, stop, meta)
     except (DreError, OSError):
-        lifecycle.remove_tree(_half(app, tag))
+        existence.remove_tree(_half(app, tag))
         raise
 
 
@@ -153,7 +154,7 @@ def finish(app: App, tag: str, stop: bool, meta: dict[str, Any]) -> None:
         if (half / "delta.tar").exists():
             _complete(app, tag, stop, meta)
     finally:
-        lifecycle.remove_tree(half)
+        existence.remove_tree(half)
 
 
 def _running(app: App) -> int:
@@ -213,7 +214,7 @@ def _complete(app: App, tag: str, stop: bool, meta: dict[str, Any]) -> None:
     }
     files.write_atomic(half / "meta.json", json.dumps(whole, indent=1) + "\n", 0o600)
     if stop:
-        lifecycle.sweep(app)
+        existence.sweep(app)
         app.emit("stopped")
     half.rename(_place(app, tag))
     files.fsync_dir(_place(app, tag).parent)
@@ -244,7 +245,7 @@ def delete(app: App, tag: str) -> None:
     gone = _place(app, tag).with_name(f".{tag}.gone")
     _place(app, tag).rename(gone)
     files.fsync_dir(gone.parent)
-    lifecycle.remove_tree(gone)
+    existence.remove_tree(gone)
     app.emit("checkpoint.deleted", tag=tag)
 
 
@@ -313,22 +314,22 @@ def resume_restart(app: App, intent: dict[str, Any]) -> None:
     finally:
         app.done()
     app.emit("undone" if intent["undo"] else "checkpoint.restarted", 4, tag=saved.tag, digest=saved.digest)
-    lifecycle.remove_tree(app.directory / "delta.old")
+    existence.remove_tree(app.directory / "delta.old")
 
 
 def _load(app: App, saved: Checkpoint, intent: dict[str, Any]) -> None:
     """Put the disk back, and the processes on it."""
     _verify(app, saved)
     fresh = app.directory / "delta.new"
-    lifecycle.remove_tree(fresh)
+    existence.remove_tree(fresh)
     fresh.mkdir(mode=0o755)
     packed = saved.path / "delta.tar"
-    run([*lifecycle.MORTAL, *archive.UNPACK, "-C", str(fresh), "-f", str(packed)], timeout=snapshot.TAR_WAIT)
+    run([*MORTAL, *archive.UNPACK, "-C", str(fresh), "-f", str(packed)], timeout=snapshot.TAR_WAIT)
     lifecycle.stop(app, intent["timeout"])
     app.begin(**{**intent, "stage": "start"})
     old = app.directory / "delta.old"
     if old.exists():  # of this restart, killed before: what there is by now is of no worth
-        lifecycle.remove_tree(app.delta)
+        existence.remove_tree(app.delta)
     else:
         app.delta.rename(old)
     fresh.rename(app.delta)
@@ -370,7 +371,7 @@ def _go_back(app: App, intent: dict[str, Any]) -> None:
     lifecycle.stop(app, 0)
     old = app.directory / "delta.old"
     if old.exists():
-        lifecycle.remove_tree(app.delta)
+        existence.remove_tree(app.delta)
         old.rename(app.delta)
         _empty_work(app)
     app.store(Spec.from_json(json.dumps(intent["before"])))
@@ -380,7 +381,7 @@ def _go_back(app: App, intent: dict[str, Any]) -> None:
 
 def _empty_work(app: App) -> None:
     """The kernel wants an empty work directory with a new upper layer."""
-    lifecycle.remove_tree(app.directory / "work")
+    existence.remove_tree(app.directory / "work")
     (app.directory / "work").mkdir(mode=0o755)
     files.fsync_dir(app.directory)
 
@@ -393,7 +394,7 @@ def _sha256(path: Path) -> str:
 def pack(app: App, tag: str, packed: Path) -> None:
     """Put the checkpoint into one file, for another host."""
     run(
-        [*lifecycle.MORTAL, "tar", "--create", "--format=pax", "-C", str(_place(app, tag)), "-f", str(packed), "."],
+        [*MORTAL, "tar", "--create", "--format=pax", "-C", str(_place(app, tag)), "-f", str(packed), "."],
         timeout=snapshot.TAR_WAIT,
     )
 

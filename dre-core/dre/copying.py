@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from dre import adopt, archive, event, files, lifecycle, network, snapshot
+from dre import adopt, archive, event, existence, files, network, snapshot
 from dre.app import App
 from dre.errors import DreError
 from dre.spec import DHCP, Spec
@@ -38,13 +38,13 @@ def clone(
         if state not in ("stopped", "crashed"):
             hint = f"dre-app stop {source.name}, or clone a snapshot with --tag"
             raise DreError(f"{source.name}: cannot be cloned: it is {state}; {hint}")
-        lifecycle.sweep(source)
+        existence.sweep(source)
         fill = _copier(source)
     else:
         saved = snapshot.find(source, tag)
         snapshot.check_base(source, saved, changed_base, say)
         spec, fill = spec.restored(saved.spec), _unpacker(source, saved)
-    made = lifecycle.create(new, as_new(spec, new.name, request), wish(spec), fill)
+    made = existence.create(new, as_new(spec, new.name, request), wish(spec), fill)
     new.emit("cloned", of=source.name, tag=tag)
     return made
 
@@ -141,7 +141,7 @@ def rename(old: App, new: App) -> None:
     if waiting:
         raise DreError(f"{old.name}: {', '.join(waiting)} start after it; dre-app set {waiting[0]} after=… first")
     adopt.need_unshared(old)
-    lifecycle.sweep(old)
+    existence.sweep(old)
     intent = {"verb": "rename", "old": old.name, "new": new.name}
     new.home.mkdir(mode=0o700)
     new.begin(**intent)
@@ -152,7 +152,7 @@ def rename(old: App, new: App) -> None:
 def resume_rename(old: App, new: App) -> bool:
     """Do, or go on with, a rename: or forget it, and return False, when nothing of it was done."""
     if not _begun(old) and not (new.home / "app.json").exists():
-        lifecycle.remove_tree(new.home)
+        existence.remove_tree(new.home)
         return False
     if old.directory.exists():
         old.directory.rename(new.directory)

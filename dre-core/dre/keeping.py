@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dre import app as apps
-from dre import files, lifecycle, output, recovery, spec, units
+from dre import existence, files, lifecycle, output, recovery, spec, units
 from dre.app import App
 from dre.conf import Conf
 from dre.errors import DreError, TimedOutError
@@ -47,7 +47,7 @@ def crash(app: App, say: Callable[[str], None]) -> float | None:
     allowed = spec.restarts(app.spec().restart) if record.get("kept") else 0
     status = _status(app) if record.get("kept") else None
     if status == 0:
-        lifecycle.sweep(app)
+        existence.sweep(app)
         app.emit("stopped", status=0)
         say(f"{app.name}: its program has ended")
         return None

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dre import checkpoint, event, lifecycle, manifest, requests, snapshot
+from dre import checkpoint, event, existence, lifecycle, manifest, requests, snapshot
 from dre.app import App
 from dre.errors import DreError, UsageError
 from dre.peer import LOCAL, Line, LostError, Peer, Way
@@ -184,7 +184,7 @@ def _aborted(app: App, line: Line, intent: dict[str, Any]) -> bool:
 
 def _back(app: App, intent: dict[str, Any]) -> None:
     """The app is ours, and as it was before."""
-    lifecycle.remove_tree(app.home / "migrate")
+    existence.remove_tree(app.home / "migrate")
     try:
         if intent["meta"]:
             _go_on(app, intent)
@@ -211,7 +211,7 @@ def _leave(app: App, line: Line, intent: dict[str, Any]) -> None:
     """The app is theirs: nothing of it runs here any more, ever."""
     app.begin(**{**intent, "stage": "gone"})
     wish = intent["wish"]
-    lifecycle.remove_tree(app.home / "migrate")
+    existence.remove_tree(app.home / "migrate")
     app.emit("migrated", 5, to=line.way.host, id=intent["id"], **{"as": wish["new"]})
     requests.complete(app.conf, intent["request"])
     if wish["keep"]:
@@ -220,7 +220,7 @@ def _leave(app: App, line: Line, intent: dict[str, Any]) -> None:
         app.store(replace(app.spec(), autostart=False))
         app.done()
     else:
-        lifecycle.destroy(app)
+        existence.destroy(app)
     with contextlib.suppress(DreError):  # it forgets by itself, later
         line.once().ask("forget", intent["id"])
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from dre import archive, event, identity, lifecycle, manifest, network, packing, snapshot, units
+from dre import archive, event, existence, identity, manifest, network, packing, snapshot, units
 from dre.app import App
 from dre.errors import DreError, UsageError
 from dre.manifest import Allowed
@@ -106,7 +106,7 @@ def take(
             raise DreError(f"{app.name}: the archive is damaged: {error}") from None
 
     given = {key: value for key, value in vars(spec).items() if key not in ("name", "created", "request")}
-    made = lifecycle.create(app, lifecycle.new_spec(app, request=request, **given), ip, fill)
+    made = existence.create(app, existence.new_spec(app, request=request, **given), ip, fill)
     app.emit("imported", digest=expected, was=incoming.name)
     if made.ip != described["ip"]:
         say(f"{app.name}: its address is {made.ip}, for {described['ip']} is not free here")
@@ -152,7 +152,7 @@ def _take_snapshot(app: App, content: IO[bytes], tag: str, about: dict[str, Any]
         with (half / "delta.tar").open("rb") as packed:
             _unpack(app, packed, trial, str(about["digest"]), allowed)
     finally:
-        lifecycle.remove_tree(trial)
+        existence.remove_tree(trial)
     created = event.stamp(event.seconds(str(about["created"])))
     description = str(about["description"])
     more = {

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from dre import archive, checkpoint, criu, event, files, lifecycle, manifest, network, recovery, units
+from dre import archive, checkpoint, criu, event, existence, files, lifecycle, manifest, network, recovery, units
 from dre.app import App
 from dre.conf import Conf
 from dre.errors import DreError, NotFoundError, NotPermittedError, UsageError
@@ -152,7 +152,7 @@ class Receiver:
         spec = manifest.accept(app, offer["app"], self.allowed)
         live = bool(offer["live"])
         if live:
-            lifecycle.remove_tree(transfer.moment)
+            existence.remove_tree(transfer.moment)
             checkpoint.unpack(transfer.part, transfer.moment)
         with network.reserved(self.conf):
             wished = offer["app"]["ip"]
@@ -165,7 +165,7 @@ class Receiver:
                 raise DreError(f"{app.name}: what was unpacked has digest {found.digest}, sent was {offer['digest']}")
 
         fields = {key: value for key, value in vars(spec).items() if key not in ("name", "created", "request")}
-        lifecycle.create(app, lifecycle.new_spec(app, request=transfer.request, **fields), ip, fill)
+        existence.create(app, existence.new_spec(app, request=transfer.request, **fields), ip, fill)
 
     def _start(self, transfer: "Transfer", app: App, live: bool) -> None:
         try:
@@ -179,7 +179,7 @@ class Receiver:
                 checkpoint.delete(app, _ARRIVED)
         except DreError:
             lifecycle.stop(app, 0)
-            lifecycle.destroy(app)
+            existence.destroy(app)
             raise
 
     def status(self, transfer: "Transfer", asked: dict[str, Any]) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class Receiver:
             with recovery.held(self.conf, transfer.offer()["name"], doomed=True) as app:
                 if transfer.owns(app):
                     lifecycle.stop(app, 0)
-                    lifecycle.destroy(app)
+                    existence.destroy(app)
         transfer.place.mkdir(parents=True, exist_ok=True, mode=0o700)
         transfer.end("aborted")
         return {"stage": "aborted"}
@@ -202,7 +202,7 @@ class Receiver:
     def forget(self, transfer: "Transfer", asked: dict[str, Any]) -> dict[str, Any]:
         """Forget what was committed; the sender has noted it."""
         if transfer.stage() == "committed":
-            lifecycle.remove_tree(transfer.place)
+            existence.remove_tree(transfer.place)
         return {}
 
 
@@ -252,7 +252,7 @@ class Transfer:
         """Note durably how it ended; the archive is needed no more."""
         files.write_atomic(self.place / how, f"{event.stamp()}\n", 0o600)
         self.part.unlink(missing_ok=True)
-        lifecycle.remove_tree(self.moment)
+        existence.remove_tree(self.moment)
 
 
 def _incoming(conf: Conf) -> Path:
@@ -262,7 +262,7 @@ def _incoming(conf: Conf) -> Path:
 def _forget_old(conf: Conf) -> None:
     """Remove transfers that nobody came back to."""
     for place in _old(_incoming(conf)):
-        lifecycle.remove_tree(place)
+        existence.remove_tree(place)
 
 
 def _old(incoming: Path) -> Iterator[Path]:

@@ -29,13 +29,13 @@ def held(conf: Conf, name: str, doomed: bool = False, timeout: float = 60.0) -> 
 @contextlib.contextmanager
 def held_all(conf: Conf, names: Sequence[str], doomed: bool = False, timeout: float = 60.0) -> Iterator[list[App]]:
     """As `held`, several apps at once, in the order of *names*."""
-    from dre import lifecycle  # here and below: reading verbs call look, and seldom find anything to end
+    from dre import existence  # here and below: reading verbs call look, and seldom find anything to end
 
     found = [App(conf, name) for name in names]
     with _locked(found, timeout):
         for app in found:
             settle(app, doomed)
-            lifecycle.tidy(app)
+            existence.tidy(app)
         yield found
 
 
@@ -75,7 +75,7 @@ def settle(app: App, doomed: bool = False) -> str | None:
         intent = None
     if intent is None:
         return _without_intent(app, doomed)
-    from dre import lifecycle, network, relimit, setting, snapshot  # most find nothing to end
+    from dre import existence, network, relimit, setting, snapshot  # most find nothing to end
 
     verb = str(intent["verb"])
     if verb in _LATE:
@@ -83,7 +83,7 @@ def settle(app: App, doomed: bool = False) -> str | None:
     if verb == "adopt":  # although doomed: left half adopted, it would next be taken for half made
         importlib.import_module("dre.adopt").resume(app, intent)
     elif verb in ("create", "destroy"):
-        lifecycle.remove(app)
+        existence.remove(app)
         if verb == "destroy":
             app.emit("destroyed")
     elif verb == "rename":
@@ -122,7 +122,7 @@ def _without_intent(app: App, doomed: bool) -> str | None:
 
     Anything else without app.json is an app that has lost it, and may hold all that somebody has.
     """
-    from dre import lifecycle
+    from dre import existence
 
     gone = app.home.with_name(f".{app.name}.gone")
     lost = app.home.exists() and not (app.home / "app.json").exists()
@@ -131,7 +131,7 @@ def _without_intent(app: App, doomed: bool) -> str | None:
         if kept or os.path.lexists(app.directory):
             raise DreError(f"{app.home}/app.json: missing; put it back, or dre-app destroy {app.name}")
     if lost or gone.exists():
-        lifecycle.remove(app)
+        existence.remove(app)
         return "destroy"
     return None
 
@@ -145,17 +145,17 @@ def unsettled(conf: Conf) -> list[str]:
 
 def one(conf: Conf, name: str) -> str | None:
     """Settle app *name* and sweep it where it is stopped; returns the verb that was ended."""
-    from dre import lifecycle
+    from dre import existence, lifecycle
 
     app = App(conf, name)
     with _locked([app]):
         verb = settle(app)
-        lifecycle.tidy(app)
+        existence.tidy(app)
         state = app.state() if app.exists() else None
         if state == "starting" and lifecycle.unstick(app):
             state = app.state()
         if state in ("stopped", "partial"):
-            lifecycle.sweep(app)
+            existence.sweep(app)
         elif state == "crashed":
-            lifecycle.unmount(app)  # the rest waits for its next start, for it is to be seen that it crashed
+            existence.unmount(app)  # the rest waits for its next start, for it is to be seen that it crashed
     return verb

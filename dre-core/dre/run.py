@@ -49,6 +49,8 @@ PACKAGES = {
     "virsh": "libvirt-clients",
     "xorriso": "xorriso",
 }
+# Children that write must end with us: else a killed command's tar would go on while the next command works.
+MORTAL = ("setpriv", "--pdeathsig", "KILL", "--")
 _PDEATHSIG, _SUBREAPER = 1, 36  # linux/prctl.h
 
 

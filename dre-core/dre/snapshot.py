@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from dre import archive, event, files, identity, lifecycle, lxcconfig, requests, subvolume
+from dre import archive, event, existence, files, identity, lifecycle, lxcconfig, requests, subvolume
 from dre.app import App
 from dre.errors import DreError, NotFoundError
-from dre.run import run, talk
+from dre.run import MORTAL, run, talk
 from dre.spec import Spec
 
 TAR_WAIT = 3600.0
@@ -133,7 +133,7 @@ def save(
             raise
         raise _full(app, half.parent) from None
     finally:
-        lifecycle.remove_tree(half)
+        existence.remove_tree(half)
     files.fsync_dir(place.parent)
     saved = find(app, tag)
     app.emit("snapshot.saved", tag=tag, digest=saved.digest)
@@ -175,7 +175,7 @@ def pack(app: App, packed: Path) -> None:
 
 def write(app: App, argv: Sequence[str], what: str, place: Path) -> None:
     """Run tar or cp, which writes to *place*. Raises DreError."""
-    done = run([*lifecycle.MORTAL, *argv], timeout=TAR_WAIT, check=False)
+    done = run([*MORTAL, *argv], timeout=TAR_WAIT, check=False)
     if any(words in done.stderr for words in _FULL):
         raise _full(app, place)
     if done.returncode != 0:
@@ -265,7 +265,7 @@ def resume_load(app: App, tag: str) -> None:
         _put_back(app)
         app.done()
     app.emit("snapshot.loaded", tag=tag, digest=saved.digest)
-    lifecycle.remove_tree(app.directory / "delta.old")
+    existence.remove_tree(app.directory / "delta.old")
 
 
 def check_base(app: App, saved: Snapshot, allowed: bool, say: Say) -> None:
@@ -292,7 +292,7 @@ def delete(app: App, tag: str) -> None:
     gone = place.with_name(f".{tag}.gone")
     place.rename(gone)
     files.fsync_dir(place.parent)
-    lifecycle.remove_tree(gone)
+    existence.remove_tree(gone)
     app.emit("snapshot.deleted", tag=tag)
 
 
@@ -344,7 +344,7 @@ def resume_undo(app: App, intent: dict[str, Any]) -> None:
         _put_back(app)
         app.done()
     app.emit("undone", 4, tag=tag, digest=saved.digest, request=intent["request"])
-    lifecycle.remove_tree(app.directory / "delta.old")
+    existence.remove_tree(app.directory / "delta.old")
 
 
 def digest(app: App) -> str:
@@ -363,13 +363,13 @@ def need_stopped(app: App, what: str, hint: str = "") -> None:
     state = app.state()
     if state not in ("stopped", "crashed"):
         raise DreError(f"{app.name}: cannot {what}: it is {state}; dre-app stop {app.name}{hint}")
-    lifecycle.sweep(app)
+    existence.sweep(app)
 
 
 def _unpack(app: App, saved: Snapshot) -> None:
     """Unpack into delta.new. Raises DreError, with the app untouched, when the archive is not what was saved."""
     fresh = app.directory / "delta.new"
-    lifecycle.remove_tree(fresh)
+    existence.remove_tree(fresh)
     fresh.mkdir(mode=0o755)
     unpack(app, saved, fresh)
 
@@ -396,10 +396,10 @@ def _swap(app: App, saved: Snapshot) -> None:
     """Make delta.new the delta, and the saved configuration that of the app."""
     fresh, old, work = (app.directory / part for part in ("delta.new", "delta.old", "work"))
     if app.delta.exists():
-        lifecycle.remove_tree(old)
+        existence.remove_tree(old)
         app.delta.rename(old)
     fresh.rename(app.delta)
-    lifecycle.remove_tree(work)  # the kernel wants an empty one with a new upper layer
+    existence.remove_tree(work)  # the kernel wants an empty one with a new upper layer
     work.mkdir(mode=0o755)
     files.fsync_dir(app.directory)
     app.store(app.spec().restored(saved.spec))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from dre import lifecycle, run
+from dre import existence, run
 from dre.app import App
 from dre.errors import DreError, NotFoundError, UsageError
 
@@ -124,13 +124,13 @@ def _root(app: App) -> Iterator[Place]:
         with _user_namespace(ids) as namespace:
             yield Place(f"/proc/{pid}/root", namespace)
     elif state in ("stopped", "crashed"):
-        lifecycle.sweep(app)
-        lifecycle.mount(app)
+        existence.sweep(app)
+        existence.mount(app)
         try:
             with _user_namespace(ids) as namespace:
                 yield Place(str(app.rootfs), namespace)
         finally:
-            lifecycle.unmount(app)
+            existence.unmount(app)
     else:
         raise DreError(f"{app.name}: is {state}")
 

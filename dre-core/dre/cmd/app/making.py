@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from dre import adopt, cgroup, confine, lifecycle, order, recovery, relimit, spec, verbs
+from dre import adopt, cgroup, confine, existence, lifecycle, order, recovery, relimit, spec, verbs
 from dre.app import App
 from dre.cli import Context
 from dre.cmd import limit_options
@@ -38,11 +38,11 @@ def _create(ctx: Context) -> None:
     with recovery.held(ctx.conf, args.name) as app:
         if args.again and app.exists() and app.spec().request == args.request_id:
             return  # done by the call that was killed before it could say so
-        lifecycle.need_free(app)  # before what is wanted is looked at: all of it may be right but for the name
-        base = lifecycle.base(ctx.conf, args.base)
+        existence.need_free(app)  # before what is wanted is looked at: all of it may be right but for the name
+        base = existence.base(ctx.conf, args.base)
         fields = spec.from_options(args)
         fields["privileged"] = confine.privileged(base, args.privileged, args.unprivileged)
-        wanted = lifecycle.new_spec(
+        wanted = existence.new_spec(
             app,
             base=base,
             command=spec.command(args.command),
@@ -51,7 +51,7 @@ def _create(ctx: Context) -> None:
             **fields,
         )
         relimit.check(app, wanted.limits)
-        lifecycle.create(app, spec.checked(app, wanted, spec.PROPERTIES), args.ip)
+        existence.create(app, spec.checked(app, wanted, spec.PROPERTIES), args.ip)
 
 
 def _adopt(ctx: Context) -> None:
@@ -67,7 +67,7 @@ def _destroy(ctx: Context) -> None:
         except NotFoundError:
             if app.home.exists():  # partial: lxc-destroy has left this
                 app.begin(verb="destroy")
-                lifecycle.remove(app)
+                existence.remove(app)
                 app.emit("destroyed")
                 return
             if ctx.args.again:
@@ -82,7 +82,7 @@ def _destroy(ctx: Context) -> None:
         adopt.need_unshared(app)
         if state not in ("stopped", "crashed"):
             lifecycle.stop(app, 0.0 if ctx.args.force else STOP_WAIT)
-        lifecycle.destroy(app)
+        existence.destroy(app)
 
     named = ctx.args.names
     each_held(ctx, work, doomed=True)
