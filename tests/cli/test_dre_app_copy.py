@@ -25,7 +25,7 @@ def app(app, tmp_path):
 
 def make(app, tmp_path):
     options = ("--privileged", "--memory", "64M", "--env", "A=b", "--bind", f"{tmp_path}/tree:/srv:ro", "--autostart")
-    app("create", "web1", "--base", tmp_path / "tree", *options, "--publish", "8080:80", "--", "httpd", "-f")
+    app("create", "web1", "--base", tmp_path / "tree", *options, "--publish", "18080:80", "--", "httpd", "-f")
     delta = tmp_path / "lxc/web1/delta"
     (delta / "etc/ssh").mkdir(parents=True)
     (delta / "etc/machine-id").write_text("0" * 32 + "\n")
@@ -95,7 +95,7 @@ def test_rename(app, tmp_path):
     assert app("log", "shop", "--before") == "before\n"
     assert app("snapshot", "list", "shop").startswith("good")
     found = spec(tmp_path, "shop")
-    assert (found["name"], found["ip"], found["publish"][0]["outside"]) == ("shop", "10.231.101.2/24", 8080)
+    assert (found["name"], found["ip"], found["publish"][0]["outside"]) == ("shop", "10.231.101.2/24", 18080)
     assert f"dir:{tmp_path}/lxc/shop/rootfs" in (tmp_path / "lxc/shop/config").read_text()
     app("snapshot", "load", "shop", "good")
     assert spec(tmp_path, "shop")["name"] == "shop"

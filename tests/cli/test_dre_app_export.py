@@ -61,7 +61,7 @@ def web1(app, tmp_path):
 
 def make(app, tmp_path):
     (tmp_path / "data").mkdir()
-    options = ("--memory", "64M", "--cpus", "0", "--env", "A=b", "--publish", "8080:80", "--autostart")
+    options = ("--memory", "64M", "--cpus", "0", "--env", "A=b", "--publish", "18080:80", "--autostart")
     app(
         *("create", "web1", "--base", TREE, "--privileged", *options, "--bind", f"{tmp_path}/data:/srv:ro"),
         *("--", "httpd", "-f", "a b"),
