@@ -13,13 +13,14 @@ import os
 import re
 import secrets
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from dre import files
-from dre.errors import UsageError
+from dre.errors import DreError, UsageError
 
 IDLE = 15 * 60.0  # seconds without a request after which a session ends
 LONGEST = 8 * 3600.0  # seconds after which it ends anyway
@@ -174,6 +175,23 @@ def _wait(database: sqlite3.Connection, key: str, most: int, now: float) -> int:
     query = "SELECT time FROM attempt WHERE key = ? AND time > ? ORDER BY time DESC LIMIT 1 OFFSET ?"
     row = database.execute(query, (key, now - WINDOW, most - 1)).fetchone()
     return int(row[0] + WINDOW - now) + 1 if row else 0
+
+
+def ask_password(name: str, generate: bool) -> str:
+    """A password for the account *name*: a new one, or that of standard input, on a terminal typed in twice.
+
+    Raises UsageError, DreError.
+    """
+    if generate:
+        return secrets.token_urlsafe(15)
+    if not sys.stdin.isatty():
+        return acceptable(sys.stdin.readline(1024).rstrip("\r\n"))
+    import getpass  # late, for pages do not ask
+
+    password = acceptable(getpass.getpass(f"Password of {name}: "))
+    if getpass.getpass("Again: ") != password:
+        raise DreError("typed in two ways; nothing was changed")
+    return password
 
 
 def acceptable(password: str) -> str:

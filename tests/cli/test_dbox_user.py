@@ -4,10 +4,13 @@
 import hashlib
 import json
 import os
+import pty
 import sqlite3
+import subprocess
 
 import dboxkit
 import pytest
+from conftest import environment, program
 
 box = dboxkit.box
 PASSWORD = b"correct horse battery\n"
@@ -71,6 +74,39 @@ def test_refusals_change_nothing(box, argv, status, said):
     done = box.run("dbox-user", *argv, stdin=b"short\n")
     assert (done.returncode, said in done.stderr.decode()) == (status, True), done.stderr
     assert not registrations(box, "x")
+
+
+def at_a_terminal(box, answers, *argv):
+    """What a person sees who types these answers, each at its question, and the exit status."""
+    ours, theirs = pty.openpty()
+    command = ["setsid", "--ctty", "--wait", program("dbox-user"), "--config", str(box.conf), *argv]
+    with (
+        subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment()) as process,
+        open(ours, "r+b", buffering=0) as terminal,
+    ):
+        os.close(theirs)
+        seen = b""
+        while octets := _read(terminal):
+            seen += octets
+            if answers and seen.endswith(b": "):
+                terminal.write(answers.pop(0))
+    return seen.decode(), process.returncode
+
+
+def _read(terminal):
+    try:
+        return terminal.read(1024)
+    except OSError:  # nobody has its other end any more
+        return b""
+
+
+def test_at_a_terminal_it_is_asked_for_twice_and_not_shown(box):
+    new = ("erika", "--role", "auditor")
+    seen, status = at_a_terminal(box, [PASSWORD, b"correct horse cattery\n"], *new)
+    assert (status, kept(box, "erika")) == (1, None) and "typed in two ways" in seen
+    seen, status = at_a_terminal(box, [PASSWORD, PASSWORD], *new)
+    assert status == 0 and kept(box, "erika")
+    assert seen.startswith("Password of erika: ") and "horse" not in seen
 
 
 def test_last_admin_stays(box):

@@ -3,14 +3,11 @@
 
 import argparse
 import contextlib
-import getpass
-import secrets
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dre import cli, event, files, units
-from dre.errors import DreError, NotFoundError, UsageError
+from dre.errors import NotFoundError, UsageError
 
 from dboxlib import clients, registration
 from dboxlib.clients import REVOKED, ROLES, Client
@@ -65,7 +62,7 @@ def _change(ctx: cli.Context, table: Any, kept: Accounts) -> None:
         there = False
     role = args.role or (known.role if known else "")
     bound = clients.streams(args.stream or ()) if args.role else known.streams if known else ""
-    password = _password(args) if args.password or args.generate or not there else None
+    password = accounts.ask_password(args.name, args.generate) if args.password or args.generate or not there else None
     clients.change(table, Client(0, identity, args.name, role, "", bound))
     if password is not None:
         kept.set_password(args.name, password)
@@ -92,18 +89,6 @@ def _list(ctx: cli.Context, table: Any, kept: Accounts) -> None:
         role = client.role if client and client.holds(now) else None
         rows.append({"name": name, "role": role, "time": client.time if client else None})
     ctx.out.table(rows, COLUMNS)
-
-
-def _password(args: argparse.Namespace) -> str:
-    """The password that is wanted. Raises UsageError, DreError."""
-    if args.generate:
-        return secrets.token_urlsafe(15)
-    if not sys.stdin.isatty():
-        return accounts.acceptable(sys.stdin.readline(1024).rstrip("\r\n"))
-    password = accounts.acceptable(getpass.getpass(f"Password of {args.name}: "))
-    if getpass.getpass("Again: ") != password:
-        raise DreError("typed in two ways; nothing was changed")
-    return password
 
 
 @contextlib.contextmanager

@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 
 from dre import accounts
-from dre.accounts import LONGEST, PER_ACCOUNT, acceptable
+from dre.accounts import LONGEST, PER_ACCOUNT, acceptable, ask_password
 from dre.conf import Conf
 
-__all__ = ["LONGEST", "PER_ACCOUNT", "Accounts", "acceptable", "directory", "fingerprint", "prepare"]
+__all__ = ["LONGEST", "PER_ACCOUNT", "Accounts", "acceptable", "ask_password", "directory", "fingerprint", "prepare"]
 FRONTS = ("dbox-web", "dbox")  # the user of the front: the first of these on this host
 _ONCE = """
 CREATE TABLE IF NOT EXISTS once (id TEXT PRIMARY KEY, stream TEXT NOT NULL, seq INTEGER NOT NULL, time REAL NOT NULL)

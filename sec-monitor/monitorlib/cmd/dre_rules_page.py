@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verbs of dre-rules for its page: person, who may what; serve, which does for the page what it may not do."""
 
-import argparse
-import getpass
 import hashlib
-import secrets
 import ssl
-import sys
 from dataclasses import asdict
 from typing import Any
 
 from dre import accounts, cli, files, units
-from dre.errors import DreError, NotFoundError, UsageError
+from dre.errors import NotFoundError, UsageError
 
 from monitorlib import people
 from monitorlib.people import ROLES, People
@@ -81,7 +77,7 @@ def _change(ctx: cli.Context, known: People) -> None:
     if args.certificate:
         certificate = "" if args.certificate == "-" else _fingerprint(args.certificate)
     wanted = args.password or args.generate or (args.name not in known.names() and not certificate)
-    password = _password(args) if wanted else None
+    password = accounts.ask_password(args.name, args.generate) if wanted else None
     role = args.role or (person.role if person else "")
     known.register(ctx.conf, args.name, role, certificate)
     if password is not None:
@@ -97,15 +93,3 @@ def _fingerprint(file: str) -> str:
         return hashlib.sha256(ssl.PEM_cert_to_DER_cert(files.read(file, 1 << 16).decode().strip())).hexdigest()
     except ValueError:
         raise UsageError(f"{file}: expected one certificate as PEM") from None
-
-
-def _password(args: argparse.Namespace) -> str:
-    """The password that is wanted. Raises UsageError, DreError."""
-    if args.generate:
-        return secrets.token_urlsafe(15)
-    if not sys.stdin.isatty():
-        return accounts.acceptable(sys.stdin.readline(1024).rstrip("\r\n"))
-    password = accounts.acceptable(getpass.getpass(f"Password of {args.name}: "))
-    if getpass.getpass("Again: ") != password:
-        raise DreError("typed in two ways; nothing was changed")
-    return password
