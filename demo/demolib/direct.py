@@ -7,13 +7,12 @@ host could not be cleared. With a part left out 1 is what should come: the shop 
 
 import argparse
 import os
-import signal
 import sys
-import time
 from collections.abc import Sequence
 
-from demolib import report, scenario, stage, verdict
-from demolib.places import HOME, LOCK
+from demolib import command, report, scenario, stage, verdict
+from demolib.command import cleared, say
+from demolib.places import HOME
 from demolib.programs import Failed, settle
 from demolib.scenario import Played
 from demolib.story import Story
@@ -24,21 +23,8 @@ PARTS = ("sec", "dscript", "release", "event")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demonstration and return its exit status."""
-    sys.stdout.reconfigure(line_buffering=True)
-    # What is in sbin is not in everybody's PATH; it comes last, so that a chosen PATH stays chosen.
-    os.environ["PATH"] = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/local/sbin:/usr/sbin:/sbin"
-    os.umask(0o022)
     args = _arguments(argv)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupted)
-    try:
-        stage.need_root()
-        with LOCK.open("w") as lock:
-            stage.only_one(lock.fileno())
-            return _stop() if args.stop else _demonstrate(args)
-    except Failed as failure:
-        print(f"demo: {failure}", file=sys.stderr)
-        return BROKEN
+    return command.alone("demo", _stop if args.stop else lambda: _demonstrate(args))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -71,20 +57,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _interrupted(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {text}")
-
-
 def _stop() -> int:
     if not HOME.exists():
         print("demo: nothing is left running")
         return 0
     _not_of_a_soak()
-    return _report(stage.clear(_say))
+    return cleared("demo", stage.clear(say))
 
 
 def _not_of_a_soak() -> None:
@@ -97,15 +75,15 @@ def _demonstrate(args: argparse.Namespace) -> int:
         raise Failed("an earlier demonstration was left running (KEEP=1); end it with `make demo-stop`")
     _not_of_a_soak()
     if HOME.exists():
-        _say("clearing away what a killed demonstration left")
-        if _report(stage.clear(_say)):
+        say("clearing away what a killed demonstration left")
+        if cleared("demo", stage.clear(say)):
             return BROKEN
     stage.check_host()
     code = BROKEN
     story = scenario.STORIES[args.scenario]()
     try:
-        stage.prepare(story, args.without, _say)
-        played = scenario.play(story, args.without, _say)
+        stage.prepare(story, args.without, say)
+        played = scenario.play(story, args.without, say)
         code = _show(args.without, played)
         print(f"the report: {report.write(story, args.scenario, played, code)}")
     except Failed as failure:
@@ -113,9 +91,7 @@ def _demonstrate(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("demo: interrupted", file=sys.stderr)
     finally:
-        # From here on nothing interrupts: half a clean-up would only need another one.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+        command.hold_out()
         settle()
         code = max(code, _leave(args, story, code))
     return code
@@ -133,13 +109,7 @@ def _leave(args: argparse.Namespace, story: Story, code: int) -> int:
         except Failed as failure:
             print(f"demo: {failure}", file=sys.stderr)
             code = BROKEN
-    return max(code, _report(stage.clear(_say)))
-
-
-def _report(troubles: Sequence[str]) -> int:
-    for trouble in troubles:
-        print(f"demo: cannot clear away: {trouble}", file=sys.stderr)
-    return BROKEN if troubles else HAPPENED
+    return max(code, cleared("demo", stage.clear(say)))
 
 
 def _show(without: str, played: Played) -> int:

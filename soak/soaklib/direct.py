@@ -10,7 +10,6 @@ import gzip
 import json
 import os
 import random
-import signal
 import sys
 import time
 import traceback
@@ -18,8 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from demolib import answers, journal, programs, shop, stage
-from demolib.places import ADDRESSES, CERTS, CONF, HERE, HOME, LOCK, STATE, URL
+from demolib import answers, command, journal, programs, shop, stage
+from demolib.command import UNDONE, cleared, say
+from demolib.places import ADDRESSES, CERTS, CONF, HERE, HOME, STATE, URL
 from demolib.programs import Failed, dre, settle, start, status, wait
 
 from soaklib import faults, ground, house, invariants, processes
@@ -28,7 +28,7 @@ from soaklib.services import Services
 from soaklib.watch import REQUESTS, Watch
 from soaklib.work import Work
 
-HOLDS, BROKEN, UNDONE = 0, 1, 2
+HOLDS, BROKEN = 0, 1
 CALM = 240.0  # seconds in which all must be well again
 DRAIN = 60.0  # seconds for what was being handed in
 SETTLED = 20.0  # seconds for what goes away by itself
@@ -60,22 +60,8 @@ class Soak:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the soak and return its exit status."""
-    sys.stdout.reconfigure(line_buffering=True)
-    os.environ["PATH"] = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/local/sbin:/usr/sbin:/sbin"
-    os.umask(0o022)
     args = _arguments(argv)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupted)
-    try:
-        stage.need_root()
-        with LOCK.open("w") as lock:
-            stage.only_one(lock.fileno())
-            if args.stop:
-                return _report(_clear()) if HOME.exists() else HOLDS
-            return _soak(args.seed, args.hours * 3600)
-    except Failed as failure:
-        print(f"soak: {failure}", file=sys.stderr)
-        return UNDONE
+    return command.alone("soak", _stop if args.stop else lambda: _soak(args.seed, args.hours * 3600))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -92,12 +78,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _interrupted(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {text}")
+def _stop() -> int:
+    return cleared("soak", _clear()) if HOME.exists() else HOLDS
 
 
 def _clear() -> list[str]:
@@ -106,27 +88,21 @@ def _clear() -> list[str]:
         ground.disconnect()
     except Failed as failure:
         return [str(failure)]
-    return stage.clear(_say, ground.remove)
-
-
-def _report(troubles: Sequence[str]) -> int:
-    for trouble in troubles:
-        print(f"soak: cannot clear away: {trouble}", file=sys.stderr)
-    return UNDONE if troubles else HOLDS
+    return stage.clear(say, ground.remove)
 
 
 def _soak(seed: int, seconds: float) -> int:
     if stage.KEPT.exists():
         raise Failed("a demonstration was left running (KEEP=1); end it with `make demo-stop`")
     if HOME.exists():
-        _say("clearing away what a killed run left")
-        if _report(_clear()):
+        say("clearing away what a killed run left")
+        if cleared("soak", _clear()):
             return UNDONE
     stage.check_host()
     ground.check_host()
     print(f"seed {seed}, {seconds / 3600:g} h: the same faults come again by SEED={seed}")
     before = house.look()
-    soak = Soak(seed, seconds, _say, [])
+    soak = Soak(seed, seconds, say, [])
     code = UNDONE
     try:
         _run(soak)
@@ -138,14 +114,12 @@ def _soak(seed: int, seconds: float) -> int:
     except Exception:  # a mistake of ours has found nothing out
         traceback.print_exc()
     finally:
-        # From here on nothing interrupts: half a clean-up would only need another one.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+        command.hold_out()
         soak.stop()
         settle()
         if (code != HOLDS or soak.broken) and HOME.exists():
             print(f"logs and evidence are in {stage.keep_logs()}")
-        code = max(code, _report(_clear()))
+        code = max(code, cleared("soak", _clear()))
     for kind, names in _settled(before).items():
         soak.broken += invariants.leaked(f"{kind} (on the host, at the end)", before[kind], names)
     print()
