@@ -138,7 +138,13 @@ def lock(path: str | os.PathLike[str], timeout: float = 60.0) -> Iterator[None]:
     """
     target = Path(path)
     target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        fd = os.open(target, flags)
+    except FileNotFoundError:
+        # Not at once: in a directory that others write to, O_CREAT keeps even root from another user's file; see
+        # fs.protected_regular in proc_sys_fs(5).
+        fd = os.open(target, flags | os.O_CREAT, 0o600)
     deadline = time.monotonic() + timeout
     pause = 0.002
     try:

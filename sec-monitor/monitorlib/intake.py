@@ -249,7 +249,8 @@ class Intake:
     def _pick_up(self) -> None:
         for path in sorted(self._emitted.glob("taken-*.jsonl")) + sorted(self._emitted.glob("emitted*.jsonl")):
             with contextlib.suppress(FileNotFoundError, TimedOutError):
-                self._pick_up_file(path)
+                if not path.is_dir():
+                    self._pick_up_file(path)
         for path in sorted(self._emitted.glob("dropped*")):
             with contextlib.suppress(OSError, ValueError, DreError), self._lock(path):
                 count = int(path.read_text()) if _owner(path) is not None else 0
@@ -257,14 +258,21 @@ class Intake:
                 self._counts.add("monitor.dropped", "emitters", f"{path.parent}: full", count)
 
     def _lock(self, path: Path) -> contextlib.AbstractContextManager[None]:
-        user = re.sub(r"^[a-z]+", "", path.stem)
-        return files.lock(self._emitted / f"lock{user}", timeout=0.05)
+        lock = self._emitted / f"lock{re.sub('^[a-z]+', '', path.stem)}"
+        # Whoever spools makes it first; made by us it would keep him out.
+        return files.lock(lock, timeout=0.05) if os.path.lexists(lock) else contextlib.nullcontext()
 
     def _pick_up_file(self, path: Path) -> None:
         if path.name.startswith("emitted"):
             taken = self._emitted / f"taken-{time.time_ns()}.jsonl"
-            with self._lock(path):
-                path.rename(taken)
+            try:
+                with self._lock(path):
+                    path.rename(taken)
+            except FileNotFoundError:
+                return
+            except OSError as error:  # its lock may be anything that somebody of the group has made
+                self._counts.add("monitor.refused", "emitters", f"{path.name}: {error.strerror}")
+                return
             path = taken
         uid = _owner(path)
         lines = path.read_bytes().split(b"\n") if uid is not None else []
