@@ -31,8 +31,11 @@ SOURCES := $(shell find $(LIB) $(TOP)/dre-core/dre -name '*.py')
 
 all: $(MANS) $(COMPLETIONS)
 
+# A page with tables tells so, that tbl is run; and their first column is as wide as the line lets it be.
+TABLES = /\n\.TS\n/{ s/^/'\\\\\" t\n/; s/;\n\(|\?\)l|/;\n\1lx|/g; s/\tT{\n\([^\n]*\)\nT}/\t\1/g }
 man/%: man/%.rst
 	$(RST2MAN) --halt=warning $< $@
+	sed -i -z "$(TABLES)" $@
 
 completion/%: $(TOP)/packaging/completion $(SOURCES)
 	@mkdir -p completion
