@@ -23,6 +23,7 @@ class _Parser(cli.Parser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         words = list(sys.argv[1:] if args is None else args)
+        self.given = words  # parse_known_args would keep them, but Python 3.13 does not call it on this way
         before = words[: words.index("--")] if "--" in words else words
         if not any(word.partition("=")[0] == "--cursor" for word in before):
             return self.parse_intermixed_args(words, namespace)
