@@ -25,7 +25,8 @@ LOG_SIGNING = x509.ObjectIdentifier("1.2.840.113556.1.8000.2554.10975.59672.4459
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+-----END CERTIFICATE-----\n")
 _SHA256_RSA = bytes.fromhex("300d06092a864886f70d01010b0500")  # AlgorithmIdentifier sha256WithRSAEncryption
 _CRITICAL = (x509.BasicConstraints, x509.KeyUsage, x509.ExtendedKeyUsage)
-_ODD = (ValueError, KeyError, TypeError, UnsupportedAlgorithm)  # what cryptography raises for malformed ones
+# What cryptography raises for malformed ones.
+_ODD = (ValueError, KeyError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension)
 _LONGEST = 8  # certificates from a leaf to its root
 _STAMP = "%Y-%m-%dT%H:%M:%S.000Z"
 
@@ -270,7 +271,7 @@ def period(path: Sequence[x509.Certificate]) -> tuple[str, str]:
 def _extensions(certificate: x509.Certificate) -> dict[type[x509.ExtensionType], x509.ExtensionType]:
     try:
         found = {type(extension.value): extension for extension in certificate.extensions}
-    except ValueError as error:
+    except _ODD as error:
         raise VerifyError(f"certificate chain: {_name(certificate)!r}: {error}") from None
     for kind, extension in found.items():
         if extension.critical and kind not in _CRITICAL:

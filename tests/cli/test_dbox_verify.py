@@ -32,7 +32,7 @@ def evidence(tmp_path_factory):
         (path / "receipt").write_bytes(made.put(OCTETS, stream="script"))
         (path / "octets").write_bytes(OCTETS)
         (path / "chain.pem").write_bytes(made.good("dbox-get", "--certs"))
-        shutil.copy(made.certs / "root.pem", path)
+        shutil.copyfile(made.certs / "root.pem", path / "root.pem")
         (path / "dre.conf").write_text('DRE_DBOX_CERTS_DIR="/nonexistent"\n')
         assert made.stop() == 0
     finally:
@@ -194,6 +194,18 @@ def test_server_certificate_cannot_sign_heads(work, evidence):
     (work / "chain.pem").write_text("-----END CERTIFICATE-----\n".join(pem[2:]))
     done = verify(work)
     assert done.returncode == 1 and b"no certificate for signing tree heads" in done.stderr
+
+
+def test_an_extension_that_is_there_twice_is_refused(work):
+    """KeyUsage (2.5.29.15) turned into one more BasicConstraints (2.5.29.19), in each certificate of the chain."""
+    chain = (work / "chain.pem").read_bytes()
+    for block in chain.split(b"-----BEGIN CERTIFICATE-----\n")[1:]:
+        der = base64.b64decode(block.partition(b"-")[0]).replace(b"\x06\x03\x55\x1d\x0f", b"\x06\x03\x55\x1d\x13")
+        other = base64.encodebytes(der).replace(b"\n", b"")
+        lines = b"".join(other[at : at + 64] + b"\n" for at in range(0, len(other), 64))
+        (work / "chain.pem").write_bytes(chain.replace(block.partition(b"-")[0], lines))
+        done = verify(work)
+        assert done.returncode == 1 and b" does not verify: certificate chain: " in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("name", ["receipt", "octets", "root.pem", "chain.pem"])
