@@ -133,6 +133,12 @@ def engine(tmp_path, settings):
         one.process.communicate()
 
 
+def emitted_events(place):
+    """What went to the monitor: the spool, of which each user has one of its own."""
+    (path,) = (place / "state/spool/event").glob("emitted*.jsonl")
+    return path.read_text()
+
+
 def test_check_is_silent_and_0_when_clean_1_with_findings(run, tmp_path, settings, shop):
     used = "when: [busy, dead, {event: shop.overload, after: shop.release, within: 10m}]"
     text = SCRIPT.replace("when: {event: shop.overload, after: shop.release, within: 10m}", used)
@@ -224,7 +230,7 @@ def test_deploy_puts_script_and_monitors_in_force(run, tmp_path, settings, shop)
             {"id": "dead", "watch": "liveness", "of": "web1", "missing": 15.0},
         ],
     }
-    emitted = (tmp_path / "state/spool/event/emitted.jsonl").read_text()
+    emitted = emitted_events(tmp_path)
     assert event.parse(emitted).type == "script.deployed" and digest in emitted
 
 
@@ -293,7 +299,7 @@ def test_a_failed_undo_reaches_the_owner(engine, tmp_path, shop):
     (line,) = (tmp_path / "log/notify.log").read_text().splitlines()
     assert " to=owner " in line and "shop/call-owner: " in line
     one.stop()
-    emitted = [event.parse(line) for line in (tmp_path / "state/spool/event/emitted.jsonl").read_text().splitlines()]
+    emitted = [event.parse(line) for line in emitted_events(tmp_path).splitlines()]
     failed = [item for item in emitted if item.type == "script.action.failed"]
     assert len(failed) == 1 and "no such snapshot" in failed[0].data["reason"]
     assert "script.notify" in {item.type for item in emitted}

@@ -38,7 +38,8 @@ def test_a_snapshot_restores_the_program_and_limits_but_not_the_address():
 def config(spec=SPEC, **changes):
     settings = conf.Conf(**changes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lxcconfig, "INIT", "/bin/sh")  # LXC's own need not be installed
+        patch.setattr(lxcconfig, "INIT", "/bin/sh")  # LXC's own need not be installed, and its directory not be there
+        patch.setattr(lxcconfig.limits, "device_for", lambda *_: None)
         lines = lxcconfig.render(settings, spec, Path("/var/log/dre/app/web1.log")).splitlines()
     return [line.partition(" = ")[::2] for line in lines if not line.startswith("#")]
 

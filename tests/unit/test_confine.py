@@ -38,7 +38,7 @@ def test_the_highest_that_is_free(files, tmp_path):
     files(f"root:1000000:{3 * RANGE}\n", f"root:1000000:{3 * RANGE}\n")
     taken = set()
     for number in (2, 1, 0):
-        first = confine._free(Conf(), taken)
+        first = confine._free(Conf(core_state_dir=tmp_path), taken)
         assert first == 1000000 + number * RANGE
         taken.add(first)
     assert files.asked == []
@@ -58,15 +58,15 @@ def test_only_what_root_alone_has_in_both_files(files):
     assert list(confine._reserved(None)) == [1000000]
 
 
-def test_ranges_of_others_are_kept_apart_from_those_begun_elsewhere(files):
+def test_ranges_of_others_are_kept_apart_from_those_begun_elsewhere(files, tmp_path):
     files(f"root:1000000:{2 * RANGE}\n", f"root:1000000:{2 * RANGE}\n")
     taken = {1000000 + RANGE - 7}  # of another setting, across both
-    assert confine._free(Conf(), taken) >= confine.SPARE[0]
+    assert confine._free(Conf(core_state_dir=tmp_path), taken) >= confine.SPARE[0]
 
 
-def test_the_setting_limits_them(files):
+def test_the_setting_limits_them(files, tmp_path):
     files(f"root:1000000:{9 * RANGE}\n", f"root:1000000:{9 * RANGE}\n")
-    conf = Conf(app_ids=(1000000 + RANGE, 2 * RANGE))
+    conf = Conf(app_ids=(1000000 + RANGE, 2 * RANGE), core_state_dir=tmp_path)
     assert list(confine._reserved(conf.app_ids)) == [1000000 + 2 * RANGE, 1000000 + RANGE]
     with pytest.raises(DreError, match="no ids are left"):
         confine._free(conf, {1000000 + RANGE, 1000000 + 2 * RANGE})

@@ -13,7 +13,8 @@ LIMIT = 8192
 
 @pytest.fixture
 def web1(tmp_path):
-    made = app.App(Conf(core_state_dir=tmp_path, core_log_dir=tmp_path, app_lxc_path=tmp_path / "lxc"), "web1")
+    places = dict.fromkeys(("core_state_dir", "core_log_dir", "core_run_dir"), tmp_path)
+    made = app.App(Conf(**places, app_lxc_path=tmp_path / "lxc"), "web1")
     output.begin(made)
     return made
 
