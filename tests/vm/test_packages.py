@@ -38,6 +38,7 @@ done
 printf 'an observation made in the guest' >/tmp/octets
 dbox-put --client guest --stream script </tmp/octets >/tmp/receipt
 systemctl stop dboxd
+test "$(systemctl show -P Result dboxd)" = success
 unshare -n dbox-verify /tmp/receipt /tmp/octets
 printf 'another observation' >/tmp/other
 if unshare -n dbox-verify /tmp/receipt /tmp/other; then exit 1; else test $? -eq 1; fi
