@@ -11,7 +11,6 @@ import os
 import queue
 import re
 import select
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from dre import event
 from dre.conf import Conf
 from dre.errors import DreError
 from dre.event import Event, EventError
+from dre.init import Init
 
 from dscriptlib import answers, core, lines, store, trust
 from dscriptlib import state as state_of
@@ -56,18 +56,12 @@ class Slot:
         return happened.type in self.known[1] and core.mentions(self.script, happened)
 
 
-class Init:
-    """Tells systemd, where it has started us, that we are ready and, each second, that we still work: sd_notify(3)."""
+class Watchdog(Init):
+    """Tells systemd that we are ready and, each second, that we still work."""
 
     def __init__(self) -> None:
-        self.place = os.environ.pop("NOTIFY_SOCKET", "")  # what we start has nothing to say there
+        super().__init__()
         self.said = -LOOK
-
-    def say(self, text: str) -> None:
-        """Send *text*; nobody there, nothing lost."""
-        if self.place:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, contextlib.suppress(OSError):
-                sender.sendto(text.encode(), self.place.replace("@", "\0", 1))
 
     def alive(self) -> None:
         """A turn of the loop has ended."""
@@ -124,7 +118,7 @@ class Engine:
         self._listen()
         self._write([self._record("start", scripts={name: slot.script.sha256 for name, slot in self.slots.items()})])
         self._resume()
-        init = Init()
+        init = Watchdog()
         init.say("READY=1")
         poll = select.poll()
         poll.register(fifo.fd, select.POLLIN)

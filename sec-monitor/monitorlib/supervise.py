@@ -16,6 +16,7 @@ import json
 import os
 import pwd
 import signal
+import socket
 import struct
 import subprocess
 import termios
@@ -27,6 +28,7 @@ from pathlib import Path
 from dre import app, event, files
 from dre.conf import Conf
 from dre.errors import DreError
+from dre.init import Init
 
 from monitorlib import actions, health, retell, rulebook
 from monitorlib.intake import open_fifo
@@ -38,6 +40,7 @@ BACK_OFF = (0.2, 5.0)  # seconds until a stage that died is started again: first
 HEALTHY = 10.0  # seconds after which a stage counts as having come up, and back-off begins anew
 PIPE_SIZE = 1024 * 1024
 RECENT = 86400.0  # seconds back, at most, from which a correlator is told again
+SOON = 0.05  # seconds between looks whether all is ready, while somebody waits for that
 PATIENCE = 3.0  # seconds that a stage gets to end when asked to
 _SIGNALS = {signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM, signal.SIGINT}
 _PR_SET_PDEATHSIG = 1
@@ -221,11 +224,16 @@ class Supervisor:
     def run(self) -> None:
         """Keep the stages running until SIGTERM or SIGINT, then stop them in order; SIGHUP: take the rules anew."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        init = Init()
+        awaited = bool(init.place)
         try:
             while True:
                 self._look()
+                if awaited and self._is_ready():
+                    init.say("READY=1")
+                    awaited = False
                 due = [stage.due for stage in self.stages.values() if stage.state == "waiting"]
-                pause = min([1.0, *(when - time.monotonic() for when in due)])
+                pause = min([SOON if awaited else 1.0, *(when - time.monotonic() for when in due)])
                 got = signal.sigtimedwait(_SIGNALS, max(0.0, pause))
                 if got and got.si_signo == signal.SIGHUP:
                     self._reload()
@@ -233,6 +241,13 @@ class Supervisor:
                     return
         finally:
             self._stop()
+
+    def _is_ready(self) -> bool:
+        """Whether the intake takes events, or has failed, as `status` tells. All FIFOs are there before it listens."""
+        if self.stages["ingest"].process is None:
+            return True
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as connection:
+            return connection.connect_ex(str(self.conf.monitor_sink)) == 0
 
     def _reload(self) -> None:
         """Have the correlator start anew with the rules as they are now; when they are refused, it goes on as it is."""

@@ -4,6 +4,13 @@
 import os
 import select
 import signal
+import socket
+import stat
+import subprocess
+
+import pytest
+from dre import event
+from programs import environment, program
 
 
 def test_only_some_stages_can_be_left_out(run, settings):
@@ -49,3 +56,34 @@ def test_detached_it_runs_in_a_session_of_its_own_until_it_is_ended(run, setting
         ended = select.select([end], [], [], 30)[0]
         os.close(end)
     assert ended and not place.exists()
+
+
+@pytest.mark.parametrize("intake", ["well", "ill"])
+def test_systemd_learns_that_the_monitor_is_ready_when_it_takes_events(settings, tmp_path, intake):
+    run = tmp_path / "run"
+    run.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dead:
+        dead.bind(str(run / "events.sock"))  # as an intake that was killed leaves it
+    if intake == "ill":
+        (tmp_path / "state/spool").mkdir(parents=True)
+        (tmp_path / "state/spool/event").touch()  # where it wants a directory
+    argv = ["run", "--without", "watch", "--without", "correlate"]
+    argv += ["--config", settings(DRE_MONITOR_CORRELATOR="dre")]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as init:
+        init.bind(str(tmp_path / "notify"))
+        init.settimeout(10)
+        given = {**environment(), "NOTIFY_SOCKET": str(tmp_path / "notify")}
+        process = subprocess.Popen([program("dre-monitor"), *argv], env=given, stderr=subprocess.PIPE)
+        try:
+            assert init.recv(100) == b"READY=1"
+            fifos = {path.name for path in run.iterdir() if stat.S_ISFIFO(path.stat().st_mode)}
+            assert fifos == {"events", "ordered", "script", "actions"}
+            line = event.new_line(event.Event(event.stamp(), "/host:h/x", "app.started", 6, {}, {"id": "one"}))
+            assert event.send(run / "events.sock", line, wait=10.0) == (intake == "well")
+            init.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                init.recv(100)  # once is enough
+        finally:
+            process.terminate()
+            said = process.communicate(timeout=30)[1]
+    assert (b"ingest: ended with status 1" in said) == (intake == "ill"), said

@@ -16,7 +16,8 @@ UNITS = """
 set -eux
 dbox-init
 systemctl start dboxd dre-monitor dscript
-for _ in $(seq 120); do
+test -p /run/dre/events && test -S /run/dre/events.sock  # who starts it need not wait for them
+for _ in $(seq 60); do
     dre-monitor status && break
     sleep 1
 done
