@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our packages and their services on a Debian with systemd: installed, started, still there, and evidence taken."""
 
+import contextlib
 import json
 import os
 import re
 import subprocess
+import time
 
 import pytest
-from guests import ROOT
+from guests import AWAKE, ROOT
 
 FULL = os.environ.get("DRE_FULL") == "1"
 
@@ -106,6 +108,108 @@ systemctl stop dre-app
 test "$(dre-app list | grep -c ' stopped ')" = 2
 systemctl is-active dre-keep
 """
+
+
+WATCHED = """\
+dscript: 1
+name: watched
+agreed: {case: guest, goal: G1, by: [owner]}
+monitors: [{id: dead, watch: liveness, of: v-web, missing: 1h}]
+responses: [{id: call-owner, when: dead, steps: [{action: notify, to: owner}]}]
+"""
+BEFORE = """
+set -eux
+dbox-init
+dbox-init --client guest --role writer
+dbox-init --client auditor --role auditor
+dscript deploy /root/watched.yaml
+# Without their init scripts, each of which makes systemd load all units twice.
+SYSTEMCTL_SKIP_SYSV=1 systemctl --no-reload enable dboxd dre-monitor dscript
+systemctl start dboxd dre-monitor dscript
+test -p /run/dre/events && test -S /run/dre/events.sock
+for _ in $(seq 120); do
+    ss -Hltn 'sport = :8443' | grep -q . && break
+    sleep 1
+done
+printf 'before the reboot' >/root/before
+dbox-put --client guest --stream script </root/before >/root/before.receipt
+dre-app create v-web --autostart --memory 64M --cpu 50 -- /usr/bin/python3 -m http.server --directory /srv 80
+dre-app create v-cut --autostart
+dre-app create v-idle --ip none
+dre-app snapshot save v-web good
+dre-app start v-web v-cut v-idle
+dre-app isolate v-cut
+dre-app exec v-web -- sh -c 'echo kept >/srv/page'
+sync
+"""
+# What is found by the system alone, before any command of ours is called that could bring it about.
+AFTER = """
+set -eux
+for _ in $(seq 300); do
+    case $(systemctl is-system-running) in running | degraded) break ;; esac
+    sleep 1
+done
+for unit in dboxd dre-monitor dscript dre-app dre-keep; do
+    systemctl is-active "$unit"
+    systemctl show -p NRestarts --value "$unit" | grep -qx 0
+done
+dre-monitor status
+dscript status | grep watched
+printf 'after the reboot' >/root/after
+dbox-put --client guest --stream script </root/after >/root/after.receipt
+dbox-audit --seen /root/before.receipt /root/after.receipt
+systemctl stop dboxd dre-monitor dscript
+if journalctl -b --no-pager -u dre-monitor | grep 'ended with status'; then exit 1; fi
+for name in before after; do
+    unshare -n dbox-verify /root/$name.receipt /root/$name
+done
+"""
+
+
+def boot_of(guest):
+    """Which boot of the guest it is; empty while it does not answer."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return guest.call("cat /proc/sys/kernel/random/boot_id", timeout=10).stdout
+    return ""
+
+
+def apps(guest):
+    """Each with its state and address."""
+    rows = map(json.loads, guest.ok("dre-app list --json").splitlines())
+    return {row["name"]: (row["state"], *row["ip"]) for row in rows}
+
+
+@pytest.mark.skipif(not FULL, reason="boots it anew, which takes minutes: DRE_FULL=1, as before a release")
+def test_a_reboot_brings_back_what_was_in_service(guest):
+    guest.ok("cat >/root/watched.yaml", stdin=WATCHED.encode())
+    guest.ok(BEFORE, timeout=1200)
+    boot, before = boot_of(guest), apps(guest)
+    web, cut = before["v-web"][1], before["v-cut"][1]
+    page = ["curl", "-s", "-f", "--retry", "60", "--retry-connrefused", "--retry-delay", "1", f"http://{web}/page"]
+    assert guest.ok(page) == "kept\n"
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        guest.call("systemctl reboot", timeout=30)  # the agent may end before it can answer
+    deadline = time.monotonic() + 600
+    while boot_of(guest) in ("", boot):
+        assert time.monotonic() < deadline, "it does not come back"
+        time.sleep(2)
+    guest.ok(["sh", "-euc", AWAKE, f"{time.time():.3f}"])
+
+    guest.ok(AFTER, timeout=1200)
+    failed = guest.ok("systemctl --failed --no-legend --plain")
+    assert not re.search(r"dre|dbox|dscript|daware|modules-load", failed), failed
+    started = [record for record in journal(guest) if record["kind"] == "start"]
+    assert [list(record["scripts"]) for record in started] == [["watched"]] * 2
+
+    assert apps(guest) == {**before, "v-idle": ("stopped",)}
+    group = "/sys/fs/cgroup$(cut -d: -f3 /proc/$(dre-app pid v-web 1 | cut -d' ' -f1)/cgroup)"
+    assert guest.ok(f"cat {group}/memory.max {group}/cpu.max") == "67108864\n50000 100000\n"
+    assert guest.ok(page) == "kept\n"
+    assert guest.call(["ping", "-c", "1", "-W", "5", cut]).returncode == 1
+    guest.ok(["dre-app", "rejoin", "v-cut"])
+    guest.ok(["ping", "-c", "1", "-W", "30", cut])
+    guest.ok("dre-app undo v-web good")
+    assert guest.call([*page, "-S"], timeout=240).returncode == 22  # an answer, but the page is of later
 
 
 def the_module_that_this_kernel_does_not_have_is_no_failure(guest, place):
