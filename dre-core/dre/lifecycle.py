@@ -25,6 +25,8 @@ from dre.spec import Spec
 
 LXC_WAIT = 30.0  # seconds for LXC to start an app, or to end what it has begun
 STUCK = 1.0  # seconds that a monitor of LXC may have none but dead children while it starts an app
+_SAID = 4096  # octets that hold the last line that a shell said
+EXEC_WAIT = 0.5  # seconds, at most, until it is known whether the program of an app that was started could begin
 
 
 def start(app: App, crashes: int = 0) -> bool:
@@ -100,6 +102,46 @@ def begun(app: App, spec: Spec, crashes: int = 0) -> int | None:
     if record.pop("starting", None):
         app.remember(record)
     return pid
+
+
+def prove(app: App) -> None:
+    """Raise DreError when the app that was just started has ended, for the shell that begins its program could not.
+
+    Mostly the program has begun before LXC tells of the start. Not looked at: one with an init or an sshd of its own.
+    """
+    spec, init = app.spec(), app.init_pid()
+    if spec.halt is None and spec.sshd_port is None and not (init and _begins(init)):
+        with app.log.open("rb") as stream:
+            stream.seek(-min(_SAID, app.log.stat().st_size), os.SEEK_END)
+            last = stream.read().decode(errors="replace").splitlines()[-1:]
+        if found := re.match(r"/run/dre-command: (?:exec: )?(?:line )?[0-9]+: (?:exec: )?(.*)", "".join(last)):
+            raise DreError(f"{app.name}: cannot start: {found[1]}")
+
+
+def _begins(init: int) -> bool:
+    """Whether an app begins its program, or has it; False once it has ended."""
+    deadline = time.monotonic() + EXEC_WAIT
+    with contextlib.suppress(OSError), existence.watched(init) as end:
+        while not any(map(_is_own, _below(init))):
+            if existence.ended(end, 0.001):
+                return False
+            if time.monotonic() > deadline:
+                break  # its limits, or the host, hold it back
+        return True
+    return False
+
+
+def _below(pid: int) -> Iterator[int]:
+    """Children of process *pid*, and theirs."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        yield int(child)
+        yield from _below(int(child))
+
+
+def _is_own(pid: int) -> bool:
+    """Whether process *pid* of an app is neither the shell that begins its program nor what is yet to be that."""
+    title = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0")
+    return bool(title) and not title.endswith(lxcconfig.START.encode().replace(b" ", b"\0"))
 
 
 def _begun_wholly(app: App) -> bool:

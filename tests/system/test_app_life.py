@@ -145,3 +145,22 @@ def test_program_that_ends_is_seen_as_crashed(app):
     assert (app.place / "log/app/t-life.log").read_text() == "its last words\n"
     app("stop", "t-life")
     assert '"stopped"' in app("--json", "list")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["/no/such", "word"], "/no/such: not found"),
+        (["no-such"], "no-such: not found"),
+        (["/etc/passwd"], "/etc/passwd: Permission denied"),
+    ],
+)
+def test_a_program_that_is_not_there_is_told(app, words, reason):
+    """By the host's /bin/sh, which is dash."""
+    app("create", "t-life", "--ip", "none", "--", *words)
+    assert app("start", "t-life", code=1) == f"dre-app: t-life: cannot start: {reason}"
+    assert wait_for(lambda: '"crashed"' in app("--json", "list"))
+    assert f"t-life: cannot start: {reason}" in app("restart", "t-life", code=1)
+    app("set", "t-life", "--", "/bin/true")
+    app("start", "t-life")  # it is there, and has done its work
+    assert wait_for(lambda: '"crashed"' in app("--json", "list"))

@@ -33,15 +33,14 @@ def each_held(ctx: Context, work: Callable[[App], object], doomed: bool = False)
     verbs.each(ctx, ctx.args.names, held)
 
 
-def start_in_order(ctx: Context, names: Sequence[str], work: Callable[[App], object] = lifecycle.start) -> None:
+def start_in_order(ctx: Context, names: Sequence[str], work: Callable[[App], bool] = lifecycle.start) -> None:
     """Start the apps *names*, by *work*, each after those it is after, which are started too."""
 
     def held(name: str) -> None:
         with recovery.held(ctx.conf, name) as app:
-            if name in names:
-                work(app)
-            else:
-                lifecycle.start(app)
+            started = work(app) if name in names else lifecycle.start(app)
+            if started:
+                lifecycle.prove(app)
 
     found = order.sequence(ctx.conf, names)
     try:
@@ -75,9 +74,9 @@ def _stop(ctx: Context) -> None:
 
 
 def _restart(ctx: Context) -> None:
-    def work(app: App) -> None:
+    def work(app: App) -> bool:
         lifecycle.stop(app, ctx.args.timeout)
-        lifecycle.start(app)
+        return lifecycle.start(app)
 
     start_in_order(ctx, ctx.args.names, work)
 
