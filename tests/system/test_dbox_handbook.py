@@ -5,10 +5,12 @@ They end with a script in force that two have signed, and with an export that ve
 """
 
 import os
+import shutil
 import subprocess
 
 import dboxkit
 import pytest
+from conftest import environment, program
 from handbook import HANDBOOK, Reader, blocks, marked
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -36,24 +38,35 @@ def test_evidence(box):
     reader.types(whole)
     listed = subprocess.run(["tar", "-tf", box.path / "evidence.tar"], capture_output=True, text=True, check=True)
     assert {"origin.txt", "certs.pem"} <= set(listed.stdout.split())
-    with (box.path / "evidence.tar").open("r+b") as tar:  # and what verified does not when an octet is another
-        octets = tar.read()
-        tar.seek(octets.index(b"what was seen"))
-        tar.write(b"what was sEen")
-    done = box.run("dbox-verify", "--root", box.path / "root.pem", box.path / "evidence.tar")
-    assert done.returncode == 1
+    sizes = [(box.path / name).stat().st_size for name in ("evidence.tar", "falsified.tar")]
+    assert sizes[0] == sizes[1]
+    _without_anything_else(box)
+
+
+def _without_anything_else(box):
+    """What verified does so where there is nothing else but the root certificate, and the other copy does not."""
+    alone = box.path / "alone"
+    alone.mkdir()
+    for name in ("evidence.tar", "falsified.tar", "root.pem"):
+        shutil.copy(box.path / name, alone)
+    (alone / "dre.conf").write_text(f'DRE_CORE_STATE_DIR="{alone}/state"\nDRE_CORE_ETC_DIR="{alone}/etc"\n')
+    found = {}
+    for name in ("evidence.tar", "falsified.tar"):
+        words = ("dbox-verify", "--config", alone / "dre.conf", "--root", alone / "root.pem", alone / name)
+        done = subprocess.run([program(words[0]), *words[1:]], capture_output=True, text=True, env=environment())
+        found[name] = done.returncode, done.stderr
+    assert found["evidence.tar"] == (0, "") and found["falsified.tar"][0] == 1
+    assert "octets" in found["falsified.tar"][1]
 
 
 def _two_persons(box, reader):
-    """A script is in force by root alone, then another version by two."""
+    """A script is in force by root alone, then the same version by two."""
     (box.path / "web.yaml").write_text(next(b.text for b in blocks(HANDBOOK / "scripts.md") if b.kind == "yaml"))
     _, deploying, agreeing = marked("scripts.md")
     reader.types(deploying)
-    with (box.path / "web.yaml").open("a") as script:
-        script.write("# another version\n")
     said = reader.types(agreeing, instead={"/etc/dre/certs/dbox": box.certs})
     assert "deploy" in said and "approve" in said
     agreed = list((box.path / "state/script/agreed").rglob("*"))
     assert [path for path in agreed if path.is_file() and b"approve bob" in path.read_bytes()]
     deployed = box.path / "state/script/deployed/web.yaml"
-    assert deployed.read_text().endswith("# another version\n")
+    assert deployed.read_text() == (box.path / "web.yaml").read_text()
