@@ -54,9 +54,10 @@ def _without_anything_else(box):
     for name in ("evidence.tar", "falsified.tar"):
         words = ("dbox-verify", "--config", alone / "dre.conf", "--root", alone / "root.pem", alone / name)
         done = subprocess.run([program(words[0]), *words[1:]], capture_output=True, text=True, env=environment())
-        found[name] = done.returncode, done.stderr
-    assert found["evidence.tar"] == (0, "") and found["falsified.tar"][0] == 1
-    assert "octets" in found["falsified.tar"][1]
+        found[name] = done.returncode, done.stdout
+    assert found["evidence.tar"][0] == 0 and found["evidence.tar"][1].startswith("clean: log ")
+    assert found["falsified.tar"][0] == 1
+    assert "its octets do not match the digest in its header\nfirst bad index" in found["falsified.tar"][1]
 
 
 def _two_persons(box, reader):
