@@ -224,6 +224,20 @@ def test_missing_files_are_not_findings(work, name):
     assert done.returncode == 2 and f"{name}: No such file".encode() in done.stderr
 
 
+@pytest.mark.parametrize(("given", "missing", "option"), [((), "root", "root"), (("root",), "chain", "certs")])
+def test_where_no_d_box_is_the_option_is_named(work, given, missing, option):
+    words = [word for name in given for word in (f"--{name}", f"{name}.pem")]
+    done = subprocess.run(
+        [dboxkit.program("dbox-verify"), "--config", "dre.conf", *words, "receipt", "octets"],
+        cwd=work,
+        capture_output=True,
+        env=environment(),
+        timeout=30,
+    )
+    told = done.stderr.decode()
+    assert done.returncode == 2 and f"/nonexistent/{missing}.pem: no such file" in told and f"--{option} FILE" in told
+
+
 def test_wrong_arguments(work):
     assert verify(work, argv=("receipt",)).returncode == 2
     assert verify(work, "--frobnicate").returncode == 2

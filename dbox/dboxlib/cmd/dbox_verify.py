@@ -41,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _verify(ctx: cli.Context) -> int:
-    args, certs = ctx.args, ctx.conf.dbox_certs_dir
+    args = ctx.args
     warnings.simplefilter("ignore", UserWarning)  # cryptography muses about odd names; we judge them
-    root = files.read(args.root or certs / "root.pem", LARGEST)
+    root = _certificates(ctx, "root")
     if args.octets is not None:
         receipt = files.read(args.receipt, evidence.LARGEST)
         return _entry(ctx, root, receipt, files.read(args.octets, LARGEST), _chain(ctx))
@@ -60,7 +60,17 @@ def _verify(ctx: cli.Context) -> int:
 
 
 def _chain(ctx: cli.Context) -> bytes:
-    return files.read(ctx.args.certs or ctx.conf.dbox_certs_dir / "chain.pem", LARGEST)
+    return _certificates(ctx, "certs")
+
+
+def _certificates(ctx: cli.Context, option: str) -> bytes:
+    """What the file that *option* names holds, or the one that a host with a D-Box has. Raises UsageError."""
+    given = getattr(ctx.args, option)
+    path = Path(given or ctx.conf.dbox_certs_dir / {"root": "root.pem", "certs": "chain.pem"}[option])
+    if given is None and not path.exists():
+        whence = {"root": "your copy of the log's root.pem", "certs": "what dbox-get --certs printed"}[option]
+        raise UsageError(f"{path}: no such file; name {whence}: --{option} FILE")
+    return files.read(path, LARGEST)
 
 
 def _begin(name: str) -> bytes:
