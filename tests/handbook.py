@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What stands in the handbook and the README: fenced blocks, the commands in those of sh, and a reader who types them.
 
-A block `sh run` is typed by a test; `sh host1` and `sh host2` are typed as root, at the host of that name.
+A block `sh run` is typed by a test, `sh sys` at a host of systems; `sh host1` and `sh host2` are typed as root, at the
+host of that name. What is only `sh` no test types as it stands; tests/cli/test_handbook.py says which does the same.
 
 The words are read as sh would read them, as far as the handbook's lines need it: pipes, lists, redirections,
 assignments and `$(...)`. What is beyond that is refused, so that no line is left out.
@@ -33,6 +34,8 @@ TYPED = (
     "dbox-verify",
     "dbox-export",
     "dbox-audit",
+    "dbox-user",
+    "dbox-erase",
 )
 
 
@@ -110,11 +113,12 @@ class Reader:
         self.bin = self.place / "bin"
         self.bin.mkdir(parents=True)
         for name in TYPED:
-            self._script(name, f'exec {program(name)} --config {shlex.quote(str(config))} "$@"')
-        self._script("sudo", 'exec "$@"')
-        self._script("systemctl", f'[ "$1 $2" = "enable --now" ] || exit 9\ntouch {self.place}/"started-$3"')
+            self.script(name, f'exec {program(name)} --config {shlex.quote(str(config))} "$@"')
+        self.script("sudo", 'exec "$@"')
+        self.script("systemctl", f'[ "$1 $2" = "enable --now" ] || exit 9\ntouch {self.place}/"started-$3"')
 
-    def _script(self, name, text):
+    def script(self, name, text):
+        """Have *name* be a shell script of *text* for whoever types it."""
         path = self.bin / name
         path.write_text(f"#!/bin/sh\n{text}\n")
         path.chmod(0o755)

@@ -31,6 +31,81 @@ OTHERS = {
     *("journalctl", "make", "mv", "openssl", "printf", "sed", "service", "ssh", "ssh-keygen", "ssh-keyscan"),
     *("systemctl", "tee", "test", "virsh"),
 }
+# Blocks that nobody types as they stand, by page and first words, and what does what they say: tests, or what they run.
+# There only names are others (of a host, a disk, a package mirror) than a reader has.
+# A console is for a person at a terminal, as tests/vm/shell has it.
+VERBS = {"dre-app", "dre-sys", "dre-bridge", "dre-rules", "dre-sysmon", "dre-monitor", "dscript"}
+MIRROR = "packaging/check-purge"
+ELSEWHERE = {
+    "README.md": {
+        "sudo apt-get install -y make && sudo make demo": ("tests/run", "tests/unit/test_demo_report.py"),
+        "sudo dre-base": ("tests/system/test_base_image.py", "tests/vm/test_system.py"),
+    },
+    "containers.md": {
+        "sudo dre-base --tree web": (
+            "tests/system/test_base_tree.py",
+            "tests/system/test_app_unprivileged.py",
+            "tests/system/test_app_limits.py",
+        ),
+        "sudo dre-base": ("tests/system/test_base_image.py", "tests/vm/test_system.py", "tests/vm/shell"),
+        "sudo dre-app top": ("tests/system/test_app_top.py",),
+    },
+    "evidence.md": {"sudo dbox-witness --ask": ("tests/system/test_dbox_anchors.py",)},
+    "growing.md": {
+        "sudo dre-sys migrate --live --shared-storage": ("tests/system/test_sys_migrate_shared.py",),
+        "sudo apt-get install python3-pymysql": ("tests/system/test_dbox_galera.py",),
+        "sudo dbox-witness --make-key": ("tests/system/test_dbox_anchors.py",),
+        "sudo dbox-witness --ask": ("tests/system/test_dbox_anchors.py",),
+        "dbox-get 7 --proof --anchored": (
+            "tests/system/test_dbox_anchors.py",
+            "tests/system/test_dbox_handbook.py",
+            "tests/cli/test_dbox_verify.py",
+        ),
+        "sudo dbox-init --client syslog": ("tests/system/test_dbox_feeds.py", "tests/system/test_monitor_feeds.py"),
+        "sudo cp /usr/share/sec-monitor/apache": ("tests/system/test_monitor_web.py",),
+        "dre-event shop.release --source": ("tests/system/test_monitor_web.py", "tests/cli/test_dre_event.py"),
+    },
+    "install.md": {
+        "sudo apt-get install -y make": ("packaging/install-from-repo",),
+        "sudo install -d /etc/apt/keyrings": ("packaging/install-from-repo", MIRROR),
+        "sudo apt-get update\nsudo apt-get install": (MIRROR, "tests/system/test_repository.py"),
+        "sudo apt-get install libvirt": ("tests/vm/saved.py", MIRROR),
+        "sudo apt-get install devscripts dput": ("tests/system/test_ubuntu_dependencies.py",),  # Launchpad is not ours
+        "sudo add-apt-repository": ("tests/system/test_ubuntu_dependencies.py",),
+        "sudo dre-check": ("tests/cli/test_dre_check.py", "tests/system/test_check_discovers.py"),
+        "sudo systemctl enable --now dre-monitor": ("tests/vm/test_packages.py", "tests/system/test_init_scripts.py"),
+        "sudo make soak": ("tests/run",),
+        "sudo apt-get update\nsudo apt-get upgrade": (MIRROR,),
+    },
+    "migration.md": {"sudo dre-app migrate web5 host2": ("tests/vm/test_two_guests.py",)},
+    "monitoring.md": {
+        "sudo systemctl enable --now dre-monitor": ("tests/vm/test_packages.py", "tests/system/test_monitor_status.py"),
+        "sudo dre-monitor run --detach": ("tests/cli/test_dre_monitor.py",),
+        "sudo dre-event shop.release": ("tests/system/test_monitor_feeds.py", "tests/cli/test_dre_event.py"),
+        "sudo cp /usr/share/doc/sec-monitor": ("tests/system/test_monitor_feeds.py",),
+        "sudo dre-lms pay1": ("tests/vm/test_lms.py",),
+        "sudo dre-foxykbd pay1": ("tests/vm/test_key_loggers.py",),
+        "sudo cp /usr/share/doc/sysmon": ("tests/system/test_sysmon_service.py", "tests/system/test_init_scripts.py"),
+        "sudo dre-sysmon io": ("tests/system/test_sysmon_io.py", "tests/cli/test_dre_sysmon.py"),
+    },
+    "network.md": {
+        "echo 'DRE_BRIDGE_ADDRESS": ("tests/system/test_bridge.py",),
+        "sudo dre-app create web2 --publish": ("tests/system/test_app_publish.py",),
+        "sudo dre-check --discover": ("tests/system/test_check_discovers.py", "tests/system/test_bridge_uplink.py"),
+        "sudo apt-get install udhcpc": ("tests/system/test_bridge_gives.py", "tests/vm/test_bridge.py"),
+    },
+    "scripts.md": {
+        "sudo dscript status": ("tests/cli/test_dscript.py",),
+        "sudo dscript rollback": ("tests/cli/test_dscript_deploy.py",),
+        "sudo dre-app exec web1 -- timeout": (
+            "tests/system/test_dscript_dbox.py",
+            "tests/cli/test_dscript_why.py",
+            "tests/cli/test_dscript_steps.py",
+        ),
+        "sudo dscript approve": ("tests/cli/test_dscript_steps.py",),
+    },
+    "undo.md": {"sudo apt-get install criu": ("tests/system/test_app_checkpoint.py", "tests/vm/test_checkpoint.py")},
+}
 ALL = [block for page in PAGES for block in handbook.blocks(page)]
 SHELL = [block for block in ALL if block.kind.split()[:1] == ["sh"]]
 
@@ -107,6 +182,30 @@ def test_words_are_read_as_sh_reads_them():
     assert [one for one in words if one not in found] == []
 
 
+def test_a_block_that_no_test_types_names_what_does_the_same():
+    """By page, in both directions; the blocks of the others are typed by tests that count them."""
+    english = [block for block in SHELL if "/ja/" not in block.where]
+    plain = [block for block in english if block.kind == "sh"]
+    named = {(page, first): files for page, blocks in ELSEWHERE.items() for first, files in blocks.items()}
+    found = {}
+    for block in plain:
+        page = block.where.partition(":")[0].rpartition("/")[2]
+        keys = [key for key in named if key[0] == page and block.text.startswith(key[1])]
+        assert keys, f"{block.where}: is typed by no test, and nothing is named that does the same"
+        found[block] = max(keys, key=lambda key: len(key[1]))
+    assert set(named) == set(found.values())
+    for block, key in found.items():
+        text = "".join((ROOT / name).read_text() for name in named[key])
+        for line in handbook.lines(block):
+            for command, *words in handbook.commands(line):
+                wanted = [word for word in words[: words.index("--") if "--" in words else None] if word[:2] == "--"]
+                if command in VERBS:
+                    wanted.append(words[0])
+                if command in OURS:
+                    assert [word for word in wanted if word not in text] == [], f"{block.where}: {line}: {named[key]}"
+    assert {block.kind for block in english} == {"sh", "sh run", "sh sys", "sh host1", "sh host2"}
+
+
 @pytest.mark.parametrize("block", SHELL, ids=ids)
 def test_services_are_ours(block):
     packages = {path.name for path in (ROOT / "debian").iterdir()}
@@ -164,15 +263,18 @@ def test_lines_on_scripts_and_rules_do_what_they_say(settings, tmp_path):
     """As a reader without privilege would: what has not been agreed to yet changes nothing."""
     reader = handbook.Reader(tmp_path, settings(DRE_APP_LXC_PATH=tmp_path / "lxc"))
     (tmp_path / "web.yaml").write_text(next(block.text for block in ALL if block.kind == "yaml"))
-    (tmp_path / "new.sec").write_bytes((ROOT / "sec-monitor/rules/shop.sec").read_bytes())
     rows = [{**row, "data": {"script": "web", "id": "busy"}, "id": f"n{row['sev']}"} for row in NIGHT]
-    (tmp_path / "night.jsonl").write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
-    making, testing = handbook.marked("monitoring.md")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/0.jsonl").write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
+    making, taking, testing, installing = handbook.marked("monitoring.md")
     event = json.loads(reader.types(making))
     assert (event["type"], event["data"]) == ("shop.release", {"version": 1.8})
+    reader.types(taking, {"/usr/share/sec-monitor": ROOT / "sec-monitor", "/var/lib/dre/spool/ingest": tmp_path / "in"})
     assert [line.split("\t")[2] for line in reader.types(testing).splitlines()] == ["script", "script"]
+    (tmp_path / "etc/rules.d").mkdir(parents=True)  # as the package brings it
+    assert "orders that take too long" in reader.types(installing)
     said = reader.types(handbook.marked("scripts.md")[0])
-    assert "web1" in said and "digraph" in said and "90" in said
+    assert "web1" in said and "digraph" in said and "80" in said
 
 
 @pytest.mark.parametrize("page", sorted((handbook.HANDBOOK / "ja").glob("*.md")), ids=lambda page: page.name)

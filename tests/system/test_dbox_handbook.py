@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The handbook's lines on evidence and on two persons, marked `sh run`, do what it says, in their order.
+"""The handbook's lines on evidence, on two persons and on more hosts, marked `sh run`, do what it says, in their order.
 
 They end with a script in force that two have signed, and with an export that verifies.
 """
 
 import os
+import re
 import shutil
 import subprocess
 
@@ -26,12 +27,14 @@ def box():
 
 def test_evidence(box):
     reader = Reader(box.path, box.conf)
-    making, recording, verifying, seeing, whole = marked("evidence.md")
+    making, more, recording, draining, verifying, seeing, whole, auditing, accounts, erasing = marked("evidence.md")
     said = reader.types(making)
     assert {line.split()[0] for line in said.splitlines()} >= {"writer", "reader", "auditor"}
     assert (box.path / "started-dboxd").exists()
     box.start()  # as the unit would
-    assert " system " in reader.types(recording)
+    reader.types(more, instead={"--owner dscript": "--owner root"})  # the user comes with the package
+    found = re.search(r"^(\d+) .* system ", reader.types(recording), re.MULTILINE)
+    reader.types(draining)
     reader.types(verifying, instead={"/etc/dre/certs/dbox": box.certs})
     reader.types(seeing)
     _two_persons(box, reader)
@@ -41,6 +44,22 @@ def test_evidence(box):
     sizes = [(box.path / name).stat().st_size for name in ("evidence.tar", "falsified.tar")]
     assert sizes[0] == sizes[1]
     _without_anything_else(box)
+    reader.types(auditing)
+    assert "carol" in reader.types(accounts)
+    reader.types(erasing, instead={"4711": found[1]})
+    assert box.run("dbox-get", "--client", "reader", found[1], "--octets").returncode != 0
+    _as_it_grows(box, reader)
+
+
+def _as_it_grows(box, reader):
+    """Another host writes, too, and what is to be looked at every day is there."""
+    registering, writing = marked("growing.md")
+    reader.types(registering)
+    reader.types(writing)
+    assert (box.path / "receipt").read_text().startswith("c2sp.org/tlog-proof")
+    (looking,) = marked("security.md")
+    said = reader.types(looking)
+    assert "host7 " in said and "clean: log " in said.splitlines()[-1]
 
 
 def _without_anything_else(box):
@@ -62,8 +81,9 @@ def _without_anything_else(box):
 
 def _two_persons(box, reader):
     """A script is in force by root alone, then the same version by two."""
-    (box.path / "web.yaml").write_text(next(b.text for b in blocks(HANDBOOK / "scripts.md") if b.kind == "yaml"))
-    _, deploying, agreeing = marked("scripts.md")
+    for name, kind in (("web.yaml", "yaml"), ("case.yaml", "")):
+        (box.path / name).write_text(next(b.text for b in blocks(HANDBOOK / "scripts.md") if b.kind == kind))
+    _, deploying, agreeing, comparing = marked("scripts.md")
     reader.types(deploying)
     said = reader.types(agreeing, instead={"/etc/dre/certs/dbox": box.certs})
     assert "deploy" in said and "approve" in said
@@ -71,3 +91,5 @@ def _two_persons(box, reader):
     assert [path for path in agreed if path.is_file() and b"approve bob" in path.read_bytes()]
     deployed = box.path / "state/script/deployed/web.yaml"
     assert deployed.read_text() == (box.path / "web.yaml").read_text()
+    assert reader.types(comparing).count("web/") >= 2
+    assert "It gets no more" in (box.path / "case.html").read_text()

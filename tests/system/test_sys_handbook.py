@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The handbook's lines on moving systems, typed at two hosts in their order: one moves at rest, one while it runs.
+"""The handbook's lines on systems, typed in their order: at one host, and of moving at two, at rest and while it runs.
 
 The hosts have root's directory of ssh, sshd's own and the names of a real pair; only the keys that a reader copies from
 one to the other are put in for him, and where QEMU's certificates are.
@@ -12,8 +12,8 @@ import time
 
 import pytest
 from conftest import environment
-from handbook import Reader, marked
-from system_ground import NETWORK, Host, There, need
+from handbook import Reader, lines, marked
+from system_ground import BRIDGE, NETWORK, Host, There, need
 
 KEY = "ssh-ed25519 AAAA... root@host1"
 HOSTS = ("host1", "host2")
@@ -66,11 +66,10 @@ def _furnish(host, hosts, name):
 
 def test_systems_move_as_it_is_written(pair):
     here, there = pair
-    here.dre("create", "pay5", "--base", here.counting(), "--memory", "64M", "--ip", f"{NETWORK}.5/24")
-    here.dre("start", "pay5")
     readers = {
         name: Reader(host.place / "reader", host.conf, host.inside) for name, host in zip(HOSTS, pair, strict=True)
     }
+    _at_one_host(here, readers[HOSTS[0]])
     said = {}
     for number, block in enumerate(marked("migration.md", *(f"sh {name}" for name in HOSTS))):
         name = block.kind.split()[1]
@@ -93,6 +92,33 @@ def test_systems_move_as_it_is_written(pair):
         assert time.monotonic() < deadline, "pay5 does not count any more"
         time.sleep(0.1)
     _the_keys_do_nothing_else(here)
+
+
+def _at_one_host(host, reader):
+    """pay1 is limited, cut off, saved with its memory and goes back to that; in the end it is pay5."""
+    for block in marked("network.md", "sh sys"):
+        assert "attach" in block.text or BRIDGE in reader.types(block)
+    _begin(host)
+    reader.types(marked("network.md", "sh sys")[-1])  # attach, with something to attach
+    limiting, isolating, starting = marked("containers.md", "sh sys")
+    assert reader.types(limiting).count("pay1 ") == 5
+    reader.types(isolating)
+    reader.types(starting)
+    host.dre("destroy", "--force", "pay1")  # the second host has no control groups, and takes none that was limited
+    _begin(host)
+    scheduling, saving = marked("undo.md", "sh sys")
+    reader.types(scheduling)
+    (agent,) = [line for line in lines(saving) if "apt-get" in line]
+    reader.types(saving, {agent: "true"})  # nobody in this guest does as he is told
+    (moving,) = marked("migration.md", "sh sys")
+    reader.types(moving)
+    assert host.dre("status", "pay5").stdout == "running\n"
+
+
+def _begin(host):
+    """pay1 runs."""
+    host.dre("create", "pay1", "--base", host.counting(), "--memory", "64M", "--ip", f"{NETWORK}.5/24")
+    host.dre("start", "pay1")
 
 
 def _certificates(block, readers, pair, name):
