@@ -115,7 +115,8 @@ def prove(app: App) -> None:
             stream.seek(-min(_SAID, app.log.stat().st_size), os.SEEK_END)
             last = stream.read().decode(errors="replace").splitlines()[-1:]
         if found := re.match(r"/run/dre-command: (?:exec: )?(?:line )?[0-9]+: (?:exec: )?(.*)", "".join(last)):
-            raise DreError(f"{app.name}: cannot start: {found[1]}")
+            said = "".join(one if one.isprintable() else "?" for one in found[1])  # its log may hold anything
+            raise DreError(f"{app.name}: cannot start: {said}")
 
 
 def _begins(init: int) -> bool:
