@@ -50,7 +50,8 @@ def test_detached_it_runs_in_a_session_of_its_own_until_it_is_ended(run, setting
         assert os.getsid(pid) not in (pid, os.getsid(0)), "no session leader: it never gets a terminal"
         assert os.readlink(f"/proc/{pid}/cwd") == "/"
         assert os.readlink(f"/proc/{pid}/fd/2") == str(tmp_path / "log" / "dre-monitor.log")
-        assert run(*argv).returncode == 5
+        done = run(*argv)
+        assert done.returncode == 5 and b"another monitor is at work; dre-monitor status" in done.stderr
     finally:
         signal.pidfd_send_signal(end, signal.SIGTERM)
         ended = select.select([end], [], [], 30)[0]

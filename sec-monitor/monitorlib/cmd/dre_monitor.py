@@ -2,12 +2,13 @@
 """dre-monitor: run the stages of the monitor, and tell how they are."""
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from dre import cli, files
-from dre.errors import DONE, FAILED, NotFoundError, UsageError
+from dre.errors import DONE, FAILED, NotFoundError, TimedOutError, UsageError
 
 from monitorlib import actions, detach, health, supervise
 from monitorlib.tally import Tally
@@ -47,7 +48,11 @@ def run(ctx: cli.Context) -> None:
             raise UsageError(f"--without {name}: only {' and '.join(supervise.OPTIONAL)} can be left out")
     supervise.prefer_us()
     config = str(Path(ctx.args.config).resolve()) if ctx.args.config else None
-    with files.lock(ctx.conf.core_run_dir / "lock" / "monitor", timeout=2.0):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(files.lock(ctx.conf.core_run_dir / "lock" / "monitor", timeout=2.0))
+        except TimedOutError:
+            raise TimedOutError("another monitor is at work; dre-monitor status tells of it") from None
         supervisor = supervise.Supervisor(ctx.conf, config, ctx.args.without, ctx.say)
         if ctx.args.detach:
             detach.detach(ctx.conf, "dre-monitor")
