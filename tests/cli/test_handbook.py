@@ -6,13 +6,14 @@ So do settings, units, files, pages and events that they name exist, and the Jap
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
 
 import handbook
 import pytest
-from conftest import DIRECTORIES, ROOT
+from conftest import DIRECTORIES, ROOT, environment
 from dre import conf
 from dre.errors import UsageError
 from test_completion import COMMANDS
@@ -180,6 +181,38 @@ def test_words_are_read_as_sh_reads_them():
     words = [["a", "--b", "c d"], ["cut", "-d ", "-f1"], ["e", "--", "f;g"], ["echo", "x"], ["tee", "-a", "/j"]]
     found = list(handbook.commands(line))
     assert [one for one in words if one not in found] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "bench/README.md", "demo/README.md", "soak/README.md", "tests/vm/README.md"]
+)
+def test_what_is_called_within_a_sentence_can_be_called(name):
+    """Targets of make, and our programs with their options."""
+    text = (ROOT / name).read_text()
+    found = [match.split() for match in re.findall(r"`((?:make|bench|demo|soak|packaging|tests)[ /][^`*]*)`", text)]
+    assert found
+    for command, *words in found:
+        if command == "make":
+            targets = [word for word in words if "=" not in word and words[0] != "-C"]
+            done = subprocess.run(["make", "-n", *targets], cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            for word in words:
+                if "=" in word:
+                    assert re.search(rf"\b{word.partition('=')[0]}\b", _makes(words)), word
+        else:
+            assert os.access(ROOT / command, os.X_OK), command
+            options = [word for word in words if word.startswith("--")]
+            if options:
+                told = subprocess.run(
+                    [ROOT / command, "--help"], capture_output=True, text=True, env=environment()
+                ).stdout
+                assert [word for word in options if word not in told] == [], command
+
+
+def _makes(words):
+    """What make and the program that a target calls read."""
+    called = {"demo": "demo/run", "soak": "soak/run", "check": "tests/run"}.get(words[0])
+    return (ROOT / "Makefile").read_text() + ((ROOT / called).read_text() if called else "")
 
 
 def test_a_block_that_no_test_types_names_what_does_the_same():
