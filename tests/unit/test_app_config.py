@@ -2,6 +2,7 @@
 """What an app is made of, as text: nothing that a user gives can become another key, argument or command."""
 
 import subprocess
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,8 +37,8 @@ def test_a_snapshot_restores_the_program_and_limits_but_not_the_address():
 
 
 def config(spec=SPEC, **changes):
-    settings = conf.Conf(**changes)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as state:
+        settings = conf.Conf(**{"core_state_dir": Path(state), **changes})
         patch.setattr(lxcconfig, "INIT", "/bin/sh")  # LXC's own need not be installed, and its directory not be there
         patch.setattr(lxcconfig.limits, "device_for", lambda *_: None)
         lines = lxcconfig.render(settings, spec, Path("/var/log/dre/app/web1.log")).splitlines()
