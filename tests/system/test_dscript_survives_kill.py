@@ -21,7 +21,7 @@ from conftest import environment, program
 from dre import event
 from moments import Moments
 
-KILLS = max(3, int(os.environ.get("DRE_KILLS", "3")))
+KILLS = int(os.environ.get("DRE_KILLS", "3"))
 UNDISTURBED = 3  # responses that are timed first; the shortest counts, for on a busy host any may take longer
 ENGINES = [["--user", "daemon"], []][: 2 if os.environ.get("DRE_FULL") == "1" else 1]
 FEW = (KILLS + UNDISTURBED) // 2  # attempts of the response that is called for more often than it may

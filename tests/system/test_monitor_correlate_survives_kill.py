@@ -12,7 +12,7 @@ import time
 import correlatekit as kit
 from conftest import environment, program
 
-KILLS = max(2, int(os.environ.get("DRE_KILLS", "6")))  # fewer may all miss
+KILLS = int(os.environ.get("DRE_KILLS", "6"))
 RULES = r"""
 type=SingleWithThreshold
 continue=TakeNext
