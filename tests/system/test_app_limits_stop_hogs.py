@@ -165,7 +165,7 @@ def test_fork_bomb_is_stopped_and_the_app_lives(app):
     pid = make(app, "t-hog", "--pids", "25")
     inside(app, "t-hog", "/usr/bin/python3", "-c", BOMB)
     assert wait_for(lambda: kernel(pid, "pids", "pids.current") == "25", 60)
-    assert "max 0" not in kernel(pid, "pids", "pids.events")  # somebody was refused
+    assert wait_for(lambda: "max 0" not in kernel(pid, "pids", "pids.events"), 60)  # somebody was refused
     app("limit", "t-hog", "--pids", "40")
     assert wait_for(lambda: kernel(pid, "pids", "pids.current") == "40", 60)
     # From outside it can be ended, held first so that none is born meanwhile.
